@@ -1,0 +1,393 @@
+"""The config: pydantic models, strict, read from YAML. A leaf: imports no torch.
+
+``dualign.config_document`` makes docs/config.md from the field docstrings below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dualign.errors import ConfigError, MissingError, UsageError
+from dualign.yaml_core import parse_yaml
+
+SplitName = Literal["train", "tune", "calibration", "report"]
+
+
+class Section(BaseModel):
+    """A section of the config: unknown keys are refused, values are not coerced across types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class WarmStart(Section):
+    """One supervised stage before the job; its result is merged and is the reference."""
+
+    demonstrations: str | None = None
+    """File of rows (prompt, response) to imitate, in a known layout; not needed when every mix entry says ``own``."""
+    mix: list[Mix] = Field(min_length=1)
+    """What the stage is made of, in order."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate."""
+    num_train_epochs: float = Field(1.0, gt=0)
+    """Passes over the mix."""
+    per_device_train_batch_size: int = Field(8, ge=1)
+    """Examples a step."""
+    warmup_steps: int = Field(4, ge=0)
+    """Steps of linear warm-up; then linear decay to a tenth."""
+    max_target_tokens: int = Field(30, ge=2)
+    """Demonstrated answers are cut to whole first sentences of at most so many tokens, then EOS."""
+
+
+class Mix(Section):
+    """Some examples of a warm start."""
+
+    count: int = Field(ge=1)
+    """How many examples."""
+    target: Literal["own", "demonstration"]
+    """``own``: the model's own sample to prompts of the train split; ``demonstration``: rows of the file."""
+    where: dict[str, str] = Field(default_factory=dict)
+    """With ``own``: which prompts of the train split (column values)."""
+    keep: Literal["any", "complying", "refusing"] = "any"
+    """With ``own``: which of its samples may be imitated, judged by how they open."""
+
+
+class PolicySection(Section):
+    """The model to align."""
+
+    model: str | None = None
+    """Folder, hub id, ``.gguf`` file, or ``package:NAME`` (a GGUF file inside an installed Python package)."""
+    revision: str | None = None
+    """Hub revision; pin it."""
+    world: str | None = None
+    """Instead of a model: ``assistant`` (the embedded world), or a world file solved on tables."""
+    system_prompt: str | None = None
+    """System prompt of the chat template; none: the template's own; empty: no text."""
+    template: Literal["chat", "plain", "beaver"] = "chat"
+    """How a prompt becomes tokens."""
+    warm_start: list[WarmStart] = Field(default_factory=list)
+    """Supervised stages before the job, in order."""
+    max_prompt_tokens: int = Field(256, ge=1)
+    """Longer prompts are dropped and counted."""
+
+    @model_validator(mode="after")
+    def one_origin(self) -> PolicySection:
+        """Check that exactly one of model and world is given."""
+        if (self.model is None) == (self.world is None):
+            raise ValueError("give exactly one of 'model' and 'world'")
+        return self
+
+
+class Source(Section):
+    """A file of prompts."""
+
+    path: str
+    """JSONL, CSV or Parquet; relative paths start at ``data.prompts``, else at the config's folder."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Constant columns to add, such as ``label: unsafe``; slices are named by them."""
+    where: dict[str, str] = Field(default_factory=dict)
+    """Keep only rows with these column values."""
+    max_words: int | None = Field(None, ge=1)
+    """Keep only prompts of at most so many words."""
+    splits: dict[SplitName, int | float] = Field(default_factory=dict)
+    """Prompts a split: whole numbers are counts, numbers below one shares; splits not named get none.
+
+    Empty: ``data.splits``."""
+
+
+def _default_splits() -> dict[SplitName, int | float]:
+    """Return the shares of a source that names none."""
+    return {"train": 0.4, "tune": 0.2, "calibration": 0.3, "report": 0.1}
+
+
+class DataSection(Section):
+    """Prompts and their splits."""
+
+    prompts: str | None = None
+    """Folder that relative source paths start at."""
+    sources: list[Source] = Field(default_factory=list)
+    """Prompt files."""
+    splits: dict[SplitName, int | float] = Field(default_factory=_default_splits)
+    """Default split of a source, by hash of the prompt."""
+
+
+class RewardSection(Section):
+    """What is maximised."""
+
+    scorer: dict[str, Any]
+    """Scorer: ``kind`` and its own keys."""
+
+
+class ConstraintSection(Section):
+    """One requirement: functional(cost) <= limit."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")
+    """Its name, as in ``cost_<name>``."""
+    scorer: dict[str, Any]
+    """Scorer of the cost, up is bad: ``kind`` and its own keys."""
+    functional: str = "mean"
+    """What of the cost is bounded: ``mean``, ``rate``, ``cvar:ALPHA`` or ``relative``."""
+    where: dict[str, str] = Field(default_factory=dict)
+    """The slice of the prompts; the population is then the prompts of the slice."""
+    limit: float
+    """Largest allowed value, in the scorer's own units."""
+    cap: float | None = None
+    """Costs count up to this value in the certificate; needed to certify."""
+
+
+class MethodSection(Section):
+    """The outer loop."""
+
+    name: str = "c-dpo"
+    """Method of the table that ``dualign methods`` prints."""
+    dual: str | None = None
+    """Dual rule; none: ``bracket`` for one limit, ``projected_newton`` for several."""
+    start: float | Literal["one-shot"] = "one-shot"
+    """First multiplier after 0: a number in raw units, or the one-shot estimate of the plan."""
+    labels: Literal["soft", "bernoulli", "hard"] = "soft"
+    """How relabelled pairs are read; ``hard`` has no finite optimum."""
+    loss: Literal["dpo", "ipo"] = "dpo"
+    """Pairwise loss."""
+    temperature: float = Field(1.0, gt=0)
+    """Label temperature tau."""
+    step: float = Field(0.1, gt=0)
+    """Step of the ``gradient`` rule."""
+    max_rounds: int = Field(8, ge=1)
+    """Policies trained at the most, lambda = 0 counted."""
+    max_multiplier: float = Field(32.0, gt=0)
+    """Largest normalised multiplier tried before a limit is called infeasible."""
+    cost_only: float | None = Field(None, gt=0)
+    """Normalised multiplier of one more policy for comparison, trained after the search; none: not trained."""
+
+
+class TrainingSection(Section):
+    """How one policy is fitted; names as in Hugging Face."""
+
+    beta: float = Field(0.3, gt=0)
+    """KL strength for normalised scores; the raw value is printed beside it."""
+    learning_rate: float = Field(4e-4, gt=0)
+    """Peak learning rate."""
+    num_train_epochs: float = Field(1.0, gt=0)
+    """Passes over the groups."""
+    per_device_train_batch_size: int = Field(4, ge=1)
+    """Groups a micro-step."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Micro-steps a step."""
+    warmup_steps: int = Field(5, ge=0)
+    """Steps of linear warm-up."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    """Schedule after the warm-up."""
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """Where the schedule ends, as a share of the peak."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decay."""
+    adapter: Literal["lora", "full"] = "lora"
+    """One LoRA adapter a multiplier, or full weights."""
+    lora_r: int = Field(16, ge=1)
+    """Rank."""
+    lora_alpha: float = Field(32.0, gt=0)
+    """Scale."""
+    layout: Literal["auto", "rows", "shared"] = "auto"
+    """How responses are laid out; ``auto``: shared where the model allows."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: by a one-second timing at the start, then kept."""
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    """A fit saves its state this often."""
+
+
+class SamplingSection(Section):
+    """How responses are drawn; part of the certificate's claim."""
+
+    responses_per_prompt: int = Field(4, ge=2)
+    """K, the size of a training group."""
+    temperature: float = Field(1.0, gt=0)
+    """The policy is softmax(logits / temperature), everywhere."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Longest response."""
+    batch_size: int = Field(64, ge=1)
+    """Sequences decoded together."""
+
+
+class EvaluationSection(Section):
+    """How policies are measured."""
+
+    responses_per_prompt: int = Field(1, ge=1)
+    """Samples a tune prompt."""
+    metrics: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Further scorers shown on report prompts, by name: ``refusal: {kind: refusal}``."""
+
+
+class CertificateSection(Section):
+    """The statistical claim, on prompts that no earlier step has seen."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """1 - delta."""
+    responses_per_prompt: int = Field(1, ge=1)
+    """Samples a calibration prompt."""
+    rungs: int = Field(2, ge=1)
+    """Policies on the ladder, tested in order until one fails."""
+
+
+class RunSection(Section):
+    """The run directory."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """One path component."""
+    seed: int = Field(0, ge=0)
+    """Seed of every stage."""
+
+
+class Config(Section):
+    """A whole job."""
+
+    policy: PolicySection
+    data: DataSection = Field(default_factory=lambda: DataSection())
+    reward: RewardSection | None = None
+    constraints: list[ConstraintSection] = Field(default_factory=list)
+    method: MethodSection = Field(default_factory=lambda: MethodSection())
+    training: TrainingSection = Field(default_factory=lambda: TrainingSection())
+    sampling: SamplingSection = Field(default_factory=lambda: SamplingSection())
+    evaluation: EvaluationSection = Field(default_factory=lambda: EvaluationSection())
+    certificate: CertificateSection = Field(default_factory=lambda: CertificateSection())
+    run: RunSection = Field(default_factory=lambda: RunSection())
+
+    @field_validator("constraints")
+    @classmethod
+    def distinct_names(cls, constraints: list[ConstraintSection]) -> list[ConstraintSection]:
+        """Check that no two constraints share a name."""
+        names = [constraint.name for constraint in constraints]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two constraints are named {name!r}")
+        return constraints
+
+    @model_validator(mode="after")
+    def complete(self) -> Config:
+        """Check that a model has prompts, a reward and limits."""
+        if self.policy.world is not None:
+            return self
+        if not self.data.sources:
+            raise ValueError("data.sources: a model needs prompts; name at least one file")
+        if self.reward is None:
+            raise ValueError("reward: a model needs a reward scorer")
+        if not self.constraints:
+            raise ValueError("constraints: name at least one limit")
+        return self
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """Return the config of a YAML file, with ``a.b=value`` overrides applied.
+
+    Raises:
+        MissingError: the file cannot be read.
+        ConfigError: a key or value of the file is wrong.
+        UsageError: an override is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise MissingError(f"config {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"config {path}: not UTF-8 text") from None
+    value = parse_yaml(text, str(path))
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"config {path}: expected sections ({', '.join(Config.model_fields)}), found {type(value).__name__}"
+        )
+    for override in overrides or []:
+        _apply(value, override)
+    if not overrides:
+        return validate(value, str(path))
+    try:
+        return validate(value, str(path))
+    except ConfigError as error:
+        raise UsageError(f"{error} (after --set)") if _mentions(overrides, str(error)) else error from None
+
+
+def _mentions(overrides: list[str], message: str) -> bool:
+    """Return whether an override names the key that ``message`` complains of."""
+    return any(override.split("=", 1)[0].rsplit(".", 1)[-1] in message for override in overrides)
+
+
+def _apply(value: dict[str, Any], override: str) -> None:
+    """Set one ``a.b=value`` in place; list items are named by their index."""
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise UsageError(f"--set {override!r}: expected KEY=VALUE, such as training.beta=0.3")
+    new = parse_yaml(text, f"--set {key}")
+    *parents, last = key.split(".")
+    place: Any = value
+    for part in parents:
+        if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+            place = place[int(part)]
+        elif isinstance(place, dict):
+            place = place.setdefault(part, {})
+        else:
+            raise UsageError(f"--set {key}: {part!r} is not a section")
+    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
+        place[int(last)] = new
+    elif isinstance(place, dict):
+        place[last] = new
+    else:
+        raise UsageError(f"--set {key}: {'.'.join(parents)!r} is not a section")
+
+
+def validate(value: dict[str, Any], where: str) -> Config:
+    """Return the config of a mapping.
+
+    Raises:
+        ConfigError: one line that names the key, what was given and what would be right.
+    """
+    try:
+        return Config.model_validate(value)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """Return one line for the first mistake, unknown keys with their nearest known key."""
+    first = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        section, _, key = place.rpartition(".")
+        known = _known_keys(first["loc"][:-1])
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+        return f"{section + ': ' if section else ''}unknown key {key!r}; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{place}: missing"
+    if first["type"] == "value_error":
+        return f"{place + ': ' if place else ''}{message}"
+    return f"{place}: {message[0].lower() + message[1:]}, given {first['input']!r}"
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """Return the keys of the section at ``location``."""
+    model: type[BaseModel] = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = str(model.model_fields[part].annotation)
+        model = next((m for m in SECTIONS if re.search(rf"\b{m.__name__}\b", annotation)), model)
+    return list(model.model_fields)
+
+
+SECTIONS: tuple[type[Section], ...] = (
+    WarmStart, Mix, PolicySection, Source, DataSection, RewardSection, ConstraintSection, MethodSection,
+    TrainingSection, SamplingSection, EvaluationSection, CertificateSection, RunSection,
+)  # fmt: skip
+WarmStart.model_rebuild()
+Config.model_rebuild()
+
+
+def dump(config: Config) -> str:
+    """Return the config as YAML, defaults written out."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)

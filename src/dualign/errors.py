@@ -1,0 +1,83 @@
+"""The exceptions a user can meet, and the exit code that each one ends a command with.
+
+::
+
+    DualignError
+    ├── UsageError       2   a mistake typed on the command line
+    ├── InfeasibleError 11   no policy meets the limits
+    ├── DataError       65   a mistake inside a file: data, config, world, an altered run
+    │   └── ConfigError 65
+    ├── MissingError    66   an input that is missing or cannot be read
+    ├── ScorerError     69   a scorer failed; it never returns a number then
+    ├── NumericalError  70   NaN, divergence
+    ├── StorageError    74   the disk
+    └── LockedError     75   another process writes this run directory
+
+Verdicts are not errors, yet they have codes: 0 certified, 10 not certified, 11 none of several
+candidates certified (or infeasible), 12 certificate invalid; signals end with 130 and 143, state saved.
+"""
+
+from typing import ClassVar
+
+CERTIFIED = 0
+NOT_CERTIFIED = 10
+NONE_CERTIFIED = 11
+INVALID_CERTIFICATE = 12
+
+
+class DualignError(Exception):
+    """A mistake that the user can mend; its message is one line: what, where, given, expected."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(DualignError):
+    """A mistake typed on the command line."""
+
+    exit_code = 2
+
+
+class InfeasibleError(DualignError):
+    """No policy meets the limits."""
+
+    exit_code = 11
+
+
+class DataError(DualignError):
+    """A mistake inside a file."""
+
+    exit_code = 65
+
+
+class ConfigError(DataError):
+    """A mistake inside a config file."""
+
+
+class MissingError(DualignError):
+    """An input is missing or cannot be read."""
+
+    exit_code = 66
+
+
+class ScorerError(DualignError):
+    """A scorer failed: it could not answer, or its answer was not one finite number a row."""
+
+    exit_code = 69
+
+
+class NumericalError(DualignError):
+    """A computation left the finite numbers."""
+
+    exit_code = 70
+
+
+class StorageError(DualignError):
+    """The disk refused."""
+
+    exit_code = 74
+
+
+class LockedError(DualignError):
+    """Another process writes this run directory."""
+
+    exit_code = 75

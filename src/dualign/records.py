@@ -1,0 +1,124 @@
+"""Frozen rows that pass between the parts and go to disk. A leaf: imports nothing of ours, and no torch.
+
+Sign rule of the whole toolkit: cost up is bad, ``violation = measured - limit``, positive is broken.
+Vectors over constraints follow the order of the ``constraints`` they were made for.
+"""
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+def normalise_prompt(text: str) -> str:
+    """Return ``text`` in NFKC, lower case, white space folded: what splits and prompt ids hash."""
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
+def prompt_id(text: str) -> str:
+    """Return the 16 hexadecimal digits that stand for a prompt (SHA-256 of the normalised text)."""
+    return hashlib.sha256(normalise_prompt(text).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt and the columns that slices (``where``) are named by."""
+
+    text: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", prompt_id(self.text))
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One response: its text, and where a model made it its tokens (EOS included when ``finished``)."""
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    log_prob: float = math.nan
+    """Sum over the response's tokens, under the policy that was sampled, at its temperature, in nats."""
+    finished: bool = True
+    """Whether the response ended by itself; one cut at the length limit has no EOS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One prompt with K >= 2 scored responses; a preference pair is K = 2."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    reward: FloatArray
+    """Shape ``[response]``, raw units, higher is better."""
+    costs: FloatArray
+    """Shape ``[response, constraint]``, raw units, higher is worse."""
+    weight: float = 1.0
+    """Weight of the prompt among the groups."""
+    columns: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Extra columns a response, each of shape ``[response]``, for the objectives that ask for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A requirement: ``functional(cost) <= limit``, on the prompts of a slice."""
+
+    name: str
+    limit: float
+    scorer: str = "cost"
+    functional: str = "mean"
+    """``mean``, ``rate``, ``cvar:ALPHA`` or ``relative`` (see ``maths.functionals``)."""
+    where: Mapping[str, str] = field(default_factory=dict)
+    """Column values that name the slice; the population is then the prompts of the slice."""
+    cap: float | None = None
+    """Largest cost that the certificate counts; needed to certify, because no finite bound exists without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was measured for one policy on one set of prompts (errors are standard errors, clustered by prompt)."""
+
+    reward: float
+    reward_error: float
+    costs: FloatArray
+    """Shape ``[constraint]``: the functional of each cost."""
+    cost_errors: FloatArray
+    cost_spreads: FloatArray
+    """Shape ``[constraint]``: standard deviation of the prompt means, what the margin is made of."""
+    kl: float
+    """E KL(policy || reference) in nats, at the sampling temperature."""
+    kl_error: float
+    n_prompts: int
+    slope: FloatArray | None = None
+    """Shape ``[constraint, constraint]``: d violation / d multiplier of a Gibbs policy, -E Cov(c_i, c_j)/beta."""
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """Further figures to show: slope of fit, mean length, share finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Iterate:
+    """One round of a method: the multipliers, what they led to, and the policy."""
+
+    round: int
+    multipliers: FloatArray
+    evaluation: Evaluation
+    policy: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The verdict on one ladder of policies; ``figures`` is the JSON object of DESIGN 6."""
+
+    verdict: str
+    """CERTIFIED, NOT CERTIFIED, NO CERTIFIED POLICY or INVALID."""
+    selected: str | None
+    figures: Mapping[str, Any]

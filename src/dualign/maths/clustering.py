@@ -1,0 +1,93 @@
+"""Averages, errors and comparisons when the responses of one prompt belong together.
+
+The unit of independence is the prompt: its responses are averaged before anything is counted.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """The mean of ``a - b`` over prompts, with a two-sided t interval clustered by prompt."""
+
+    estimate: float
+    error: float
+    """Standard error; infinite below two prompts."""
+    low: float
+    high: float
+    n_prompts: int
+
+
+def prompt_means(values: ArrayLike, prompt_index: ArrayLike) -> FloatArray:
+    """Return shape ``[prompt]`` means of ``values[response]``, in the order of the sorted prompt numbers.
+
+    The sums are taken in sorted order, so the order of the rows changes no bit of the result.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    index = np.asarray(prompt_index)
+    if data.shape != index.shape:
+        raise ValueError(f"one prompt number a value is needed; given {index.shape} for {data.shape}")
+    order = np.lexsort((data, index))
+    _, place, counts = np.unique(index[order], return_inverse=True, return_counts=True)
+    return np.asarray(np.bincount(place, weights=data[order], minlength=counts.size) / counts)
+
+
+def clustered_error(values: ArrayLike, prompt_index: ArrayLike) -> float:
+    """Return the standard error of the mean of prompt means, ``s / sqrt(prompts)``; infinite below two prompts."""
+    return standard_error(prompt_means(values, prompt_index))
+
+
+def standard_error(means: ArrayLike) -> float:
+    """Return ``s / sqrt(n)`` of one value a prompt; infinite below two prompts."""
+    data = np.asarray(means, dtype=np.float64)
+    return float(data.std(ddof=1) / math.sqrt(data.size)) if data.size > 1 else math.inf
+
+
+def intraclass_correlation(values: ArrayLike, prompt_index: ArrayLike) -> float:
+    """Return the share of variance that lies between prompts: the one-way ANOVA estimate, cut to [0, 1].
+
+    With prompts of unequal size the mean size is ``(N - sum k^2 / N) / (J - 1)`` (Donner 1986). NaN where it cannot
+    be told: fewer than two prompts, one response a prompt, or no variance at all.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    _, place, counts = np.unique(np.asarray(prompt_index), return_inverse=True, return_counts=True)
+    prompts, total = counts.size, data.size
+    if prompts < 2 or total == prompts:
+        return math.nan
+    means = np.bincount(place, weights=data) / counts
+    between = float((counts * (means - data.mean()) ** 2).sum() / (prompts - 1))
+    within = float(((data - means[place]) ** 2).sum() / (total - prompts))
+    size = (total - float((counts.astype(float) ** 2).sum()) / total) / (prompts - 1)
+    denominator = between + (size - 1) * within
+    return min(1.0, max(0.0, (between - within) / denominator)) if denominator > 0 else math.nan
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> PairedDifference:
+    """Return the mean of ``a - b`` with its interval; row j of both belongs to prompt j.
+
+    Shapes ``[prompt]`` or ``[prompt, response]``; responses are averaged first, and their numbers may differ.
+    Below two prompts the interval is the whole line.
+    """
+    from scipy.special import stdtrit
+
+    first, second = _by_prompt(a), _by_prompt(b)
+    if first.shape != second.shape:
+        raise ValueError(f"pairs need the same prompts; given {first.size} and {second.size}")
+    difference = first - second
+    n = difference.size
+    if n < 2:
+        return PairedDifference(float(difference.mean()) if n else math.nan, math.inf, -math.inf, math.inf, n)
+    estimate, error = float(difference.mean()), standard_error(difference)
+    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
+    return PairedDifference(estimate, error, estimate - half, estimate + half, n)
+
+
+def _by_prompt(values: ArrayLike) -> FloatArray:
+    data = np.asarray(values, dtype=np.float64)
+    return data if data.ndim == 1 else data.mean(axis=1)

@@ -1,0 +1,1 @@
+"""Prompts, pairs and splits."""

@@ -1,0 +1,202 @@
+"""``dualign certify``: exit codes, JSON, the seal file, and one line for each mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from dualign.cli.certify import certify
+from dualign.errors import DataError, DualignError, MissingError, UsageError
+
+APP = typer.Typer(pretty_exceptions_enable=False)
+APP.command()(certify)
+GOLDEN = Path(__file__).parents[1] / "golden" / "certificate.json"
+
+
+def run(*words: object) -> int:
+    """Return the exit code of a verdict; mistakes come out as exceptions."""
+    code = APP([str(word) for word in words], standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def wave(n: int, mean: float, step: int) -> list[float]:
+    """Costs without a random generator: evenly spread over 30 units, in a scrambled order."""
+    return [mean + 30 * ((step * j) % n) / n - 15 for j in range(n)]
+
+
+def write(path: Path, policies: dict[str, float], *, n: int = 240, column: str = "cost") -> Path:
+    with path.open("w") as file:
+        for policy, mean in policies.items():
+            for j, cost in enumerate(wave(n, mean, 89)):
+                file.write(json.dumps({"prompt": f"prompt {j}", "policy": policy, column: cost}) + "\n")
+    return path
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return write(tmp_path / "good.jsonl", {"policy": -6.0})
+
+
+@pytest.fixture
+def rungs(tmp_path: Path) -> Path:
+    return write(tmp_path / "rungs.jsonl", {"safe": -6.0, "middle": -4.0, "bold": 2.0})
+
+
+def figures(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    return dict(json.loads(out))
+
+
+def test_the_four_exit_codes(good: Path, rungs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ("--limit", "cost=0", "--cap", "cost=50", "--json")
+    assert run(good, *common) == 0
+    assert figures(capsys)["verdict"] == "CERTIFIED"
+    assert run(good, "--limit", "-6", "--cap", "50", "--json") == 10
+    assert figures(capsys)["verdict"] == "NOT CERTIFIED"
+    assert run(rungs, *common, "--order", "bold,middle,safe") == 11
+    found = figures(capsys)
+    assert found["verdict"] == "NO CERTIFIED POLICY"
+    assert [row["verdict"] for row in found["ladder"]] == ["NOT CERTIFIED", "NOT TESTED", "NOT TESTED"]  # type: ignore[index, attr-defined]
+    assert run(rungs, *common, "--seal", tmp_path / "seal.json") == 0
+    assert figures(capsys)["selected"] == "middle"
+    assert run(rungs, *common[:3], "cost=60", "--json", "--seal", tmp_path / "seal.json") == 12
+    assert figures(capsys)["verdict"] == "INVALID"
+
+
+def test_golden_certificate(rungs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(rungs, "--limit", "0", "--cap", "50", "--seed", "3", "--scorer", "harm@1", "--json")
+    found, golden = figures(capsys), json.loads(GOLDEN.read_text())
+    assert list(found) == list(golden)
+    ours, theirs = flat(found), flat(golden)
+    assert list(ours) == list(theirs)
+    for key, expected in theirs.items():
+        number = isinstance(expected, float)
+        assert ours[key] == (pytest.approx(expected, rel=1e-9) if number else expected), key
+
+
+def flat(value: object, key: str = "") -> dict[str, object]:
+    if isinstance(value, dict):
+        return {k: v for name, item in value.items() for k, v in flat(item, f"{key}/{name}").items()}
+    if isinstance(value, list):
+        return {k: v for i, item in enumerate(value) for k, v in flat(item, f"{key}/{i}").items()}
+    return {key: value}
+
+
+def test_the_same_command_gives_the_same_bytes(rungs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = []
+    for _ in range(2):
+        run(rungs, "--limit", "0", "--cap", "50", "--json")
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+
+
+def test_the_panel_names_verdict_policy_and_what_is_not_claimed(
+    rungs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(rungs, "--limit", "0", "--cap", "50")
+    out = capsys.readouterr().out
+    for words in ("CERTIFIED: middle", "With confidence 0.95", "Assumed:", "Not claimed:", "NOT CERTIFIED"):
+        assert words in out
+    run(rungs, "--limit", "0", "--cap", "50", "--quiet")
+    assert capsys.readouterr().out == "CERTIFIED\n"
+
+
+def test_named_limits_and_a_column_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "c.jsonl", {"policy": -6.0}, column="cost_harm")
+    assert run(path, "--limit", "harm=0", "--cap", "harm=50", "--json") == 0
+    assert list(figures(capsys)["constraints"]) == ["harm"]  # type: ignore[call-overload]
+
+
+def test_a_rate_from_the_command_line(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(good, "--limit", "0.5", "--functional", "rate", "--method", "clopper-pearson", "--json") == 0
+    found = figures(capsys)
+    assert (found["cap"], found["method"]) == (1.0, "clopper-pearson")
+    assert found["estimate"] == pytest.approx(0.3, abs=0.01)  # the wave lies above 0 for 9 of its 30 units
+
+
+def test_the_same_costs_again_are_no_second_opening_and_other_costs_pay(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--limit", "0", "--cap", "50", "--json", "--seal", tmp_path / "seal.json")
+    seen = []
+    for path in (good, good, write(tmp_path / "again.jsonl", {"policy": -6.1}), good):
+        assert run(path, *common) == 0
+        found = figures(capsys)
+        seen.append((found["opening"], found["delta_spent"]))
+    assert seen == [(1, pytest.approx(0.045)), (1, pytest.approx(0.045)), (2, pytest.approx(0.0045)), seen[0]]
+
+
+MISTAKES: list[tuple[tuple[str, ...], str]] = [
+    ((), "--limit: missing"),
+    (("--limit", "0"), "cap of cost: missing"),
+    (("--limit", "0", "--cap", "0"), "below its cap 0"),
+    (("--limit", "none", "--cap", "50"), "expected a finite number; given 'none'"),
+    (("--limit", "nan", "--cap", "50"), "expected a finite number; given 'nan'"),
+    (("--limit", "0", "--cap", "inf"), "expected a finite number; given 'inf'"),
+    (("--limit", "coste=0", "--cap", "50"), "no cost 'coste'; did you mean 'cost'?"),
+    (("--limit", "0", "--limit", "1", "--cap", "50"), "given twice"),
+    (("--limit", "0", "--cap", "50", "--confidence", "95"), "did you mean 0.95?"),
+    (("--limit", "0", "--cap", "50", "--confidence", "0"), "strictly between 0 and 1"),
+    (("--limit", "0", "--cap", "50", "--order", "safe,midle,bold"), "did you mean 'middle'?"),
+    (("--limit", "0", "--cap", "50", "--order", "safe"), "left out: middle, bold"),
+    (("--limit", "0", "--cap", "50", "--order", "safe,safe,middle,bold"), "named twice"),
+    (("--limit", "0", "--cap", "50", "--functional", "rat"), "did you mean 'rate'?"),
+    (("--limit", "0", "--cap", "50", "--functional", "cvar:0.9"), "threshold fixed beforehand"),
+    (("--limit", "0", "--cap", "50", "--functional", "relative"), "write the differences"),
+    (("--limit", "0", "--cap", "50", "--method", "t"), "known are betting"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_a_typed_mistake_is_one_line_and_exit_2(
+    rungs: Path, words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        run(rungs, *words, "--json")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_caps_and_bare_limits_of_several_costs(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("prompt,cost_a,cost_b\nx,1,2\n")
+    with pytest.raises(UsageError, match="write NAME=0, NAME of a, b"):
+        run(tmp_path / "c.csv", "--limit", "0")
+    with pytest.raises(UsageError, match="'b' has no --limit"):
+        run(tmp_path / "c.csv", "--limit", "a=0", "--cap", "a=5", "--cap", "b=5")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind"),
+    [("none.jsonl", None, MissingError), ("empty.jsonl", "", DataError), ("bad.csv", "a,b\n1,2\n", DataError)],
+)
+def test_file_mistakes_have_their_own_codes(
+    tmp_path: Path, name: str, text: str | None, kind: type[DualignError]
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(kind) as caught:
+        run(tmp_path / name, "--limit", "0", "--cap", "50")
+    assert caught.value.exit_code == {MissingError: 66, DataError: 65}[kind]
+
+
+def test_a_spoiled_seal_file_is_refused(good: Path, tmp_path: Path) -> None:
+    for text in ("{", "[]", '{"claim": 3}'):
+        (tmp_path / "seal.json").write_text(text)
+        with pytest.raises(DataError, match="not a seal file"):
+            run(good, "--limit", "0", "--cap", "50", "--seal", tmp_path / "seal.json")
+
+
+def test_certify_needs_no_torch(good: Path) -> None:
+    program = (
+        "import sys, pathlib; from dualign.cli.certify import certify\n"
+        f"certify(pathlib.Path({str(good)!r}), ['0'], ['50'], as_json=True)\n"
+        "heavy = {'torch', 'transformers', 'sklearn', 'pyarrow', 'matplotlib', 'scipy.stats'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,171 @@
+"""Policies as tables of log-probabilities over a finite world, fitted with the real losses to machine precision."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dualign.backends.pair_newton import Fitted, PairTable, minimise
+from dualign.backends.protocol import FitReport, Need, Objective, Policy
+from dualign.errors import NumericalError, UsageError
+from dualign.records import FloatArray, Group, Prompt, Response
+from dualign.worlds.file import World
+
+BUDGET = 300
+"""Newton steps of one fit. Soft labels need about the largest gap between neighbouring label logits."""
+
+
+class TabularBackend:
+    """Fits and reads policies ``[prompt, response]`` of one world; padding has log-probability ``-inf``."""
+
+    def __init__(self, world: World, *, budget: int = BUDGET) -> None:
+        self._world = world
+        self._budget = budget
+        self._log_reference = world.problem().log_reference
+        self._rows = {group.prompt.id: row for row, group in enumerate(world.groups())}
+
+    @property
+    def reference(self) -> Policy:
+        """Return the world's reference."""
+        return Policy("reference", self._log_reference)
+
+    def fit(
+        self,
+        groups: Sequence[Group],
+        *,
+        objective: Objective,
+        reference: Policy,
+        start: Policy | None,
+        seed: int,
+        name: str,
+    ) -> Policy:
+        """Return the policy that minimises ``objective`` over all unordered pairs of each group.
+
+        Prompts without a group keep the reference's probabilities. Drawn labels are drawn once a pair, from ``seed``,
+        in the order of the world: the same seed draws the same uniform number for a pair at every multiplier.
+        The report's history holds one row: the largest entry of the gradient, and ``converged`` 1 or 0.
+
+        Raises:
+            NumericalError: a score or a loss is not finite.
+            UsageError: the objective needs what a table does not have.
+        """
+        missing = objective.needs & {Need.INPUT_EMBEDDINGS, Need.TOKENS}
+        if missing:
+            wants = ", ".join(sorted(missing))
+            raise UsageError(f"objective {objective.name!r} needs {wants}: a finite world has none; train a model")
+        began = time.perf_counter()
+        log_reference = self.table(reference)
+        rows = [self._row(group) for group in groups]
+        if len(set(rows)) < len(rows):
+            raise ValueError("a prompt may have one group only")
+        table, logits, order = _pair_table(groups, objective, log_reference[rows], seed)
+        origin = np.zeros_like(log_reference)
+        if start is not None:
+            np.subtract(self.table(start), log_reference, out=origin, where=np.isfinite(log_reference))
+        fitted = minimise(table, objective, start=_gaps(origin[rows], order), budget=self._budget)
+        logits_of_policy = log_reference.copy()
+        logits_of_policy[rows] += fitted.log_ratios.numpy()
+        log_probs = logits_of_policy - np.logaddexp.reduce(logits_of_policy, axis=1, keepdims=True)
+        report = _report(table, fitted, logits, objective.beta, time.perf_counter() - began)
+        return Policy(name, log_probs, report)
+
+    def sample(self, policy: Policy, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Response]]:
+        """Return ``n`` draws for each prompt; their randomness is keyed by the seed and the prompt."""
+        table = self.table(policy)
+        drawn = []
+        for prompt in prompts:
+            row = self._rows[prompt.id]
+            responses = self._world.prompts[row].responses
+            probabilities = np.exp(table[row, : len(responses)])
+            generator = np.random.default_rng([seed, row])
+            picks = generator.choice(len(responses), size=n, p=probabilities / probabilities.sum())
+            drawn.append([Response(responses[k].text, log_prob=float(table[row, k])) for k in picks])
+        return drawn
+
+    def log_probs(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
+        """Return for each group the ``[response]`` log-probabilities, in nats."""
+        table = self.table(policy)
+        return [table[self._row(group), : len(group.responses)].copy() for group in groups]
+
+    def table(self, policy: Policy) -> FloatArray:
+        """Return the policy's ``[prompt, response]`` log-probabilities."""
+        if policy.state is None:
+            return self._log_reference
+        table: FloatArray = policy.state
+        return table
+
+    def _row(self, group: Group) -> int:
+        row = self._rows[group.prompt.id]
+        known = [response.text for response in self._world.prompts[row].responses]
+        if known != [response.text for response in group.responses]:
+            raise ValueError(f"group {group.prompt.id}: a table is fitted on all responses of a prompt, in their order")
+        return row
+
+
+def _pair_table(
+    groups: Sequence[Group], objective: Objective, log_reference: FloatArray, seed: int
+) -> tuple[PairTable, Tensor, Tensor]:
+    """Return the pairs of ``groups``, their label logits, and ``[group, rank]`` columns, worst score first."""
+    counts = torch.tensor([len(group.responses) for group in groups])
+    width = log_reference.shape[1]
+    scores = _padded([group.reward - group.costs @ objective.multipliers for group in groups], width)
+    if not bool(torch.isfinite(scores).all()):
+        raise NumericalError(f"objective {objective.name!r}: a score is not finite")
+    present = torch.arange(width) < counts[:, None]
+    order = torch.where(present, scores, torch.inf).argsort(dim=1, stable=True)
+    below = (torch.arange(width - 1) < order.argsort(dim=1)[..., None]).to(torch.float64)
+    one, other = torch.triu_indices(width, width, offset=1).unbind()
+    real = other < counts[:, None]
+    weights = torch.tensor([group.weight for group in groups], dtype=torch.float64)
+    share = weights / weights.sum() / real.sum(dim=1)
+    logits = (scores[:, one] - scores[:, other]) / objective.temperature
+    wins, loses = _labels(objective, logits[real], seed)
+    columns = {key: _padded([group.columns[key] for group in groups], width) for key in objective.columns}
+    table = PairTable(
+        log_reference=torch.from_numpy(log_reference),
+        spans=below * present[..., None],
+        first=one.expand(len(groups), -1),
+        second=other.expand(len(groups), -1),
+        real=real,
+        weight=share[:, None] * real,
+        wins=torch.zeros_like(logits).masked_scatter(real, wins),
+        loses=torch.zeros_like(logits).masked_scatter(real, loses),
+        columns=columns,
+    )
+    return table, logits, order
+
+
+def _labels(objective: Objective, logits: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the probabilities that the first side wins, and that it loses.
+
+    1 - p has no digits left where p is near 1. A mode that is a function of the logit gives the complement exactly,
+    as its value at the negative logit; where the two do not add up, the labels were drawn, and 1 - p is exact.
+    """
+    wins, mirrored = (
+        objective.labels(value, torch.Generator().manual_seed(seed)).to(torch.float64) for value in (logits, -logits)
+    )
+    determined = torch.allclose(wins + mirrored, torch.ones_like(wins), rtol=0, atol=1e-12)
+    return wins, mirrored if determined else 1 - wins
+
+
+def _padded(rows: Sequence[FloatArray], width: int) -> Tensor:
+    padded = torch.zeros(len(rows), width, dtype=torch.float64)
+    for row, values in enumerate(rows):
+        padded[row, : len(values)] = torch.from_numpy(np.asarray(values, dtype=np.float64))
+    return padded
+
+
+def _gaps(log_ratios: FloatArray, order: Tensor) -> Tensor:
+    """Return shape ``[group, gap]``: steps between neighbours in ``order``; padding, which comes last, has none."""
+    return torch.from_numpy(log_ratios).gather(1, order).diff(dim=1)
+
+
+def _report(table: PairTable, fitted: Fitted, logits: Tensor, beta: float, seconds: float) -> FitReport:
+    """Return the report, with the slope through the origin of beta * h on the labels' logits (1 = fitted)."""
+    h = fitted.log_ratios.gather(1, table.first) - fitted.log_ratios.gather(1, table.second)
+    spread = float((table.weight * logits**2).sum())
+    slope = beta * float((table.weight * h * logits).sum()) / spread if spread > 0 else 1.0
+    verdict = {"gradient": fitted.gradient, "converged": float(fitted.converged)}
+    return FitReport(steps=fitted.steps, loss=fitted.loss, slope=slope, seconds=seconds, history=(verdict,))

@@ -1,0 +1,182 @@
+"""The backend of language models: fits adapters or full weights, samples them, reads their log-probabilities."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dualign.backends.protocol import Objective, Policy
+from dualign.engine.adapters import activated, fingerprint
+from dualign.engine.language_model import LanguageModel
+from dualign.engine.pair_store import PairStore, StoredGroup, build_store, cached_log_probs
+from dualign.engine.trainer import FitInputs, TrainingSettings, fit
+from dualign.errors import NumericalError, UsageError
+from dualign.records import FloatArray, Group, Prompt, Response
+from dualign.runs.store import canonical_digest
+from dualign.sampling.protocol import Sampler, Sampling
+
+TOKENS_A_BATCH = 4096
+"""Tokens of one forward pass where no gradient is wanted."""
+
+
+class TransformerBackend:
+    """Holds one base model; a policy is a folder of weights for it, and the reference is the base itself."""
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        *,
+        training: TrainingSettings,
+        sampler: Sampler,
+        sampling: Sampling,
+        folder: Path,
+        cache: Path | None = None,
+    ) -> None:
+        """Take the parts; ``folder`` gets a sub-folder for every policy, ``cache`` the log-probabilities.
+
+        Without ``cache`` they go to ``folder / "reference"``.
+
+        Raises:
+            UsageError: the sampler's temperature is not the model's: they would be two different policies.
+        """
+        if sampling.temperature != language_model.temperature:
+            raise UsageError(
+                f"sampling.temperature: {sampling.temperature} was given, but the policy is defined at "
+                f"{language_model.temperature}; they must be equal"
+            )
+        self.language_model = language_model
+        self.training = training
+        self.sampler = sampler
+        self.sampling = sampling
+        self.folder = folder
+        self.cache = folder / "reference" if cache is None else cache
+        self.notes: list[str] = []
+        """Sentences for the user: a layout that fell back, a checkpoint that was ignored."""
+        self._layout: str | None = None
+
+    def fit(
+        self,
+        groups: Sequence[Group],
+        *,
+        objective: Objective,
+        reference: Policy,
+        start: Policy | None,
+        seed: int,
+        name: str,
+    ) -> Policy:
+        """Return the policy that minimises ``objective`` on ``groups``; its weights lie in ``folder / name``.
+
+        Without ``start`` it begins at the reference: by a fresh adapter where that is the base model.
+
+        Raises:
+            NumericalError: a loss or gradient is not finite; nothing of the step is applied.
+            DataError: no group has two different responses.
+        """
+        store = build_store(self.language_model, groups)
+        known = self._log_probs(reference, store)
+        kept = [i for i, group in enumerate(store.groups) if len(group.pairs)]
+        inputs = FitInputs(
+            [store.groups[i] for i in kept],
+            [known[i] for i in kept],
+            objective,
+            reference if start is None else start,
+            seed,
+            self.layout(store),
+        )
+        target = self.folder / name
+        report = fit(self.language_model, inputs, settings=self.training, folder=target, notes=self.notes)
+        return Policy(name, target, report)
+
+    def sample(self, policy: Policy, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Response]]:
+        """Return ``n`` responses for each prompt, draws of the policy at its temperature.
+
+        Every policy gets the same random numbers for the same seed, so that differences are paired.
+        """
+        return self.sampler.generate(policy, prompts, n, sampling=self.sampling, seed=seed, stage="sample")
+
+    def log_probs(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
+        """Return for each group the ``[response]`` sums of log-probabilities, EOS included, in nats.
+
+        Raises:
+            NumericalError: one is not finite.
+        """
+        return self._log_probs(policy, build_store(self.language_model, groups))
+
+    def layout(self, store: PairStore) -> str:
+        """Return the layout in use; it is tried on the longest group once."""
+        from dualign.engine.pair_scorer import PairScorer, choose_layout
+
+        if self._layout is None:
+            longest = max(store.groups, key=lambda group: group.length)
+            probe = [(longest.prompt, longest.responses)]
+            with activated(self.language_model, Policy("reference")):
+                scorer = PairScorer(self.language_model)
+                self._layout, note = choose_layout(scorer, probe, self.language_model.pad, self.training.layout)
+            self.notes.extend([note] if note else [])
+        return self._layout
+
+    def _log_probs(self, policy: Policy, store: PairStore) -> list[FloatArray]:
+        model = self.language_model
+        layout = self.layout(store)
+        grammar = model.grammar
+        masked = None if grammar is None else hashlib.sha256(grammar.cpu().numpy().tobytes()).hexdigest()
+        key = canonical_digest(
+            [
+                model.revision,
+                fingerprint(policy),
+                str(model.model.dtype),
+                repr(model.temperature),
+                [model.max_prompt_tokens, model.max_response_tokens],
+                masked,
+                layout,
+            ]
+        )
+        # Without a revision two models could share a key.
+        path = self.cache / f"{key[:32]}.safetensors" if model.revision else None
+
+        def compute(groups: Sequence[StoredGroup]) -> list[FloatArray]:
+            return unique_log_probs(model, policy, groups, layout=layout)
+
+        return cached_log_probs(path, store, compute)
+
+
+def unique_log_probs(
+    language_model: LanguageModel, policy: Policy, groups: Sequence[StoredGroup], *, layout: str
+) -> list[FloatArray]:
+    """Return for each group the log-probabilities of its different responses, in nats.
+
+    Raises:
+        NumericalError: one is not finite.
+    """
+    import torch
+
+    from dualign.engine.layouts import LAYOUTS
+    from dualign.engine.pair_scorer import PairScorer
+
+    found: list[Any] = [None] * len(groups)
+    with activated(language_model, policy), torch.no_grad():
+        scorer = PairScorer(language_model)
+        for part in _by_length(groups):
+            batch = LAYOUTS[layout]([(groups[i].prompt, groups[i].responses) for i in part], language_model.pad)
+            values = scorer(batch.to(language_model.device)).double().cpu().numpy()
+            if not np.isfinite(values).all():
+                raise NumericalError(f"policy '{policy.name}': a log-probability is not finite")
+            for i, row in zip(part, values, strict=True):
+                found[i] = row[: len(groups[i].responses)]
+    return found
+
+
+def _by_length(groups: Sequence[StoredGroup]) -> list[list[int]]:
+    """Return batches of group numbers, like lengths together, each of at most ``TOKENS_A_BATCH`` tokens if it can."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(groups)), key=lambda i: -groups[i].length):
+        widest = groups[batches[-1][0]].length if batches else 0
+        if batches and widest * (len(batches[-1]) + 1) <= TOKENS_A_BATCH:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

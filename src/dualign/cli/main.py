@@ -1,0 +1,73 @@
+"""The ``dualign`` command: registers the commands, turns mistakes into one line and a documented exit code."""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+import click
+import typer
+
+from dualign.errors import DualignError
+
+app = typer.Typer(
+    name="dualign",
+    help="Constrained preference optimisation: requirements in, certificate out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _register() -> None:
+    """Add every command; their modules import nothing heavy."""
+    from dualign.cli import certify, demo, init, methods, plan, report, sample, score, sft, solve, train
+
+    for name, command in (
+        ("demo", demo.demo),
+        ("init", init.init),
+        ("train", train.train),
+        ("plan", plan.plan),
+        ("solve", solve.solve),
+        ("certify", certify.certify),
+        ("methods", methods.methods),
+        ("sample", sample.sample),
+        ("score", score.score),
+        ("sft", sft.sft),
+        ("report", report.report),
+    ):
+        app.command(name)(command)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """End as on an interrupt: what is finished is on disk already, and the lock is given back."""
+    raise SystemExit(128 + signum)
+
+
+def main() -> None:
+    """Run the command line and exit with the code of ``dualign.errors``."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except DualignError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+_register()
+
+if __name__ == "__main__":
+    main()

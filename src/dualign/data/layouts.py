@@ -1,0 +1,124 @@
+"""Layouts of prompt and demonstration files, recognised by their columns."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dualign.errors import DataError
+
+Reading = Callable[[Mapping[str, Any]], Any]
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the prompt and, in demonstrations, the response of a row are."""
+
+    name: str
+    needs: frozenset[str]
+    """Columns that the rows must have for this layout."""
+    prompt: Reading
+    response: Reading | None = None
+    """None: this layout holds no response that a model should imitate."""
+    texts: frozenset[str] = frozenset()
+    """Columns that are the prompt or the response themselves, no property of the prompt."""
+
+
+def column(name: str) -> Reading:
+    """Return the reading of one column."""
+    return lambda values: values.get(name)
+
+
+def _first_instance(values: Values) -> Mapping[str, Any]:
+    instances = values.get("instances")
+    if isinstance(instances, list) and instances and isinstance(instances[0], dict):
+        return instances[0]
+    return {}
+
+
+def _with_input(instruction: Any, given: Any) -> Any:
+    """Return the instruction, followed by its input after a blank line where there is one."""
+    if isinstance(instruction, str) and isinstance(given, str) and given.strip():
+        return f"{instruction}\n\n{given}"
+    return instruction
+
+
+def _self_instruct_prompt(values: Values) -> Any:
+    return _with_input(values.get("instruction"), _first_instance(values).get("input"))
+
+
+def _instruction_prompt(values: Values) -> Any:
+    return _with_input(values.get("instruction"), values.get("input"))
+
+
+def _layout(name: str, needs: str, prompt: Reading, response: Reading | None = None, texts: str = "") -> Layout:
+    return Layout(name, frozenset(needs.split()), prompt, response, frozenset(texts.split()))
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    _layout("xstest", "prompt label type", column("prompt"), None, "prompt"),
+    _layout("beavertails-evaluation", "prompt category", column("prompt"), None, "prompt"),
+    # The target of advbench is the opening an attack aims for: never something to imitate.
+    _layout("advbench", "goal target", column("goal"), None, "goal target"),
+    _layout(
+        "self-instruct",
+        "instruction instances",
+        _self_instruct_prompt,
+        lambda values: _first_instance(values).get("output"),
+        "instruction instances",
+    ),
+    _layout(
+        "instructions",
+        "instruction output",
+        _instruction_prompt,
+        column("output"),
+        "instruction input output",
+    ),
+    _layout("safety pairs", "prompt safer less_safe", column("prompt"), None, "prompt safer less_safe"),
+    _layout("demonstrations", "prompt response", column("prompt"), column("response"), "prompt response"),
+    _layout("completions", "prompt completion", column("prompt"), column("completion"), "prompt completion"),
+    _layout("prompts", "prompt", column("prompt"), None, "prompt"),
+)
+"""From the most particular to the most general; the first whose columns are all there is taken."""
+
+
+def recognised(names: Iterable[str]) -> Layout | None:
+    """Return the layout of rows with these columns, or none."""
+    present = set(names)
+    return next((layout for layout in LAYOUTS if layout.needs <= present), None)
+
+
+def chosen_layout(
+    names: Iterable[str], where: str, *, prompt_column: str | None, response_column: str | None
+) -> Layout:
+    """Return the layout to read by: the recognised one, with the columns that the caller names put in.
+
+    Raises:
+        DataError: a named column does not exist, or none is named and no layout is recognised.
+    """
+    present = list(names)
+    for given in (prompt_column, response_column):
+        if given is not None and given not in present:
+            raise DataError(f"{where}: no column {given!r}; {nearest(given, present)}")
+    layout = recognised(present)
+    if prompt_column is None and layout is None:
+        known = "; ".join(sorted(" + ".join(sorted(layout.needs)) for layout in LAYOUTS))
+        raise DataError(
+            f"{where}: columns {', '.join(present)} are no known layout ({known}); name the prompt's column"
+        )
+    prompt = layout.prompt if prompt_column is None and layout else column(str(prompt_column))
+    response = layout.response if layout else None
+    texts = set(layout.texts) if layout and prompt_column is None else {str(prompt_column)}
+    if response_column is not None:
+        response = column(response_column)
+        texts.add(response_column)
+    name = layout.name if layout else "named columns"
+    return Layout(name, frozenset(), prompt, response, frozenset(texts))
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """Return the hint of a message about an unknown name: the nearest known one, else all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"

@@ -1,0 +1,214 @@
+"""Prompts and demonstrations from files: read, checked, filtered, without exact duplicates, all of it counted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dualign.data.layouts import Layout, chosen_layout, nearest
+from dualign.data.sources.rows import Row, encodable
+from dualign.data.sources.table import read_rows
+from dualign.errors import DataError
+from dualign.records import Prompt
+
+Demonstration = tuple[Prompt, str]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """What was read of one file of prompts; every row is counted once."""
+
+    prompts: list[Prompt]
+    layout: str
+    rows: int
+    filtered: int
+    """Rows outside ``where``."""
+    too_long: int
+    duplicates: int
+    """Rows whose prompt, normalised, had come before."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstrationFile:
+    """What was read of one file of demonstrations; every row is counted once."""
+
+    demonstrations: list[Demonstration]
+    layout: str
+    rows: int
+    filtered: int
+    too_long: int
+    duplicates: int
+    """Rows whose prompt and response had both come before."""
+    empty: int
+    """Rows with an empty response."""
+
+
+def read_prompts(
+    path: str | Path,
+    *,
+    prompt_column: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, str] | None = None,
+    max_words: int | None = None,
+) -> PromptFile:
+    """Return the prompts of a file in its order, and how many rows were left out for which reason.
+
+    Args:
+        path: JSONL, JSON list, CSV, TSV, Parquet or plain text (one prompt a line), also gzipped.
+        prompt_column: the prompt's column; none: by the layout that the columns are recognised as.
+        columns: constant columns that every prompt gets; they override the file's own.
+        where: keep only prompts with these column values (the constant columns count).
+        max_words: longer prompts are dropped.
+
+    Raises:
+        MissingError: the file is missing or unreadable.
+        DataError: a row is broken (its line is named), a column does not exist, or no prompt is left.
+    """
+    path = Path(path)
+    rows = read_rows(path)
+    layout = _layout(rows, path, prompt_column, None)
+    taken = _taken(rows, path, layout, columns or {}, where or {})
+    short = [prompt for _, prompt in taken if _within(prompt, max_words)]
+    distinct = _first_of(short, [prompt.id for prompt in short])
+    if not distinct:
+        raise DataError(f"{path}: none of {len(rows)} rows is left (where: {dict(where or {})}, {max_words=})")
+    return PromptFile(
+        prompts=distinct,
+        layout=layout.name,
+        rows=len(rows),
+        filtered=len(rows) - len(taken),
+        too_long=len(taken) - len(short),
+        duplicates=len(short) - len(distinct),
+    )
+
+
+def load_prompts(
+    path: str | Path,
+    *,
+    prompt_column: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, str] | None = None,
+    max_words: int | None = None,
+) -> list[Prompt]:
+    """Return the prompts of ``read_prompts`` alone."""
+    return read_prompts(path, prompt_column=prompt_column, columns=columns, where=where, max_words=max_words).prompts
+
+
+def read_demonstrations(
+    path: str | Path,
+    *,
+    prompt_column: str | None = None,
+    response_column: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, str] | None = None,
+    max_words: int | None = None,
+) -> DemonstrationFile:
+    """Return (prompt, response) rows of a file in its order, and what was left out; arguments as ``read_prompts``.
+
+    Raises:
+        MissingError: the file is missing or unreadable.
+        DataError: a row is broken, the layout has no response, or nothing is left.
+    """
+    path = Path(path)
+    rows = read_rows(path)
+    layout = _layout(rows, path, prompt_column, response_column)
+    if layout.response is None:
+        raise DataError(f"{path}: layout {layout.name!r} has no response; name the response's column")
+    taken = _taken(rows, path, layout, columns or {}, where or {})
+    short = [(row, prompt) for row, prompt in taken if _within(prompt, max_words)]
+    pairs = [(prompt, _text(layout.response(row.values), path, row.line, "response")) for row, prompt in short]
+    filled = [(prompt, response) for prompt, response in pairs if response.strip()]
+    distinct = _first_of(filled, [(prompt.id, response) for prompt, response in filled])
+    if not distinct:
+        raise DataError(f"{path}: none of {len(rows)} rows is left (where: {dict(where or {})}, {max_words=})")
+    return DemonstrationFile(
+        demonstrations=distinct,
+        layout=layout.name,
+        rows=len(rows),
+        filtered=len(rows) - len(taken),
+        too_long=len(taken) - len(short),
+        duplicates=len(filled) - len(distinct),
+        empty=len(pairs) - len(filled),
+    )
+
+
+def load_demonstrations(
+    path: str | Path,
+    *,
+    prompt_column: str | None = None,
+    response_column: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, str] | None = None,
+    max_words: int | None = None,
+) -> list[Demonstration]:
+    """Return the (prompt, response) rows of ``read_demonstrations`` alone."""
+    return read_demonstrations(
+        path,
+        prompt_column=prompt_column,
+        response_column=response_column,
+        columns=columns,
+        where=where,
+        max_words=max_words,
+    ).demonstrations
+
+
+def column_text(value: Any) -> str | None:
+    """Return a scalar as the text that ``where`` compares (``true`` and ``false`` as in YAML), or none."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, str | int | float) else None
+
+
+def _layout(rows: Sequence[Row], path: Path, prompt_column: str | None, response_column: str | None) -> Layout:
+    names = {name: None for row in rows for name in row.values}
+    return chosen_layout(names, str(path), prompt_column=prompt_column, response_column=response_column)
+
+
+def _taken(
+    rows: Sequence[Row], path: Path, layout: Layout, columns: Mapping[str, str], where: Mapping[str, str]
+) -> list[tuple[Row, Prompt]]:
+    """Return the rows inside ``where`` with their prompts; a ``where`` that no row knows is an error."""
+    prompts = [(row, _prompt(row, path, layout, columns)) for row in rows]
+    known = sorted({name for _, prompt in prompts for name in prompt.columns})
+    for name in where:
+        if name not in known:
+            raise DataError(f"{path}: where: no column {name!r}; {nearest(name, known)}")
+    return [
+        (row, prompt)
+        for row, prompt in prompts
+        if all(prompt.columns.get(name) == value for name, value in where.items())
+    ]
+
+
+def _prompt(row: Row, path: Path, layout: Layout, columns: Mapping[str, str]) -> Prompt:
+    text = _text(layout.prompt(row.values), path, row.line, "prompt")
+    if not text.strip():
+        raise DataError(f"{path}: line {row.line}: the prompt is empty")
+    own = {
+        name: value
+        for name, value in ((name, column_text(value)) for name, value in row.values.items())
+        if value is not None and name not in layout.texts and encodable(value)
+    }
+    return Prompt(text, {**own, **columns})
+
+
+def _text(value: Any, path: Path, line: int, what: str) -> str:
+    if not isinstance(value, str):
+        given = "missing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
+        raise DataError(f"{path}: line {line}: the {what} is {given}; a text is needed")
+    if not encodable(value):
+        raise DataError(f"{path}: line {line}: the {what} holds half of a character (a lone surrogate)")
+    return value
+
+
+def _first_of(items: Sequence[Item], keys: Sequence[object]) -> list[Item]:
+    """Return the first item of each key, in order."""
+    first: dict[object, Item] = {}
+    for key, item in zip(keys, items, strict=True):
+        first.setdefault(key, item)
+    return list(first.values())
+
+
+def _within(prompt: Prompt, max_words: int | None) -> bool:
+    return max_words is None or len(prompt.text.split()) <= max_words

@@ -1,0 +1,27 @@
+"""Parquet files."""
+
+import io
+from pathlib import Path
+
+from dualign.data.sources.rows import Row, read_bytes
+from dualign.errors import DataError
+
+
+def read_parquet(path: Path) -> list[Row]:
+    """Return the rows of a Parquet file.
+
+    Raises:
+        DataError: the file is empty, damaged or no Parquet.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    content = read_bytes(path)
+    if not content:
+        raise DataError(f"{path}: is empty; at least one row is needed")
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(content))
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: is not a readable Parquet file ({reason})") from None
+    return [Row(number, values) for number, values in enumerate(table.to_pylist(), start=1)]

@@ -1,0 +1,1 @@
+"""Outer loops as generators over a backend: one file each, and one table."""

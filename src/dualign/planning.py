@@ -1,0 +1,91 @@
+"""Scores, limits and beta -> what to expect, before any training: reachable, multipliers, predictions, errors."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dualign.data.score_file import Scores
+from dualign.errors import NumericalError
+from dualign.maths.finite import Expectations, FiniteProblem, FloatArray
+from dualign.maths.one_shot import OneShot, from_problem, frontier
+
+
+def plan_figures(scores: Scores, limits: Mapping[str, float], beta: float) -> dict[str, Any]:
+    """Return the plan's JSON object, raw units; what has no value (a multiplier where infeasible) is None.
+
+    ``limits`` names costs of ``scores``; costs without a limit play no part.
+
+    Raises:
+        NumericalError: the scores are too large for ``beta`` to leave a finite number.
+    """
+    names = list(limits)
+    shot = _solve(scores, limits, beta)
+    found = shot.diagnostics
+    return {
+        "feasible": shot.feasible,
+        "beta": beta,
+        "limits": dict(limits),
+        "multipliers": _named(names, shot.multipliers),
+        "predicted": _achieved(names, shot.predicted),
+        "reference": _without_kl(_achieved(names, shot.reference)),
+        "attainable": _named(names, shot.attainable),
+        "multiplier_error": _named(names, shot.multiplier_error),
+        "diagnostics": {
+            "ess_median": _number(found.ess_median),
+            "ess_share_below_5": _number(found.ess_share_below_5),
+            "logit_spread": _number(found.logit_spread),
+            "kl_saturation": _number(found.kl_saturation),
+        },
+        "warnings": [*_infeasible(names, shot), *shot.warnings],
+        "frontier": [
+            {"multipliers": _named(names, multipliers)} | _achieved(names, achieved)
+            for multipliers, achieved in frontier(shot)
+        ],
+        "n_prompts": len(scores.prompts),
+    }
+
+
+def _solve(scores: Scores, limits: Mapping[str, float], beta: float) -> OneShot:
+    """Return the offline dual; overflow is an error here, because a NaN would pass for a verdict."""
+    problem = FiniteProblem(
+        log_reference=scores.log_weights,
+        reward=scores.reward,
+        costs=np.stack([scores.costs[name] for name in limits], axis=-1),
+        prompt_weights=scores.prompt_weights,
+        limits=np.array(list(limits.values()), dtype=np.float64),
+        beta=beta,
+    )
+    try:
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            return from_problem(problem, draws=scores.draws)
+    except (FloatingPointError, ArithmeticError, np.linalg.LinAlgError) as error:
+        raise NumericalError(f"plan: {error}; the scores are too large for beta {beta:g}: rescale them") from error
+
+
+def _infeasible(names: Sequence[str], shot: OneShot) -> list[str]:
+    if shot.feasible:
+        return []
+    said = [
+        f"limit {limit:g} of {name!r} is not above {low:g}, the smallest cost that these responses can reach"
+        for name, limit, low in zip(names, shot.problem.limits, shot.attainable, strict=True)
+        if limit <= low
+    ]
+    return said or [f"no policy meets the limits of {', '.join(names)} together, though each alone can be met"]
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _named(names: Sequence[str], values: FloatArray) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in zip(names, values, strict=True)}
+
+
+def _achieved(names: Sequence[str], achieved: Expectations) -> dict[str, Any]:
+    return {"reward": achieved.reward, "costs": _named(names, achieved.costs), "kl": achieved.kl}
+
+
+def _without_kl(achieved: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in achieved.items() if key != "kl"}

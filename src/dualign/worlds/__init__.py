@@ -1,0 +1,1 @@
+"""Finite problems, whose optimum is known exactly."""

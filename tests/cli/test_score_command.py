@@ -1,0 +1,97 @@
+"""``dualign score``: columns, files, exit codes."""
+
+import json
+
+import pyarrow.parquet
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dualign.cli.score import score
+from dualign.errors import DataError, MissingError, ScorerError, UsageError
+
+APP = typer.Typer()
+APP.command()(score)
+ROWS = [
+    {"prompt": "a", "response": "I can\u2019t help with that.", "label": "unsafe", "n": 1},
+    {"prompt": "b", "response": "Sure, two words more", "label": "unsafe", "n": 2},
+    {"prompt": "c", "response": "", "label": "safe", "n": 3},
+]
+
+
+@pytest.fixture
+def answers(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(APP, [str(argument) for argument in arguments], catch_exceptions=True)
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_keep_their_columns_and_gain_a_score(answers, tmp_path):
+    result = run(answers, "--scorer", "length", "--set", "unit=characters", "--out", tmp_path / "o.jsonl", "--json")
+    assert result.exit_code == 0
+    figures = json.loads(result.stdout)
+    rows = read(tmp_path / "o.jsonl")
+    assert [row["reward"] for row in rows] == [len(row["response"]) for row in ROWS]
+    assert [row["n"] for row in rows] == [1, 2, 3] and rows[0]["response"] == ROWS[0]["response"]
+    assert rows[0]["scorer"] == "reward=length(characters)"
+    assert rows[0]["revision"] == f"reward={figures['revision']}"
+    assert figures["rows"] == 3 and figures["mean"] == pytest.approx(sum(row["reward"] for row in rows) / 3)
+
+
+def test_second_score_stands_beside_the_first(answers, tmp_path):
+    (tmp_path / "harm.yaml").write_text("kind: compliance-harm\nwhere: {label: unsafe}\n")
+    run(answers, "--scorer", "helpfulness", "--out", tmp_path / "1.jsonl")
+    result = run(tmp_path / "1.jsonl", "--scorer", tmp_path / "harm.yaml", "--out", tmp_path / "2.parquet")
+    assert result.exit_code == 0
+    rows = pyarrow.parquet.read_table(tmp_path / "2.parquet").to_pylist()
+    assert [row["cost"] for row in rows] == pytest.approx([0.05, 1.0, 0.0])
+    assert [row["reward"] for row in rows] == pytest.approx([0.55, 1.5, 0.0])
+    assert rows[0]["scorer"] == "reward=helpfulness; cost=compliance-harm"
+
+
+@pytest.mark.parametrize(
+    ("scorer", "more", "error", "says"),
+    [
+        ("lenght", [], UsageError, "did you mean 'length'"),
+        ("length", ["--set", "units=words"], UsageError, "did you mean 'unit'"),
+        ("length", ["--set", "unit"], UsageError, "key=value"),
+        ("compliance-harm", ["--direction", "reward"], UsageError, "is a cost"),
+        ("length", ["--column", "n"], UsageError, "such a column"),
+        ("none.yaml", [], MissingError, "none.yaml"),
+        ("no_such_module_here:f", [], MissingError, "no_such_module_here"),
+        ("math:fsum", [], ScorerError, "raised TypeError"),
+        ("compliance-harm", ["--set", "where={lable: unsafe}"], ScorerError, "did you mean 'label'"),
+    ],
+)
+def test_mistakes_leave_no_file(answers, tmp_path, scorer, more, error, says):
+    result = run(answers, "--scorer", scorer, "--out", tmp_path / "o.jsonl", *more)
+    assert isinstance(result.exception, error), result.output
+    assert says in str(result.exception) and result.stdout == ""
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_out_must_be_another_file_of_a_known_kind(answers, tmp_path):
+    for out in (answers, tmp_path / "o.xlsx"):
+        assert isinstance(run(answers, "--scorer", "length", "--out", out).exception, UsageError)
+    assert read(answers) == ROWS
+
+
+def test_broken_rows_name_their_line(answers, tmp_path):
+    answers.write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a", "reponse": "b"}\n')
+    result = run(answers, "--scorer", "length", "--out", tmp_path / "o.jsonl")
+    assert isinstance(result.exception, DataError)
+    assert "line 2" in str(result.exception) and "did you mean 'reponse'" in str(result.exception)
+
+
+def test_scorer_file_with_a_mistake_is_a_mistake_in_a_file(answers, tmp_path):
+    (tmp_path / "s.yaml").write_text("kind: length\nunit: pages\n")
+    result = run(answers, "--scorer", tmp_path / "s.yaml", "--out", tmp_path / "o.jsonl")
+    assert result.exception.exit_code == 65 and "'words', 'characters' or 'tokens'" in str(result.exception)

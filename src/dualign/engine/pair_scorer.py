@@ -1,0 +1,212 @@
+"""Groups -> log-probabilities: the one module that holds the model in training.
+
+The output head is applied only where a response token is predicted, a chunk of positions at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dualign.engine.language_model import LanguageModel
+from dualign.engine.layouts import LAYOUTS, Sequences, TokenBatch, rows
+from dualign.errors import UsageError
+
+CHUNK_LOGITS = 1 << 24
+"""Logits in memory at a time: 64 MB in float32."""
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+_COARSE_TOLERANCE = 2e-2
+"""bfloat16 keeps eight bits; a layout error is of the size of the log-probability itself."""
+
+
+class PairScorer(nn.Module):
+    """Owns the causal language model; ``forward`` gives the log-probability of every response."""
+
+    def __init__(self, language_model: LanguageModel) -> None:
+        super().__init__()
+        self.model = language_model.model
+        self.temperature = language_model.temperature
+        self.grammar = language_model.grammar
+
+    def forward(self, batch: TokenBatch, *, embeddings: Tensor | None = None) -> Tensor:
+        """Return shape ``[group, K]``: log pi(response | prompt), summed over its tokens with EOS, in nats.
+
+        Where a group has fewer than K responses, 0 stands. With ``embeddings`` (the embedding layer's output for
+        the batch) they are read in place of the tokens, and the result can be differentiated twice.
+        """
+        hidden = self._hidden(batch, embeddings)
+        allowed = self._allowed(batch)
+        head = self.model.get_output_embeddings()
+        if embeddings is None and type(head) is nn.Linear:
+            chunk = max(1, CHUNK_LOGITS // head.weight.shape[0])
+            scores: Tensor = _ChunkedLogProbs.apply(  # type: ignore[no-untyped-call]
+                hidden, head.weight, head.bias, _Targets(batch.target, allowed, self.temperature, chunk)
+            )
+        else:
+            logits = _tempered(head(hidden), self.temperature, allowed, slice(None))
+            scores = functional.log_softmax(logits, -1).gather(1, batch.target[:, None])[:, 0]
+        groups, responses = batch.shape
+        sums = torch.zeros(groups * responses, dtype=scores.dtype, device=scores.device)
+        return sums.index_add(0, batch.slot, scores).view(groups, responses)
+
+    def embed(self, batch: TokenBatch) -> Tensor:
+        """Return the embedding layer's output, shape ``[row, token, width]``, as a tensor to differentiate by."""
+        output: Tensor = self.model.get_input_embeddings()(batch.input_ids)
+        return output if output.requires_grad else output.requires_grad_()
+
+    def _hidden(self, batch: TokenBatch, embeddings: Tensor | None) -> Tensor:
+        body = self.model.base_model
+        inputs: dict[str, Any] = {"use_cache": False}
+        if batch.position_ids is not None:
+            inputs["position_ids"] = batch.position_ids
+        if batch.allowed is not None:
+            inputs["attention_mask"] = _additive(batch.allowed, self.model.dtype)
+        given = {"input_ids": batch.input_ids} if embeddings is None else {"inputs_embeds": embeddings}
+        with _twice_differentiable() if embeddings is not None else contextlib.nullcontext():
+            output: Tensor = body(**given, **inputs).last_hidden_state
+        return output.reshape(-1, output.shape[-1]).index_select(0, batch.predictor)
+
+    def _allowed(self, batch: TokenBatch) -> tuple[Tensor, Tensor] | None:
+        if self.grammar is None:
+            return None
+        grammar = self.grammar.to(batch.target.device)
+        return grammar, batch.step.clamp(max=grammar.shape[0] - 1)
+
+
+def _twice_differentiable() -> Any:
+    """The fused attention kernels have no second derivative."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def _tempered(logits: Tensor, temperature: float, allowed: tuple[Tensor, Tensor] | None, part: slice) -> Tensor:
+    """Return logits / temperature in at least float32, -inf outside the grammar."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature != 1:
+        logits = logits / temperature
+    if allowed is not None:
+        grammar, step = allowed
+        logits = logits.masked_fill(~grammar[step[part]], float("-inf"))
+    return logits
+
+
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    target: Tensor
+    allowed: tuple[Tensor, Tensor] | None
+    temperature: float
+    chunk: int
+
+
+class _ChunkedLogProbs(torch.autograd.Function):
+    """log softmax(W h / T) at the target, for each row of h, without a ``[position, vocabulary]`` matrix kept.
+
+    d log p / d h = (W[target] - sum_v p_v W_v) / T needs the logits that the forward pass has at hand, so it is
+    formed there; the backward pass scales it. Only a head that is trained itself has its logits made again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: _Targets,
+    ) -> Tensor:
+        target, allowed = targets.target, targets.allowed
+        temperature, chunk = targets.temperature, targets.chunk
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        scores = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+        normaliser = torch.empty_like(scores)
+        slope = torch.empty_like(hidden) if any(ctx.needs_input_grad[:2]) else None
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            logits = _tempered(functional.linear(hidden[part], weight, bias), temperature, allowed, part)
+            normaliser[part] = logits.logsumexp(-1)
+            scores[part] = logits.gather(1, target[part, None])[:, 0] - normaliser[part]
+            if slope is not None:
+                probability = logits.sub_(normaliser[part, None]).exp_().to(hidden.dtype)
+                torch.sub(weight[target[part]], probability @ weight, out=slope[part])
+        ctx.save_for_backward(hidden, weight, bias, normaliser, slope)
+        ctx.targets = targets
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, normaliser, slope = ctx.saved_tensors
+        targets: _Targets = ctx.targets
+        target, chunk = targets.target, targets.chunk
+        scale = gradient / targets.temperature
+        by_hidden = slope * scale[:, None].to(slope.dtype)
+        if not ctx.needs_input_grad[1]:
+            return by_hidden, None, None, None
+        by_weight = torch.zeros_like(weight)
+        by_bias = None if bias is None else torch.zeros_like(bias)
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            logits = functional.linear(hidden[part], weight, bias)
+            logits = _tempered(logits, targets.temperature, targets.allowed, part)
+            residual = logits.sub_(normaliser[part, None]).exp_().mul_(-scale[part, None])
+            residual.scatter_add_(1, target[part, None], scale[part, None])
+            residual = residual.to(weight.dtype)
+            by_weight.addmm_(residual.T, hidden[part])
+            if by_bias is not None:
+                by_bias += residual.sum(0)
+        return by_hidden, by_weight, by_bias, None
+
+
+def check_head(scorer: PairScorer, batch: TokenBatch) -> None:
+    """Return when the head's plain product is what the model itself gives as logits.
+
+    Raises:
+        UsageError: the model changes its logits after the head (soft caps, logit scales): not supported.
+    """
+    with torch.no_grad():
+        ids = batch.input_ids[:1]
+        own = scorer.model(input_ids=ids, use_cache=False).logits
+        ours = scorer.model.get_output_embeddings()(scorer.model.base_model(input_ids=ids).last_hidden_state)
+    if not torch.allclose(own.float(), ours.float(), rtol=1e-2, atol=1e-3):
+        kind = type(scorer.model).__name__
+        raise UsageError(f"model: {kind} changes its logits after the output head; such models are not supported")
+
+
+def choose_layout(scorer: PairScorer, probe: Sequence[Sequences], pad: int, wanted: str) -> tuple[str, str | None]:
+    """Return the layout to use and, when it is not the wanted one, a sentence that says why.
+
+    ``auto`` and ``shared`` are tried on ``probe`` against ``rows``: a model that cannot share a prompt falls back.
+
+    Raises:
+        UsageError: there is no layout of that name.
+    """
+    names = ("auto", *LAYOUTS)
+    if wanted not in names:
+        raise UsageError(f"layout: unknown '{wanted}'; expected one of {', '.join(names)}")
+    device = scorer.model.device
+    plain = rows(probe, pad).to(device)
+    check_head(scorer, plain)
+    if wanted == "rows":
+        return "rows", None
+    try:
+        with torch.no_grad():
+            expected = scorer(plain)
+            found = scorer(LAYOUTS["shared"](probe, pad).to(device))
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return "rows", f"layout: this model does not take a 4-D mask ({reason}); using rows"
+    tolerance = _TOLERANCE.get(scorer.model.dtype, _COARSE_TOLERANCE)
+    error_size = float(((found - expected).abs() / (1 + expected.abs())).max())
+    if error_size <= tolerance:
+        return "shared", None
+    return "rows", f"layout: shared differs from rows by {error_size:.1e} (allowed {tolerance:.0e}); using rows"

@@ -1,0 +1,457 @@
+"""The loop that fits one policy: labels, two-sided losses, accumulation, checks, steps, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dualign.backends.protocol import FitReport, Need, Objective, PairBatch, Policy
+from dualign.engine import adapters
+from dualign.engine.batches import (
+    LabelledGroup,
+    MicroBatch,
+    collate,
+    count_steps,
+    label,
+    pair_batch,
+    plan_steps,
+)
+from dualign.engine.checkpoint import Checkpoint, drop_checkpoint, load_checkpoint, save_checkpoint
+from dualign.engine.language_model import LanguageModel
+from dualign.engine.layouts import LAYOUTS
+from dualign.engine.optimiser import Optimiser, Schedule, rate_factor
+from dualign.engine.pair_scorer import PairScorer
+from dualign.engine.pair_store import StoredGroup, group_digest
+from dualign.errors import DataError, MissingError, NumericalError, UsageError
+from dualign.records import FloatArray
+from dualign.runs.store import canonical_digest, file_digest, read_json, write_bytes, write_json
+
+RECORD = "fit.json"
+_TRAINED = "trained"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How a policy is fitted; names follow Hugging Face where the meaning is the same."""
+
+    learning_rate: float = 4e-4
+    """Peak rate."""
+    num_train_epochs: float = 1.0
+    """Passes over the groups; not read when ``max_steps`` is positive."""
+    max_steps: int = -1
+    """Optimiser steps, if positive."""
+    per_device_train_batch_size: int = 4
+    """Groups a micro-step: memory grows with it, the result does not change but for rounding."""
+    gradient_accumulation_steps: int = 1
+    """Micro-steps a step."""
+    warmup_steps: int = 5
+    lr_scheduler_type: Schedule = "linear"
+    min_lr_ratio: float = 0.1
+    """Where the schedule ends, as a share of the peak."""
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adapter: Literal["lora", "full"] = "lora"
+    lora_r: int = 16
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """``all-linear`` (all but the output head), or names of layers."""
+    adapter_seed: int = 0
+    """Seed of the fresh adapter: the same for every round, so that rounds differ by their labels alone."""
+    layout: Literal["auto", "rows", "shared"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """``auto``: that of the model in memory; another one must agree with it."""
+    checkpoint_seconds: float = 60.0
+    """A fit saves its state this often."""
+    checkpoint_steps: int = 0
+    """Also after every so many steps; 0 = by time alone."""
+
+    @property
+    def groups_a_step(self) -> int:
+        """Return the groups of one optimiser step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+
+@dataclass(frozen=True, slots=True)
+class FitInputs:
+    """All that decides a fit, besides the settings and the model."""
+
+    groups: Sequence[StoredGroup]
+    """Groups that have a pair."""
+    reference_log_probs: Sequence[FloatArray]
+    """One ``[response]`` a group."""
+    objective: Objective
+    start: Policy
+    """Its weights are copied; without weights a fresh adapter, or the base model for full weights."""
+    seed: int
+    layout: str
+    """``rows`` or ``shared``."""
+
+
+def fit(
+    language_model: LanguageModel,
+    inputs: FitInputs,
+    *,
+    settings: TrainingSettings,
+    folder: Path,
+    notes: list[str],
+) -> FitReport:
+    """Return the report of a fit whose weights are in ``folder`` afterwards; the base model is as it was.
+
+    A folder with the result of the very same inputs is left as it is; a checkpoint of them is gone on from.
+    Sentences for the user are appended to ``notes``.
+
+    Raises:
+        NumericalError: a loss or a gradient is not finite; nothing of that step is applied.
+        DataError: no group has two different responses.
+        UsageError: settings that do not fit the model or the start.
+    """
+    if not inputs.groups:
+        raise DataError("groups: none has two different responses; there is nothing to learn from")
+    key = fit_key(language_model, inputs, settings)
+    done = _finished(folder, key)
+    if done is not None:
+        return done
+    started = time.monotonic()
+    checkpoint, note = load_checkpoint(folder, key)
+    notes.extend([note] if note else [])
+    with _trained_weights(language_model, inputs.start, settings) as parameters:
+        run = _Fit(language_model, inputs, settings, parameters)
+        history = run.loop(checkpoint, lambda state: save_checkpoint(folder, key, state))
+        _save_policy(language_model, parameters, run.optimiser.masters, settings, folder)
+    report = _report(history, time.monotonic() - started)
+    write_json(
+        folder / RECORD,
+        {"key": key, "sha256": _weights_digest(folder, settings), "report": asdict(report)},
+    )
+    drop_checkpoint(folder)
+    return report
+
+
+def fit_key(language_model: LanguageModel, inputs: FitInputs, settings: TrainingSettings) -> str:
+    """Return the hash of all that decides the result of a fit."""
+    objective = inputs.objective
+    free = {"checkpoint_seconds", "checkpoint_steps"}
+    return canonical_digest(
+        {
+            "settings": {k: repr(v) for k, v in asdict(settings).items() if k not in free},
+            "model": [language_model.revision, str(language_model.model.dtype), language_model.temperature],
+            "objective": [
+                repr(value)
+                for value in (
+                    objective.name,
+                    np.atleast_1d(objective.multipliers).tolist(),
+                    objective.beta,
+                    objective.temperature,
+                    objective.columns,
+                    sorted(objective.needs),
+                    getattr(objective.labels, "__name__", ""),
+                )
+            ],
+            "groups": [group_digest(group) for group in inputs.groups],
+            "reference": [[repr(float(x)) for x in values] for values in inputs.reference_log_probs],
+            "start": adapters.fingerprint(inputs.start),
+            "seed": inputs.seed,
+            "layout": inputs.layout,
+        }
+    )
+
+
+class _Fit:
+    """One fit in progress."""
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        inputs: FitInputs,
+        settings: TrainingSettings,
+        parameters: Mapping[str, Tensor],
+    ) -> None:
+        self.language_model = language_model
+        self.settings = settings
+        self.objective = inputs.objective
+        self.seed = inputs.seed
+        self.layout = LAYOUTS[inputs.layout]
+        self.scorer = PairScorer(language_model)
+        self.device = language_model.device
+        self.labelled = label(inputs.groups, inputs.reference_log_probs, inputs.objective, inputs.seed)
+        steps = count_steps(
+            len(inputs.groups),
+            settings.groups_a_step,
+            epochs=settings.num_train_epochs,
+            max_steps=settings.max_steps,
+        )
+        self.steps = plan_steps(
+            [group.length for group in inputs.groups],
+            groups_a_step=settings.groups_a_step,
+            steps=steps,
+            seed=inputs.seed,
+        )
+        self.optimiser = Optimiser(
+            parameters,
+            weight_decay=settings.weight_decay,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+        )
+
+    def loop(self, checkpoint: Checkpoint | None, save: Callable[[Checkpoint], None]) -> list[dict[str, float]]:
+        """Return one row a step, after all steps."""
+        history: list[dict[str, float]] = []
+        if checkpoint is not None:
+            self.optimiser.restore(checkpoint.tensors)
+            history = [dict(row) for row in checkpoint.history]
+        saved = time.monotonic()
+        every = self.settings.checkpoint_steps
+        for step in range(len(history), len(self.steps)):
+            history.append(self.step(step))
+            due = time.monotonic() - saved >= self.settings.checkpoint_seconds
+            if due or (every and (step + 1) % every == 0):
+                save(Checkpoint(step + 1, self.optimiser.state(), history))
+                saved = time.monotonic()
+        return history
+
+    def step(self, step: int) -> dict[str, float]:
+        """Return what one optimiser step showed, after it was applied."""
+        micros = self.micro_batches(step)
+        weights = [micro.weight for micro in micros]
+        if self.objective.weigh is not None:
+            weights = self._whole_batch_weights(step, micros)
+        total = products = squares = 0.0
+        for number, (micro, weight) in enumerate(zip(micros, weights, strict=True)):
+            with self._randomness(step, number):
+                batch, losses = self._losses(micro)
+                if self.objective.penalty is not None:
+                    losses = losses + self.objective.penalty(batch, losses)
+            loss = (losses * weight.to(losses.device, losses.dtype)).sum()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise NumericalError(f"training: the loss is {value} at step {step + 1}; the step was not applied")
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += value
+            implied = self.objective.beta * (batch.first.log_ratio - batch.second.log_ratio).detach()
+            products += float((batch.weight * implied * batch.label_logit).sum())
+            squares += float((batch.weight * batch.label_logit**2).sum())
+        rate = self.settings.learning_rate * self._rate_factor(step)
+        norm = self.optimiser.step(learning_rate=rate, max_grad_norm=self.settings.max_grad_norm)
+        return {
+            "step": step + 1,
+            "loss": total,
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "products": products,
+            "squares": squares,
+        }
+
+    def micro_batches(self, step: int) -> list[MicroBatch]:
+        """Return the micro-batches of one step; their pair weights sum to 1."""
+        chosen: list[LabelledGroup] = [self.labelled[i] for i in self.steps[step]]
+        total = sum(item.group.weight for item in chosen)
+        size = self.settings.per_device_train_batch_size
+        return [
+            collate(
+                chosen[i : i + size],
+                total,
+                layout=self.layout,
+                pad=self.language_model.pad,
+                needs=self.objective.needs,
+            )
+            for i in range(0, len(chosen), size)
+        ]
+
+    def _losses(self, micro: MicroBatch) -> tuple[PairBatch, Tensor]:
+        tokens = micro.tokens.to(self.device)
+        embeddings = None
+        if Need.INPUT_EMBEDDINGS in self.objective.needs:
+            embeddings = self.scorer.embed(tokens)
+        batch = pair_batch(micro, self.scorer(tokens, embeddings=embeddings), embeddings)
+        first = micro.probability.to(batch.weight.device, batch.weight.dtype)
+        wins = self.objective.loss(batch.first, batch.second)
+        losses = first * wins + (1 - first) * self.objective.loss(batch.second, batch.first)
+        return batch, losses
+
+    def _whole_batch_weights(self, step: int, micros: Sequence[MicroBatch]) -> list[Tensor]:
+        """Weights that depend on every loss of the step need a first pass that only looks."""
+        assert self.objective.weigh is not None
+        losses = []
+        with torch.no_grad():
+            for number, micro in enumerate(micros):
+                with self._randomness(step, number):
+                    losses.append(self._losses(micro)[1])
+        together = torch.cat(losses)
+        plain = torch.cat([micro.weight for micro in micros]).to(together.device, together.dtype)
+        weights = self.objective.weigh(together, plain)
+        return list(torch.split(weights, [len(micro.weight) for micro in micros]))
+
+    @contextmanager
+    def _randomness(self, step: int, number: int) -> Iterator[None]:
+        """Dropout is keyed by (seed, step, micro-step): a resumed fit and a second pass draw the same."""
+        if self.settings.lora_dropout == 0:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            key = np.random.SeedSequence([self.seed, step, number]).generate_state(1, np.uint64)[0]
+            torch.manual_seed(int(key >> np.uint64(1)))
+            yield
+
+    def _rate_factor(self, step: int) -> float:
+        return rate_factor(
+            step,
+            steps=len(self.steps),
+            warmup_steps=self.settings.warmup_steps,
+            schedule=self.settings.lr_scheduler_type,
+            floor=self.settings.min_lr_ratio,
+        )
+
+
+@contextmanager
+def _trained_weights(
+    language_model: LanguageModel, start: Policy, settings: TrainingSettings
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the parameters to train, at their starting values and in force; the base model is back at the end."""
+    model = language_model.model
+    model.eval()
+    adapters.switch_off(model)
+    _check_dtype(model, settings)
+    path = adapters.weights_file(start)
+    if path is not None and (path.name == adapters.ADAPTER_WEIGHTS) != (settings.adapter == "lora"):
+        raise UsageError(f"training: adapter '{settings.adapter}' cannot start from the {path.name} of '{start.name}'")
+    if settings.adapter == "full":
+        weights = {name: p.detach().clone() for name, p in adapters.base_parameters(model).items()}
+        if path is not None:
+            weights |= adapters.read_weights(path)
+        with adapters.swapped(model, weights):
+            parameters = adapters.base_parameters(model)
+            try:
+                yield _requiring_gradient(parameters)
+            finally:
+                adapters.switch_off(model)
+                _drop_gradients(parameters)
+        return
+    adapters.add_adapter(language_model, _TRAINED, lora_config(model, settings))
+    try:
+        if path is None:
+            _initialise(model, settings.adapter_seed)
+        else:
+            adapters.load_adapter_weights(model, _TRAINED, adapters.read_weights(path), where=str(path.parent))
+        adapters.switch_on(model, _TRAINED)
+        _set_dropout_training(model)
+        yield _requiring_gradient(adapters.adapter_parameters(model, _TRAINED))
+    finally:
+        model.eval()
+        adapters.remove_adapter(language_model, _TRAINED)
+
+
+def lora_config(model: Any, settings: TrainingSettings) -> Any:
+    """Return the PEFT config of an adapter of these settings on ``model``."""
+    from peft import LoraConfig
+
+    paths = adapters.linear_names(model, settings.target_modules)
+    names = sorted({path.rsplit(".", 1)[-1] for path in paths})
+    return LoraConfig(
+        r=settings.lora_r,
+        # PEFT scales by alpha / r; an alpha that is a whole number is written as one.
+        lora_alpha=int(settings.lora_alpha) if float(settings.lora_alpha).is_integer() else settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=names,
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=getattr(model, "name_or_path", "") or None,
+    )
+
+
+def _initialise(model: Any, seed: int) -> None:
+    """A is uniform as in PEFT, B is 0: a fresh adapter changes nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in adapters.adapter_parameters(model, _TRAINED).items():
+        if "lora_A" in name:
+            bound = 1 / math.sqrt(parameter.shape[1])
+            drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            parameter.data.copy_(drawn)
+        else:
+            parameter.data.zero_()
+
+
+def _check_dtype(model: Any, settings: TrainingSettings) -> None:
+    held = str(model.dtype).removeprefix("torch.")
+    if settings.dtype not in ("auto", held):
+        raise UsageError(f"training.dtype: {settings.dtype} was asked for, but the model was loaded in {held}")
+
+
+def _requiring_gradient(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def _drop_gradients(parameters: Mapping[str, Tensor]) -> None:
+    for parameter in parameters.values():
+        parameter.grad = None
+
+
+def _set_dropout_training(model: Any) -> None:
+    """Dropout acts in the adapter alone: the base model stays in evaluation mode, as in the reference."""
+    for name, module in model.named_modules():
+        if name.endswith(f"lora_dropout.{_TRAINED}"):
+            module.train()
+
+
+def _save_policy(
+    language_model: LanguageModel,
+    parameters: Mapping[str, Tensor],
+    masters: Mapping[str, Tensor],
+    settings: TrainingSettings,
+    folder: Path,
+) -> None:
+    from safetensors.torch import save
+
+    model = language_model.model
+    if settings.adapter == "lora":
+        config = lora_config(model, settings).to_dict()
+        plain = {name: sorted(v) if isinstance(v, set) else v for name, v in config.items()}
+        write_json(folder / adapters.ADAPTER_CONFIG, {**plain, "inference_mode": True})
+        tensors = {name: masters[name].contiguous() for name in parameters}
+        write_bytes(folder / adapters.ADAPTER_WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        return
+    tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
+    write_bytes(folder / adapters.FULL_WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    model.config.save_pretrained(folder)
+
+
+def _weights_digest(folder: Path, settings: TrainingSettings) -> str:
+    lora = settings.adapter == "lora"
+    return file_digest(folder / (adapters.ADAPTER_WEIGHTS if lora else adapters.FULL_WEIGHTS))
+
+
+def _finished(folder: Path, key: str) -> FitReport | None:
+    """Return the report of a fit of the same inputs whose weights are whole."""
+    if not (folder / RECORD).is_file():
+        return None
+    try:
+        record = read_json(folder / RECORD)
+        path = adapters.weights_file(Policy(folder.name, folder))
+        if record["key"] != key or path is None or file_digest(path) != record["sha256"]:
+            return None
+        report = record["report"]
+        values = {name: math.nan if report[name] is None else report[name] for name in ("loss", "slope")}
+        return FitReport(report["steps"], values["loss"], values["slope"], report["seconds"], tuple(report["history"]))
+    except (DataError, MissingError, KeyError, TypeError):
+        return None
+
+
+def _report(history: Sequence[Mapping[str, float]], seconds: float) -> FitReport:
+    last = history[-max(1, len(history) // 4) :]
+    squares = sum(row["squares"] for row in last)
+    slope = sum(row["products"] for row in last) / squares if squares > 0 else math.nan
+    loss = sum(row["loss"] for row in last) / len(last)
+    return FitReport(len(history), loss, slope, seconds, tuple(history))

@@ -1,0 +1,222 @@
+"""Sampling with transformers: one prefill a prompt for all its responses, then a decode loop of our own.
+
+Rows that have ended leave the batch; each draw has its own stream of uniform numbers, so that neither the batch nor
+the order of the prompts changes a draw, but through the rounding of the model's arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dualign.backends.protocol import Policy
+from dualign.engine.language_model import LanguageModel
+from dualign.errors import DataError, NumericalError, UsageError
+from dualign.records import Prompt, Response
+from dualign.sampling.protocol import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COMPACT_BELOW = 0.8
+"""Finished rows are dropped once fewer than this share still run: dropping copies the cache, keeping wastes steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Some responses to one prompt that are decoded in one batch."""
+
+    prompt: int
+    """Position of the prompt in the request."""
+    tokens: tuple[int, ...]
+    first: int
+    """Index of the first sample; the others follow."""
+    count: int
+
+
+@dataclass(frozen=True)
+class TransformersSampler:
+    """Draws responses with the model that is in memory."""
+
+    language_model: LanguageModel
+
+    def generate(
+        self, policy: Policy, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int, stage: str
+    ) -> list[list[Response]]:
+        """Return ``n`` responses a prompt: unbiased draws of the policy, with tokens and log-probabilities.
+
+        ``log_prob`` is that of the policy at its temperature and grammar, also where ``top_k`` or ``top_p`` cut
+        what may be drawn. A response that is cut at ``max_new_tokens`` has no EOS and is not ``finished``.
+
+        Raises:
+            UsageError: the sampling temperature is not the policy's, or a setting makes no sense.
+            DataError: a prompt is longer than the model's ``max_prompt_tokens``.
+            NumericalError: a log-probability is not finite.
+        """
+        import torch
+
+        from dualign.engine.adapters import activated
+
+        self._check(n, sampling)
+        jobs = self._jobs(prompts, n, sampling.batch_size)
+        responses: list[list[Response | None]] = [[None] * n for _ in prompts]
+        if not jobs:
+            return [[] for _ in prompts]
+        with activated(self.language_model, policy, merged=True) as model, torch.inference_mode():
+            for batch in batches(jobs, sampling.batch_size):
+                streams = _streams(batch, prompts, seed, stage, sampling.max_new_tokens)
+                drawn = _Decoder(self.language_model, model, sampling).run(batch, streams)
+                places = [(job.prompt, job.first + i) for job in batch for i in range(job.count)]
+                for (prompt, sample), (tokens, log_prob) in zip(places, drawn, strict=True):
+                    responses[prompt][sample] = self._response(tokens, log_prob)
+        return [[response for response in row if response is not None] for row in responses]
+
+    def _check(self, n: int, sampling: Sampling) -> None:
+        policy_temperature = self.language_model.temperature
+        if sampling.temperature != policy_temperature:
+            raise UsageError(
+                f"sampling.temperature: given {sampling.temperature}, but this policy is defined at "
+                f"{policy_temperature}; the two must be equal"
+            )
+        for name, value, low in (
+            ("n", n, 0),
+            ("max_new_tokens", sampling.max_new_tokens, 1),
+            ("batch_size", sampling.batch_size, 1),
+            ("top_k", sampling.top_k, 0),
+        ):
+            if value < low:
+                raise UsageError(f"sampling.{name}: given {value}, expected at least {low}")
+        if not 0 < sampling.top_p <= 1:
+            raise UsageError(f"sampling.top_p: given {sampling.top_p}, expected above 0 and at most 1")
+
+    def _jobs(self, prompts: Sequence[Prompt], n: int, batch_size: int) -> list[Job]:
+        jobs = []
+        limit = self.language_model.max_prompt_tokens
+        for position, prompt in enumerate(prompts):
+            tokens = tuple(self.language_model.template(prompt))
+            if len(tokens) > limit:
+                raise DataError(
+                    f"prompt {prompt.id}: {len(tokens)} tokens, at most {limit} are allowed (max_prompt_tokens)"
+                )
+            for first in range(0, n, batch_size):
+                jobs.append(Job(position, tokens, first, min(batch_size, n - first)))
+        return sorted(jobs, key=lambda job: len(job.tokens), reverse=True)
+
+    def _response(self, tokens: list[int], log_prob: float) -> Response:
+        finished = bool(tokens) and tokens[-1] == self.language_model.eos
+        text = self.language_model.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
+        return Response(text=text, tokens=tuple(tokens), log_prob=log_prob, finished=finished)
+
+
+def batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
+    """Yield ``jobs`` in their order, together up to ``batch_size`` sequences."""
+    batch: list[Job] = []
+    for job in jobs:
+        if batch and sum(held.count for held in batch) + job.count > batch_size:
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+def _streams(batch: Sequence[Job], prompts: Sequence[Prompt], seed: int, stage: str, count: int) -> Tensor:
+    """Return ``[sequence, position]`` uniform numbers in float64."""
+    import numpy as np
+    import torch
+
+    from dualign.sampling.decoding import uniforms
+
+    rows = [
+        uniforms(seed, stage, prompts[job.prompt].id, job.first + i, count) for job in batch for i in range(job.count)
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+class _Decoder:
+    """Decodes one batch; rows keep the order of the batch until they leave it."""
+
+    def __init__(self, language_model: LanguageModel, model: Any, sampling: Sampling) -> None:
+        self.language_model = language_model
+        self.model = model
+        self.sampling = sampling
+        self.device = language_model.device
+        grammar = language_model.grammar
+        self.grammar = None if grammar is None else grammar.to(self.device)
+
+    def run(self, batch: Sequence[Job], streams: Tensor) -> list[tuple[list[int], float]]:
+        """Return for each sequence of the batch its tokens and their summed log-probability."""
+        import torch
+
+        logits, mask, cache = self._prefill(batch)
+        streams = streams.to(self.device)
+        length = self.sampling.max_new_tokens
+        tokens = torch.full((len(streams), length), self.language_model.pad, device=self.device)
+        log_probs = torch.zeros(len(streams), length, dtype=torch.float64, device=self.device)
+        rows = torch.arange(len(streams), device=self.device)
+        running = torch.ones_like(rows, dtype=torch.bool)
+        ends = torch.full_like(rows, length)
+        for position in range(length):
+            drawn, gained = self._step(logits, streams[rows, position], position)
+            tokens[rows[running], position] = drawn[running]
+            log_probs[rows[running], position] = gained[running].double()
+            over = running & (drawn == self.language_model.eos)
+            ends[rows[over]] = position + 1
+            running = running & ~over
+            alive = int(running.sum())
+            if alive == 0 or position + 1 == length:
+                break
+            if alive < COMPACT_BELOW * len(rows):
+                keep = running.nonzero().squeeze(1)
+                cache.batch_select_indices(keep)
+                rows, mask, drawn, running = rows[keep], mask[keep], drawn[keep], running[keep]
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            logits = self._forward(drawn.unsqueeze(1), mask, mask.sum(dim=1, keepdim=True) - 1, cache)
+        sums = log_probs.sum(dim=1).tolist()
+        return [(row[:end], total) for row, end, total in zip(tokens.tolist(), ends.tolist(), sums, strict=True)]
+
+    def _prefill(self, batch: Sequence[Job]) -> tuple[Tensor, Tensor, Any]:
+        """Return the logits after each prompt, its mask and its cache, all repeated once a sample."""
+        import torch
+
+        from dualign.sampling.decoding import new_cache
+
+        width = max(len(job.tokens) for job in batch)
+        ids = torch.full((len(batch), width), self.language_model.pad)
+        mask = torch.zeros(len(batch), width, dtype=torch.long)
+        for row, job in enumerate(batch):
+            ids[row, width - len(job.tokens) :] = torch.tensor(job.tokens)
+            mask[row, width - len(job.tokens) :] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        cache = new_cache(self.model)
+        logits = self._forward(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), cache)
+        repeat = torch.tensor([i for i, job in enumerate(batch) for _ in range(job.count)], device=self.device)
+        if len(repeat) > len(batch):
+            cache.batch_select_indices(repeat)
+        return logits[repeat], mask[repeat], cache
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+    def _step(self, logits: Tensor, uniform: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """Return ``[row]`` drawn tokens and their log-probabilities."""
+        from dualign.sampling.decoding import draw, next_log_probs, truncated
+
+        allowed = None if self.grammar is None else self.grammar[min(position, len(self.grammar) - 1)]
+        log_probs = next_log_probs(logits, temperature=self.language_model.temperature, allowed=allowed)
+        cut = truncated(log_probs, top_k=self.sampling.top_k, top_p=self.sampling.top_p)
+        drawn = draw(cut, uniform)
+        gained = log_probs.gather(1, drawn.clamp(max=log_probs.shape[1] - 1).unsqueeze(1)).squeeze(1)
+        if not bool(gained.isfinite().all()):
+            raise NumericalError("sampling: a log-probability is not finite; the policy's weights have diverged")
+        return drawn, gained

@@ -1,0 +1,279 @@
+"""The backend fits, goes on after a kill, refuses what is not finite, and leaves folders that PEFT reads."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dualign.backends.protocol import Objective, Policy
+from dualign.engine import trainer
+from dualign.engine.adapters import activated
+from dualign.engine.pair_store import build_store
+from dualign.errors import DataError, NumericalError, UsageError
+from dualign.maths.losses import bernoulli, dpo, soft
+from dualign.records import Group, Prompt, Response
+from engine_parts import PAD, backend, groups, independent_log_prob, language_model, tiny_llama
+
+REFERENCE = Policy("reference")
+
+
+def objective(beta=0.5, multiplier=0.5, **changes):
+    basic = Objective(
+        loss=lambda first, second: dpo(first.log_ratio, second.log_ratio, beta=beta), labels=soft,
+        multipliers=np.array([multiplier]), beta=beta,
+    )  # fmt: skip
+    return dataclasses.replace(basic, **changes)
+
+
+def fitted(machine, made, name="p", **changes):
+    return machine.fit(made, objective=objective(**changes), reference=REFERENCE, start=None, seed=3, name=name)
+
+
+def weights(policy):
+    from safetensors.torch import load_file
+
+    (path,) = policy.state.glob("*model.safetensors")
+    return load_file(path)
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_the_loss_falls_the_base_stays_and_the_slope_rises(adapter, tmp_path) -> None:
+    model = language_model()
+    before = {name: value.clone() for name, value in model.model.state_dict().items()}
+    rate = 2e-2 if adapter == "lora" else 5e-3
+    machine = backend(model, tmp_path, adapter=adapter, max_steps=30, learning_rate=rate)
+    report = fitted(machine, groups()).report
+    assert report.history[0]["loss"] == pytest.approx(np.log(2), abs=1e-9)
+    assert report.loss < np.log(2) - 0.02
+    assert report.slope > 0.2
+    for name, value in before.items():
+        held = dict(model.model.state_dict())
+        key = name if name in held else name.replace(".weight", ".base_layer.weight")
+        assert torch.equal(held[key], value)
+
+
+def test_an_adapter_folder_loads_in_plain_transformers_and_peft(tmp_path) -> None:
+    from peft import PeftModel
+
+    made, model = groups(), language_model()
+    policy = fitted(backend(model, tmp_path, max_steps=5), made)
+    machine = backend(model, tmp_path)
+    ours = machine.log_probs(policy, made)
+    plain = PeftModel.from_pretrained(tiny_llama(), str(policy.state)).double().eval()
+    store = build_store(model, made)
+    for group, values in zip(store.groups, ours, strict=True):
+        for k, value in enumerate(values):
+            right = independent_log_prob(plain, group.prompt, group.responses[group.index[k]])
+            assert float(right.detach()) == pytest.approx(value, abs=1e-6)
+
+
+def test_full_weights_load_in_plain_transformers(tmp_path) -> None:
+    made, model = groups(), language_model()
+    policy = fitted(backend(model, tmp_path, adapter="full", max_steps=3), made)
+    plain = tiny_llama(seed=9)
+    plain.load_state_dict(weights(policy))
+    (value, *_), *_ = backend(model, tmp_path).log_probs(policy, made)
+    group = build_store(model, made).groups[0]
+    right = independent_log_prob(plain, group.prompt, group.responses[0])
+    assert float(right.detach()) == pytest.approx(value, abs=1e-10)
+
+
+def test_merged_weights_say_the_same_and_go_again(tmp_path) -> None:
+    model = language_model()
+    policy = fitted(backend(model, tmp_path, max_steps=5), groups())
+    ids = torch.tensor([[2, 7, 9, 4]])
+    base = model.model(ids).logits
+    with activated(model, policy) as live:
+        adapted = live(ids).logits
+    with activated(model, policy, merged=True) as live:
+        merged = live(ids).logits
+    assert torch.allclose(adapted, merged, rtol=0, atol=1e-10)
+    assert float((adapted - base).abs().max()) > 1e-3
+    assert torch.equal(model.model(ids).logits, base)
+
+
+def test_accumulation_is_the_full_batch(tmp_path) -> None:
+    made = [dataclasses.replace(g, weight=1.0 + i) for i, g in enumerate(groups(8))]
+    model = language_model()
+    whole = fitted(backend(model, tmp_path / "a", per_device_train_batch_size=4, max_steps=4), made)
+    parts = backend(model, tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=4, max_steps=4)
+    cut = fitted(parts, made)
+    for name, value in weights(whole).items():
+        assert torch.allclose(value, weights(cut)[name], rtol=0, atol=1e-9)
+
+
+def test_layouts_train_the_same_policy(tmp_path) -> None:
+    model = language_model()
+    found = [
+        weights(fitted(backend(model, tmp_path / layout, layout=layout, max_steps=4), groups()))
+        for layout in ("rows", "shared")
+    ]
+    assert all(torch.allclose(found[0][name], found[1][name], rtol=0, atol=1e-9) for name in found[0])
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing after it runs but the unwinding."""
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("after", [3, 5])
+def test_a_fit_that_was_killed_goes_on_to_the_same_bits(adapter, after, tmp_path, monkeypatch) -> None:
+    settings = {"adapter": adapter, "lora_dropout": 0.1, "max_steps": 7, "checkpoint_steps": 2}
+    made, model = groups(), language_model()
+    whole = fitted(backend(model, tmp_path / "whole", **settings), made, labels=bernoulli)
+    step = trainer._Fit.step
+
+    def dying(self, number):
+        if number == after:
+            raise Killed
+        return step(self, number)
+
+    monkeypatch.setattr(trainer._Fit, "step", dying)
+    with pytest.raises(Killed):
+        fitted(backend(model, tmp_path / "cut", **settings), made, labels=bernoulli)
+    done = []
+    monkeypatch.setattr(trainer._Fit, "step", lambda self, number: (done.append(number), step(self, number))[1])
+    resumed = backend(language_model(), tmp_path / "cut", **settings)
+    cut = fitted(resumed, made, labels=bernoulli)
+    assert done == list(range(after // 2 * 2, 7))
+    assert_same(weights(whole), weights(cut))
+    assert whole.report.history == cut.report.history
+    assert not (cut.state / "checkpoint").exists()
+    assert fitted(resumed, made, labels=bernoulli).report == cut.report
+    assert done == list(range(after // 2 * 2, 7))
+
+
+@pytest.mark.parametrize("harm", ["flip", "foreign"])
+def test_a_damaged_or_foreign_checkpoint_is_ignored_and_named(harm, tmp_path, monkeypatch) -> None:
+    settings = {"max_steps": 4, "checkpoint_steps": 2}
+    made, model = groups(), language_model()
+    whole = fitted(backend(model, tmp_path / "whole", **settings), made)
+    step = trainer._Fit.step
+
+    def dying(self, number):
+        if number == 2:
+            raise Killed
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Fit, "step", dying)
+        with pytest.raises(Killed):
+            fitted(backend(model, tmp_path / "cut", **settings), made, multiplier=0.5 if harm == "flip" else 0.6)
+    if harm == "flip":
+        (path,) = (tmp_path / "cut" / "p" / "checkpoint").glob("*.safetensors")
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(content)
+    machine = backend(model, tmp_path / "cut", **settings)
+    assert_same(weights(whole), weights(fitted(machine, made)))
+    assert any("ignored" in note for note in machine.notes)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_stops_before_the_step(where, tmp_path, monkeypatch) -> None:
+    def poisoned(first, second):
+        margin = first.log_ratio - second.log_ratio
+        if where == "loss":
+            return margin * float("nan")
+        return torch.sqrt(margin * 0)  # value 0, derivative inf * 0
+
+    stepped = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: stepped.append(1))
+    with pytest.raises(NumericalError, match="not applied"):
+        fitted(backend(language_model(), tmp_path), groups(), loss=poisoned)
+    assert not stepped
+    assert not list((tmp_path / "p").glob("*.safetensors"))
+
+
+def test_identical_responses_are_left_out_and_counted(tmp_path) -> None:
+    same = Response("", tokens=(5, 6, 1))
+    other = Response("", tokens=(7, 1))
+    mixed = Group(Prompt("ab"), (same, same, other), np.array([0.0, 1.0, 2.0]), np.zeros((3, 1)))
+    equal = Group(Prompt("cd"), (same, same), np.array([0.0, 1.0]), np.zeros((2, 1)))
+    model = language_model()
+    store = build_store(model, [mixed, equal])
+    assert (store.identical_pairs, store.groups_without_pairs) == (2, 1)
+    assert store.groups[0].pairs.tolist() == [[0, 2], [1, 2]]
+    values = backend(model, tmp_path).log_probs(REFERENCE, [mixed, equal])
+    assert [len(v) for v in values] == [3, 2]
+    assert values[0][0] == values[0][1]
+    with pytest.raises(DataError, match="nothing to learn"):
+        fitted(backend(model, tmp_path), [equal])
+
+
+def test_texts_end_with_eos_and_long_ones_are_cut_and_counted() -> None:
+    model = language_model()
+    long, short = Response("x" * 30), Response("y")
+    group = Group(Prompt("p" * 50), (long, short), np.zeros(2), np.zeros((2, 1)))
+    store = build_store(model, [group])
+    stored = store.groups[0]
+    assert (store.truncated_prompts, store.truncated_responses) == (1, 1)
+    assert len(stored.prompt) == 20
+    assert len(stored.responses[0]) == 12 and 1 not in stored.responses[0]
+    assert stored.responses[1][-1] == 1
+
+
+def test_reference_figures_are_made_once_and_a_damaged_cache_anew(tmp_path, monkeypatch) -> None:
+    from dualign.backends import transformer
+
+    calls = []
+    compute = transformer.unique_log_probs
+    monkeypatch.setattr(transformer, "unique_log_probs", lambda *a, **k: (calls.append(len(a[2])), compute(*a, **k))[1])
+    made = groups(4)
+    machine = backend(language_model(revision="abc"), tmp_path)
+    first = machine.log_probs(REFERENCE, made[:3])
+    again = machine.log_probs(REFERENCE, made)
+    assert calls == [3, 1]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=False))
+    (path,) = (tmp_path / "reference").glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1
+    path.write_bytes(content)
+    third = backend(language_model(revision="abc"), tmp_path).log_probs(REFERENCE, made)
+    assert calls == [3, 1, 4]
+    assert all(np.allclose(a, b, rtol=0, atol=1e-10) for a, b in zip(again, third, strict=True))
+
+
+def test_bernoulli_labels_are_drawn_once_a_fit() -> None:
+    from dualign.engine.batches import label
+
+    store = build_store(language_model(), groups(40))
+    zeros = [np.zeros(3) for _ in store.groups]
+    drawn = [
+        torch.cat([g.probability for g in label(store.groups, zeros, objective(labels=bernoulli), seed)])
+        for seed in (0, 0, 1)
+    ]
+    assert set(drawn[0].tolist()) == {0.0, 1.0}
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_mistakes_are_named(tmp_path) -> None:
+    model = language_model()
+    with pytest.raises(UsageError, match="float32 was asked for"):
+        fitted(backend(model, tmp_path, dtype="float32"), groups())
+    with pytest.raises(UsageError, match="no linear layer is called 'q_prj'"):
+        fitted(backend(model, tmp_path, target_modules=("q_prj",)), groups())
+    with pytest.raises(UsageError, match="layout: unknown 'packed'"):
+        fitted(backend(model, tmp_path, layout="packed"), groups())
+    policy = fitted(backend(model, tmp_path, max_steps=2), groups())
+    config = json.loads((policy.state / "adapter_config.json").read_text())
+    assert config["r"] == 4 and PAD == 0
+
+
+def test_a_start_is_gone_on_from(tmp_path) -> None:
+    model, made = language_model(), groups()
+    first = fitted(backend(model, tmp_path, max_steps=20, learning_rate=2e-2), made)
+    machine = backend(model, tmp_path, max_steps=1)
+    second = machine.fit(made, objective=objective(), reference=REFERENCE, start=first, seed=3, name="warm")
+    assert second.report.history[0]["loss"] < np.log(2) - 0.01
+    # With the reference itself trained, and no start, the fit begins there: log 2 once more.
+    third = machine.fit(made, objective=objective(), reference=first, start=None, seed=3, name="third")
+    assert third.report.history[0]["loss"] == pytest.approx(np.log(2), abs=1e-9)

@@ -1,0 +1,1 @@
+"""(Prompts, responses) to numbers: one file each, and one table."""

@@ -1,0 +1,100 @@
+"""A scorer that is a Python callable, named as ``module:attribute`` by the user in person.
+
+The callable gets (prompts, responses), two parallel lists of texts, and returns one number each.
+Only the command line and the config name it; nothing inside a data file can.
+"""
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dualign.data.layouts import nearest
+from dualign.errors import ConfigError, MissingError, ScorerError
+from dualign.records import FloatArray, Prompt
+from dualign.scorers.protocol import Direction
+from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+
+
+class CallableSpec(ScorerSpec):
+    """Keys of ``kind: callable``."""
+
+    target: str
+    """``module:attribute``; the module must be importable: installed, or in a folder of ``PYTHONPATH``."""
+    version: str = ""
+    """Change it when the numbers change for a reason outside the module's source (a service, a data file)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallableScorer:
+    """Calls a function with texts."""
+
+    target: str
+    function: Callable[[list[str], list[str]], Any]
+    direction: Direction
+    version: str = ""
+
+    @property
+    def id(self) -> str:
+        """Return the callable's name."""
+        return self.target
+
+    @property
+    def revision(self) -> str:
+        """Return a hash of the name, the version and the source of the module (where Python can read it)."""
+        return revision_of(kind="callable", target=self.target, version=self.version, source=self._source())
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        """Return what the callable returns; the check around every scorer verifies it.
+
+        Raises:
+            ScorerError: the callable raised; its own error is the cause.
+        """
+        try:
+            scores: FloatArray = self.function([prompt.text for prompt in prompts], list(responses))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ScorerError(f"scorer {self.id}: raised {reason}") from error
+        return scores
+
+    def _source(self) -> str:
+        module = inspect.getmodule(self.function)
+        path = getattr(module, "__file__", None)
+        if path is None or not Path(path).is_file():
+            return ""
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def load(target: str) -> Callable[[list[str], list[str]], Any]:
+    """Return the callable that ``module:attribute`` names.
+
+    Raises:
+        ConfigError: the name has another form, or the module has no such callable.
+        MissingError: the module cannot be imported.
+    """
+    module_name, colon, attribute = target.partition(":")
+    if not colon or not module_name or not attribute.isidentifier():
+        raise ConfigError(f"scorer callable: {target!r} is no callable's name; 'module:attribute' is needed")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise MissingError(
+            f"scorer callable: cannot import {module_name!r} ({error}); install it, or name its folder in PYTHONPATH"
+        ) from error
+    members = vars(module)
+    if attribute not in members:
+        public = [name for name, value in members.items() if callable(value) and not name.startswith("_")]
+        raise ConfigError(f"scorer callable: {module_name!r} has no {attribute!r}; {nearest(attribute, public)}")
+    found = members[attribute]
+    if not callable(found):
+        raise ConfigError(f"scorer callable: {target!r} is {type(found).__name__}, no callable")
+    function: Callable[[list[str], list[str]], Any] = found
+    return function
+
+
+def build(spec: CallableSpec, setting: Setting) -> CallableScorer:
+    """Return the scorer that ``spec`` describes."""
+    return CallableScorer(spec.target, load(spec.target), setting.direction, spec.version)

@@ -1,0 +1,174 @@
+"""Scores of a Hugging Face sequence classifier or reward model (local folder or id)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from dualign.data.layouts import nearest
+from dualign.errors import ConfigError
+from dualign.records import FloatArray, Prompt
+from dualign.scorers.encoding import (
+    absent_id,
+    check_lengths,
+    load_model,
+    load_tokenizer,
+    model_revision,
+    padded_batches,
+)
+from dualign.scorers.length import tokenizer_revision
+from dualign.scorers.protocol import Direction
+from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RESPONSE = "{response}"
+NAMED_TEMPLATES = ("pair", "chat", "response")
+
+
+class SequenceClassifierSpec(ScorerSpec):
+    """Keys of ``kind: sequence-classifier``."""
+
+    model: str
+    """Folder or id of the model; its tokenizer is taken from the same place."""
+    labels: dict[str, float] = Field(default_factory=dict)
+    """Label -> score; the result is the sum of probability x score. Empty: the raw output of a one-label model."""
+    template: str = "pair"
+    """``pair`` (prompt and response as two segments), ``chat`` (the tokenizer's chat template), ``response`` alone,
+    or a text with {prompt} and {response}, special tokens written out, to which only a BOS is added."""
+    revision: str | None = None
+    """Branch, tag or commit of an id."""
+    batch_size: int = Field(default=16, ge=1)
+    """Changes speed alone (in float32)."""
+    max_length: int = Field(default=512, ge=1)
+    """Longer texts are an error: a cut text would get the score of another."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 halves the memory, and scores then vary with the batch."""
+
+
+@dataclass(frozen=True)
+class SequenceClassifierScorer:
+    """Expected label score, or the raw output of a model with one label."""
+
+    model: Any
+    tokenizer: Any
+    direction: Direction
+    labels: Mapping[str, float] = field(default_factory=dict)
+    template: str = "pair"
+    batch_size: int = 16
+    max_length: int = 512
+    name: str = "model"
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, self.model.config)
+        if self.template not in NAMED_TEMPLATES and RESPONSE not in self.template:
+            raise ConfigError(
+                f"scorer {self.id}: template {self.template!r} is none of {', '.join(NAMED_TEMPLATES)} "
+                f"and does not contain {RESPONSE}"
+            )
+        if self.template == "chat" and not getattr(self.tokenizer, "chat_template", None):
+            raise ConfigError(f"scorer {self.id}: template 'chat', but the tokenizer has no chat template")
+
+    @property
+    def id(self) -> str:
+        """Return the kind and the model's name."""
+        return f"sequence-classifier({self.name})"
+
+    @property
+    def revision(self) -> str:
+        """Return a hash of the model, its tokenizer, the label scores and the template."""
+        return revision_of(
+            kind="sequence-classifier",
+            model=model_revision(self.model),
+            dtype=str(self.model.dtype),
+            tokenizer=tokenizer_revision(self.tokenizer),
+            labels=dict(self.labels),
+            template=self.template,
+        )
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        """Return shape ``[response]`` scores.
+
+        Raises:
+            ScorerError: a text is longer than ``max_length``.
+        """
+        import torch
+
+        pairs = zip(prompts, responses, strict=True)
+        sequences = [self._tokens(prompt.text, response) for prompt, response in pairs]
+        check_lengths(sequences, self.max_length, self.id)
+        scores = np.empty(len(sequences))
+        with torch.no_grad():
+            for indices, ids, mask in padded_batches(sequences, self.batch_size, self.model.device):
+                # A pooling model skips this id at the end of a row; it occurs in none of the texts.
+                self.model.config.get_text_config().pad_token_id = absent_id([sequences[index] for index in indices])
+                logits = self.model(input_ids=ids, attention_mask=mask).logits
+                scores[indices] = self._score(logits.double()).cpu().numpy()
+        return scores
+
+    def _score(self, logits: "Tensor") -> "Tensor":
+        import torch
+
+        if not self.labels:
+            return logits[:, 0]
+        names = self.model.config.id2label
+        weight = [self.labels.get(names[index], 0.0) for index in range(logits.shape[1])]
+        # One label, or several that do not exclude each other: each has its own probability.
+        independent = logits.shape[1] == 1 or self.model.config.problem_type == "multi_label_classification"
+        probability = torch.sigmoid(logits) if independent else torch.softmax(logits, dim=1)
+        return probability @ torch.tensor(weight, dtype=logits.dtype, device=logits.device)
+
+    def _tokens(self, prompt: str, response: str) -> list[int]:
+        if self.template == "pair":
+            return list(self.tokenizer(prompt, response)["input_ids"])
+        if self.template == "response":
+            return list(self.tokenizer(response)["input_ids"])
+        if self.template == "chat":
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        else:
+            before, _, after = self.template.partition(RESPONSE)
+            text = before.replace("{prompt}", prompt) + response + after
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        begin = self.tokenizer.bos_token_id
+        has_begin = begin is None or ids[:1] == [begin] or self.template == "chat"
+        return ids if has_begin else [begin, *ids]
+
+
+def check_labels(labels: Mapping[str, float], config: Any) -> None:
+    """Check that ``labels`` fits the model.
+
+    Raises:
+        ConfigError: a label is unknown, or there are several labels and no scores for them.
+    """
+    known = list(config.id2label.values())
+    for name in labels:
+        if name not in known:
+            raise ConfigError(f"scorer sequence-classifier: labels: unknown {name!r}; {nearest(name, known)}")
+    if not labels and len(known) != 1:
+        raise ConfigError(
+            f"scorer sequence-classifier: the model has labels {', '.join(known)}; 'labels' must say what each "
+            f"is worth, for instance {{{known[-1]}: 1}}"
+        )
+
+
+def build(spec: SequenceClassifierSpec, setting: Setting) -> SequenceClassifierScorer:
+    """Return the scorer that ``spec`` describes."""
+    from transformers import AutoModelForSequenceClassification
+
+    load: dict[str, Any] = {"name": spec.model, "folder": setting.folder, "revision": spec.revision}
+    model = load_model(AutoModelForSequenceClassification, dtype=spec.dtype, **load)
+    return SequenceClassifierScorer(
+        model=model,
+        tokenizer=load_tokenizer(**load),
+        direction=setting.direction,
+        labels=spec.labels,
+        template=spec.template,
+        batch_size=spec.batch_size,
+        max_length=spec.max_length,
+        name=Path(spec.model).name,
+    )

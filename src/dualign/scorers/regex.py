@@ -1,0 +1,54 @@
+"""1 where a regular expression matches somewhere in the response, else 0."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dualign.errors import ConfigError
+from dualign.records import FloatArray, Prompt
+from dualign.scorers.protocol import Direction
+from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+
+
+class RegexSpec(ScorerSpec):
+    """Keys of ``kind: regex``."""
+
+    pattern: str
+    r"""Python regular expression, searched anywhere; ``(?i)`` in front ignores case, ``\A`` binds to the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegexScorer:
+    """Searches."""
+
+    pattern: re.Pattern[str]
+    direction: Direction
+
+    @property
+    def id(self) -> str:
+        """Return the kind and the pattern."""
+        return f"regex({self.pattern.pattern})"
+
+    @property
+    def revision(self) -> str:
+        """Return a hash of the pattern."""
+        return revision_of(kind="regex", pattern=self.pattern.pattern)
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:  # noqa: ARG002
+        """Return shape ``[response]`` ones and zeros."""
+        return np.array([self.pattern.search(response) is not None for response in responses], dtype=np.float64)
+
+
+def build(spec: RegexSpec, setting: Setting) -> RegexScorer:
+    """Return the scorer that ``spec`` describes.
+
+    Raises:
+        ConfigError: the pattern is no regular expression; the position is named.
+    """
+    try:
+        pattern = re.compile(spec.pattern)
+    except re.error as error:
+        raise ConfigError(f"scorer regex: pattern {spec.pattern!r}: {error}") from None
+    return RegexScorer(pattern, setting.direction)

@@ -1,0 +1,97 @@
+"""How a scorer is described in a config: one strict model a kind, read with errors that name the mend."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dualign.data.layouts import nearest
+from dualign.errors import ConfigError, MissingError
+from dualign.scorers.protocol import Direction, Scorer
+
+
+class ScorerSpec(BaseModel):
+    """The keys of one kind of scorer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Spec = TypeVar("Spec", bound=ScorerSpec)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a scorer is built with, besides its own keys."""
+
+    direction: Direction
+    folder: Path
+    """Where relative paths start: the folder of the config."""
+    tokenizer: Any
+    """The policy's tokenizer, for scorers that count tokens and name none of their own; may be none."""
+    make: Callable[[Mapping[str, Any]], Scorer]
+    """Builds a scorer inside a scorer, with the same direction and folder."""
+
+    def existing(self, path: str, what: str) -> Path:
+        """Return ``path`` from the folder.
+
+        Raises:
+            MissingError: there is nothing at that path.
+        """
+        found = self.folder / Path(path).expanduser()
+        if not found.exists():
+            raise MissingError(f"{what}: no such file or folder {str(found)!r}")
+        return found
+
+
+def read_spec(kind: type[Spec], values: Mapping[str, Any], where: str) -> Spec:
+    """Return the checked keys of one scorer.
+
+    Raises:
+        ConfigError: a key is unknown (the nearest is named), missing, or has a wrong value.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_mistake(kind, error)}") from None
+
+
+def _first_mistake(kind: type[ScorerSpec], error: ValidationError) -> str:
+    mistake = error.errors(include_url=False)[0]
+    location = [str(part) for part in mistake["loc"]]
+    key = ".".join(location)
+    if mistake["type"] == "extra_forbidden":
+        known = list(kind.model_fields) if len(location) == 1 else _inner_keys(kind, location[0])
+        return f"unknown key {key!r}; {nearest(location[-1], known)}"
+    if mistake["type"] == "missing":
+        return f"key {key!r} is needed"
+    message = mistake["msg"].removeprefix("Value error, ")
+    return f"key {key!r}: {message}; given {mistake['input']!r}" if key else message
+
+
+def _inner_keys(kind: type[ScorerSpec], name: str) -> list[str]:
+    """Return the keys of the model that the field ``name`` holds, alone or in a union with none."""
+    annotation = kind.model_fields[name].annotation
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return list(candidate.model_fields)
+    return []
+
+
+def revision_of(**facts: Any) -> str:
+    """Return 16 hexadecimal digits of SHA-256 over all that determines a scorer's numbers (JSON, keys sorted)."""
+    canonical = json.dumps(facts, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def folder_revision(folder: Path) -> str:
+    """Return a hash of the names and contents of all files right inside ``folder``."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(f"{path.name}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,239 @@
+"""The figures of the report as inline SVG that takes its colours from the page, so that dark mode holds.
+
+Colours are drawn as placeholders and replaced by the page's variables; text stays text, and no text is ever
+read as a formula.
+"""
+
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dualign.report.numbers import figure as number
+from dualign.report.numbers import is_figure, multiplier_label
+
+Axes = Any
+INK, MUTED, LINE, ACCENT, PAPER = "#0a0b0c", "#0a0b0d", "#0a0b0e", "#0a0b0f", "#0a0b10"
+_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", PAPER: "--paper"}
+_MARKERS = {"reference": "s", "dpo": "D", "search": "o", "cost-only": "v", "arm": "^"}
+_NAMES = {
+    "reference": "reference",
+    "dpo": "plain DPO",
+    "search": "C-DPO rounds",
+    "cost-only": "cost only",
+    "arm": "other arms",
+}
+_TWO_SIDED = 1.96
+_LABEL_PLACES = (
+    (7, 6), (7, -13), (-7, 6), (-7, -13), (0, 16), (0, -24), (9, 18), (9, -26), (-9, 18), (-9, -26), (12, 32),
+    (12, -40), (-12, 32), (-12, -40),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One policy in the plane of a cost and the reward."""
+
+    label: str
+    role: str
+    cost: float
+    cost_error: float
+    reward: float
+    reward_error: float
+    selected: bool = False
+
+
+def svg(draw: Callable[[Any], None], *, title: str, width: float = 7.2, height: float = 4.0) -> str:
+    """Return the SVG element that ``draw`` fills; ``title`` is what a screen reader says, and seeds the ids."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "font.size": 10,
+        "text.color": INK,
+        "axes.labelcolor": MUTED,
+        "axes.edgecolor": LINE,
+        "xtick.color": LINE,
+        "ytick.color": LINE,
+        "xtick.labelcolor": MUTED,
+        "ytick.labelcolor": MUTED,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.facecolor": "none",
+        "text.parse_math": False,
+        "axes.formatter.use_mathtext": False,
+    }
+    buffer = io.StringIO()
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # a glyph that the measuring font lacks only shifts a label; the browser draws it with its own fonts
+        warnings.simplefilter("ignore")
+        canvas = Figure(figsize=(width, height), layout="constrained")
+        draw(canvas)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        canvas.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for placeholder, variable in _VARIABLES.items():
+        text = text.replace(placeholder, f"var({variable})")
+    return text.replace("<svg", '<svg role="img"', 1)
+
+
+def front(points: Sequence[Point], *, cost: str, limit: float | None) -> str:
+    """Return reward over one cost for every policy, 95 % intervals, the limit as a line."""
+
+    def draw(canvas: Any) -> None:
+        axes = canvas.add_subplot()
+        for role in _MARKERS:
+            _points(axes, [p for p in points if p.role == role], role)
+        for chosen in (p for p in points if p.selected):
+            axes.plot(chosen.cost, chosen.reward, "o", ms=15, mfc="none", mec=ACCENT, mew=1.6)
+        if limit is not None:
+            _limit_line(axes, limit)
+        axes.margins(0.14)
+        axes.set_xlabel(f"{cost} (lower is better)")
+        axes.set_ylabel("reward (higher is better)")
+        axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=5)
+        _label(canvas, axes, points)
+
+    return svg(draw, title=f"Reward against {cost}", height=4.4)
+
+
+def _points(axes: Axes, points: Sequence[Point], role: str) -> None:
+    if not points:
+        return
+    colour = ACCENT if role == "search" else INK if role in ("dpo", "reference") else MUTED
+    axes.errorbar(
+        [p.cost for p in points],
+        [p.reward for p in points],
+        xerr=[_TWO_SIDED * p.cost_error for p in points],
+        yerr=[_TWO_SIDED * p.reward_error for p in points],
+        fmt=_MARKERS[role],
+        color=colour,
+        mfc=PAPER if role in ("reference", "arm") else colour,
+        mec=colour,
+        ms=6,
+        elinewidth=0.8,
+        label=_NAMES[role],
+    )
+
+
+def _label(canvas: Any, axes: Axes, points: Sequence[Point]) -> None:
+    """Write each label where it covers least: no other label, no point, no interval. The selected one goes first."""
+    from matplotlib.transforms import Bbox
+
+    canvas.draw_without_rendering()
+    taken = []
+    for point in points:
+        reach = (_TWO_SIDED * point.cost_error, _TWO_SIDED * point.reward_error)
+        corners = [(point.cost + s * reach[0], point.reward + s * reach[1]) for s in (-1, 1)]
+        ends = axes.transData.transform(corners)
+        middle = axes.transData.transform((point.cost, point.reward))
+        taken += [
+            Bbox([(ends[0][0], middle[1] - 2), (ends[1][0], middle[1] + 2)]),
+            Bbox([(middle[0] - 2, ends[0][1]), (middle[0] + 2, ends[1][1])]),
+            Bbox([middle - 5, middle + 5]),
+        ]
+    for point in sorted(points, key=lambda p: not p.selected):
+        colour, text = (ACCENT, f"{point.label}, selected") if point.selected else (INK, point.label)
+        notes = [
+            axes.annotate(text, (point.cost, point.reward), (x, y), textcoords="offset points", fontsize=8.5,
+                          ha="left" if x > 0 else "right" if x < 0 else "center", color=colour)
+            for x, y in _LABEL_PLACES
+        ]  # fmt: skip
+        boxes = [note.get_window_extent() for note in notes]
+        covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
+        best = covered.index(min(covered))
+        for place, note in enumerate(notes):
+            if place != best:
+                note.remove()
+        taken.append(boxes[best])
+
+
+def _overlap(box: Any, other: Any) -> float:
+    """Return the area, in pixels, that two boxes share."""
+    width = min(box.x1, other.x1) - max(box.x0, other.x0)
+    height = min(box.y1, other.y1) - max(box.y0, other.y0)
+    return float(max(0.0, width) * max(0.0, height))
+
+
+def rounds(iterates: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> str:
+    """Return the multiplier (above) and the violation with its 95 % interval (below) of each round."""
+    at = list(range(len(iterates)))
+    line = {"color": ACCENT, "marker": "o", "ms": 5, "lw": 1.2}
+
+    def draw(canvas: Any) -> None:
+        grid = canvas.subplots(2, len(limits), sharex=True, squeeze=False)
+        for name, upper, lower in zip(limits, *grid, strict=True):
+            upper.plot(at, [_value(i, "multipliers", name) for i in iterates], **line)
+            violation = [_value(i, "costs", name) - limits[name] for i in iterates]
+            error = [_TWO_SIDED * max(0.0, _value(i, "errors", name, 0.0)) for i in iterates]
+            lower.errorbar(at, violation, yerr=error, elinewidth=0.9, **line)
+            lower.axhline(0, color=INK, lw=0.9, ls=(0, (4, 3)))
+            upper.set_ylabel("multiplier λ")
+            lower.set_ylabel(f"{name} − limit")
+            lower.set_xlabel("round")
+            lower.set_xticks(at, [str(i.get("round", n)) for n, i in enumerate(iterates)])
+            for axes in (upper, lower):
+                axes.margins(y=0.15)
+
+    return svg(draw, title="Multiplier and violation by round", height=4.4)
+
+
+def histogram(reference: Sequence[float], selected: Sequence[float], *, cost: str, limit: float | None) -> str:
+    """Return the distribution of one cost over responses, reference against selected, as shares of each."""
+
+    def draw(canvas: Any) -> None:
+        import numpy as np
+
+        axes = canvas.add_subplot()
+        both = np.concatenate([np.asarray(reference, float), np.asarray(selected, float)])
+        edges = np.histogram_bin_edges(both, bins=min(30, max(8, int(np.sqrt(len(both))))))
+        for values, name, colour, alpha in (
+            (reference, "reference", MUTED, 0.28),
+            (selected, "selected", ACCENT, 0.40),
+        ):
+            weights = np.full(len(values), 1.0 / max(1, len(values)))
+            axes.hist(values, bins=edges, weights=weights, color=colour, alpha=alpha, histtype="stepfilled")
+            axes.hist(values, bins=edges, weights=weights, color=colour, histtype="step", lw=1.3, label=name)
+        if limit is not None:
+            _limit_line(axes, limit)
+        axes.margins(y=0.16)
+        axes.set_xlabel(f"{cost} of a response")
+        axes.set_ylabel("share of responses")
+        axes.legend(frameon=False, fontsize=9)
+
+    return svg(draw, title=f"Distribution of {cost}", height=3.2)
+
+
+def _limit_line(axes: Axes, limit: float) -> None:
+    axes.axvline(limit, color=INK, lw=0.9, ls=(0, (4, 3)))
+    axes.annotate(f"limit {number(limit)}", (limit, 1), (4, -2), xycoords=("data", "axes fraction"),
+                  textcoords="offset points", va="top", fontsize=8.5, color=MUTED)  # fmt: skip
+
+
+def _value(iterate: Mapping[str, Any], group: str, name: str, default: float = float("nan")) -> float:
+    value = (iterate.get(group) or {}).get(name)
+    return float(value) if is_figure(value) else default
+
+
+def as_point(policy: Mapping[str, Any], cost: str, *, role: str, selected: bool = False) -> Point | None:
+    """Return ``policy`` in the plane of ``cost`` and reward, or None where one of the two was not measured."""
+    value, reward = _value(policy, "costs", cost), policy.get("reward")
+    if not is_figure(value) or not is_figure(reward):
+        return None
+    error = policy.get("reward_error")
+    label = "reference" if role == "reference" else multiplier_label(policy.get("multipliers")) or str(role)
+    if role == "arm":
+        label = str(policy.get("name") or label)
+    return Point(
+        label=label if len(label) <= 40 else label[:39] + "…",
+        role=role if role in _MARKERS else "arm",
+        cost=value,
+        cost_error=max(0.0, _value(policy, "errors", cost, 0.0)),
+        reward=float(reward),
+        reward_error=max(0.0, float(error)) if is_figure(error) else 0.0,
+        selected=selected,
+    )

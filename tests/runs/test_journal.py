@@ -1,0 +1,159 @@
+"""The journal: a phase is done once, damage is noticed, another config is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from dualign.errors import DataError
+from dualign.runs import store
+from dualign.runs.journal import Journal, first_difference, open_run, read_events
+
+CONFIG = {"policy": {"name": "tiny"}, "constraints": [{"name": "harm", "limit": 0.1}], "seed": 1, "note": "1e-5"}
+
+
+class Counter:
+    """A phase that counts how often it is computed."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def act(self, folder: Path) -> str:
+        self.calls += 1
+        (folder / "inner").mkdir(exist_ok=True)
+        store.write_text(folder / "inner" / "value.txt", "forty-two")
+        return "forty-two"
+
+    @staticmethod
+    def load(folder: Path) -> str:
+        return store.read_text(folder / "inner" / "value.txt")
+
+
+def once(run: Path, counter: Counter, **inputs: object) -> str:
+    return open_run(run, CONFIG).phase("sample", inputs, counter.act, counter.load, target="data/tune")
+
+
+def snapshot(run: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+def warnings(run: Path) -> list[str]:
+    return [event["text"] for event in read_events(run) if event["event"] == "warning"]
+
+
+def test_a_finished_phase_is_loaded(tmp_path: Path) -> None:
+    counter = Counter()
+    assert [once(tmp_path, counter, seed=1) for _ in range(3)] == ["forty-two"] * 3
+    assert counter.calls == 1
+    assert [event["event"] for event in read_events(tmp_path)] == ["started", "finished", "reused", "reused"]
+    assert store.verify(tmp_path) == []
+    once(tmp_path, counter, seed=2)
+    assert counter.calls == 2, "other inputs are another phase"
+    assert store.verify(tmp_path) == []
+
+
+def test_an_unfinished_phase_finds_its_checkpoint(tmp_path: Path) -> None:
+    def fail(folder: Path) -> str:
+        (folder / "checkpoint").mkdir()
+        (folder / "checkpoint" / "step").write_text("7")
+        raise KeyboardInterrupt
+
+    def go_on(folder: Path) -> str:
+        text = "after " + (folder / "checkpoint" / "step").read_text()
+        store.write_text(folder / "out", text)
+        return text
+
+    with pytest.raises(KeyboardInterrupt):
+        open_run(tmp_path, CONFIG).phase("fit", {}, fail, fail, target="fit")
+    assert not (tmp_path / "fit").exists()
+    assert open_run(tmp_path, CONFIG).phase("fit", {}, go_on, go_on, target="fit") == "after 7"
+    assert sorted(p.name for p in (tmp_path / "fit").iterdir()) == ["out", "phase.json"]
+    assert list(tmp_path.glob("*.partial-*")) == []
+
+
+@pytest.mark.parametrize("name", ["inner/value.txt", "phase.json"])
+def test_a_flipped_bit_is_noticed_and_the_phase_done_again(tmp_path: Path, name: str) -> None:
+    counter = Counter()
+    once(tmp_path, counter)
+    victim = tmp_path / "data/tune" / name
+    content = bytearray(victim.read_bytes())
+    content[4] ^= 1
+    victim.write_bytes(content)
+    assert [fault.path for fault in store.verify(tmp_path)] == [f"data/tune/{name}"]
+    assert once(tmp_path, counter) == "forty-two"
+    assert counter.calls == 2
+    assert warnings(tmp_path) == [f"phase sample: data/tune/{name} is damaged; the phase is done again"]
+    assert store.verify(tmp_path) == []
+
+
+def test_a_lost_folder_is_made_again(tmp_path: Path) -> None:
+    counter = Counter()
+    once(tmp_path, counter)
+    store.remove_folder(tmp_path / "data/tune")
+    once(tmp_path, counter)
+    assert counter.calls == 2
+    assert warnings(tmp_path) == ["phase sample: data/tune is missing; the phase is done again"]
+
+
+@pytest.mark.parametrize("lost", [["state.json"], ["state.json", "state.json.previous"], ["MANIFEST.json"]])
+def test_torn_state_costs_no_phase_and_no_choice(tmp_path: Path, lost: list[str]) -> None:
+    counter = Counter()
+    journal = open_run(tmp_path, CONFIG)
+    journal.choice("threads", lambda: 2)
+    once(tmp_path, counter)
+    for name in lost:
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+    once(tmp_path, counter)
+    assert counter.calls == 1
+    assert open_run(tmp_path, CONFIG).choice("threads", lambda: 99) == 2
+    assert len(warnings(tmp_path)) == 1
+    assert "damaged" in warnings(tmp_path)[0]
+    assert store.verify(tmp_path) == []
+
+
+def test_another_config_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    once(tmp_path, Counter())
+    before = snapshot(tmp_path)
+    with pytest.raises(DataError, match=r"another config: key policy.name differs \(\"tiny\" then, \"big\" now\)"):
+        open_run(tmp_path, {**CONFIG, "policy": {"name": "big"}})
+    with pytest.raises(DataError, match=r"key constraints\[0\].limit differs \(0.1 then, 0.2 now\)"):
+        open_run(tmp_path, {**CONFIG, "constraints": [{"name": "harm", "limit": 0.2}]})
+    with pytest.raises(DataError, match="another config"):
+        Journal(tmp_path, "0" * 64)
+    assert snapshot(tmp_path) == before
+
+
+def test_the_first_difference_is_named() -> None:
+    assert first_difference({"a": 1}, {"a": 1, "b": 2}) == "key b was given now only (2)"
+    assert first_difference({"a": {"c": [1]}}, {"a": {"c": [1, 2]}}) == "key a.c differs ([1] then, [1, 2] now)"
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(DataError, match=r"holds thesis.tex but no config.yaml"):
+        open_run(tmp_path, CONFIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_choices_are_made_once(tmp_path: Path) -> None:
+    assert open_run(tmp_path, CONFIG).choice("dtype", lambda: "float32") == "float32"
+    assert open_run(tmp_path, CONFIG).choice("dtype", lambda: "bfloat16") == "float32"
+
+
+def test_targets_stay_inside_and_apart(tmp_path: Path) -> None:
+    journal, counter = open_run(tmp_path, CONFIG), Counter()
+    for target in ("../x", "/x", "", "a/../b", "a/"):
+        with pytest.raises(ValueError, match="not a folder inside"):
+            journal.phase("p", {}, counter.act, counter.load, target=target)
+    journal.phase("p", {}, counter.act, counter.load, target="rounds/00")
+    with pytest.raises(ValueError, match="overlaps"):
+        journal.phase("q", {}, counter.act, counter.load, target="rounds/00/adapter")
+
+
+def test_events_survive_a_torn_line(tmp_path: Path) -> None:
+    once(tmp_path, Counter())
+    with (tmp_path / "events.jsonl").open("a") as stream:
+        stream.write('{"event": "fini')
+    once(tmp_path, Counter())
+    assert [event["event"] for event in read_events(tmp_path)] == ["started", "finished", "reused"]
+    assert set(open_run(tmp_path, CONFIG).seconds()) == {"sample"}

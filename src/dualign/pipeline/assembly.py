@@ -1,0 +1,208 @@
+"""From a config to a ``Job`` on a language model: prompts, scorers, model, warm start, backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from dualign.backends.protocol import Policy
+from dualign.backends.transformer import TransformerBackend
+from dualign.config import Config
+from dualign.engine.language_model import LanguageModel
+from dualign.engine.loading import load_language_model, resolve
+from dualign.engine.templates import with_template
+from dualign.engine.timing import choose_compute
+from dualign.engine.trainer import TrainingSettings
+from dualign.errors import ConfigError
+from dualign.pipeline.checks import check_scorers, constraints_of, scorer_specs
+from dualign.pipeline.job import Job, Tell
+from dualign.pipeline.measurement import slice_of
+from dualign.pipeline.prompts import load_splits
+from dualign.pipeline.warm_start import warm_start
+from dualign.records import Constraint, Prompt
+from dualign.runs.journal import Journal
+from dualign.runs.store import canonical_digest
+from dualign.sampling.protocol import Sampling
+from dualign.sampling.transformers_engine import TransformersSampler
+from dualign.scorers.table import make_scorer
+from dualign.scorers.training import trained
+
+
+def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Tell) -> Job:
+    """Return the job: cheap checks first, then classifiers, the model and its warm start.
+
+    Raises:
+        DualignError: any mistake in the config or a file it names, before anything expensive starts.
+    """
+    constraints, functionals = constraints_of(config)
+    base = Path(config.data.prompts) if config.data.prompts is not None else folder
+    check_scorers(scorer_specs(config))
+    resolve(_model_name(config))
+    splits, notes = load_splits(config, folder)
+    _check_slices(constraints, splits)
+    specs, qualities = _trained(config, base, journal, tell)
+    model, splits = _loaded(config, splits, notes, journal, tell)
+    scorers = {
+        name: make_scorer(
+            spec, direction="reward" if name == "reward" else "cost", folder=base, tokenizer=model.tokenizer
+        )
+        for name, spec in specs.items()
+    }
+    model = warm_start(config, model, splits, base, journal, tell)
+    return Job(
+        config=config,
+        run=run,
+        journal=journal,
+        backend_at=backend_factory(config, model, run),
+        reference=Policy("reference"),
+        identity=canonical_digest([model.revision, config.training.model_dump(), config.sampling.model_dump()]),
+        splits=splits,
+        constraints=constraints,
+        functionals=functionals,
+        reward=scorers["reward"],
+        costs=tuple(scorers[f"cost {constraint.name}"] for constraint in constraints),
+        metrics={name.removeprefix("metric "): s for name, s in scorers.items() if name.startswith("metric ")},
+        facts={"notes": notes, "scorers": _scorer_facts(scorers, qualities)},
+        tell=tell,
+    )
+
+
+def warm_started(config: Config, folder: Path, journal: Journal, tell: Tell) -> LanguageModel:
+    """Return the model after the config's supervised stages: the reference of the job."""
+    base = Path(config.data.prompts) if config.data.prompts is not None else folder
+    resolve(_model_name(config))
+    splits, notes = load_splits(config, folder)
+    model, splits = _loaded(config, splits, notes, journal, tell)
+    return warm_start(config, model, splits, base, journal, tell)
+
+
+def _loaded(
+    config: Config, splits: Mapping[str, list[Prompt]], notes: list[str], journal: Journal, tell: Tell
+) -> tuple[LanguageModel, dict[str, list[Prompt]]]:
+    """Return the model as it is published, in the dtype of this machine, and the prompts that fit it."""
+    model = _model(config)
+    kept = _short_enough(splits, model, notes)
+    compute = journal.choice("compute", lambda: _compute(config, model))
+    tell(f"computing in {compute['dtype']} on {compute['threads']} thread(s)")
+    return _in_dtype(model, compute), kept
+
+
+def backend_factory(config: Config, model: LanguageModel, run: Path) -> Callable[[Path], TransformerBackend]:
+    """Return what makes the backend that writes its policies into a folder; the reference is computed once a run."""
+    training = config.training.model_dump(exclude={"beta", "dtype"})
+    sampling = config.sampling
+
+    def backend_at(folder: Path) -> TransformerBackend:
+        return TransformerBackend(
+            model,
+            training=TrainingSettings(**training),
+            sampler=TransformersSampler(model),
+            sampling=Sampling(
+                temperature=sampling.temperature,
+                max_new_tokens=sampling.max_new_tokens,
+                batch_size=sampling.batch_size,
+            ),
+            folder=folder,
+            cache=run / "reference" / "log-probs",
+        )
+
+    return backend_at
+
+
+def _trained(
+    config: Config, base: Path, journal: Journal, tell: Tell
+) -> tuple[dict[str, dict[str, Any]], dict[str, Mapping[str, Any]]]:
+    """Return the scorers' descriptions with every classifier trained, and the classifiers' quality."""
+    specs = scorer_specs(config)
+
+    def action(folder: Path) -> None:
+        folder.joinpath("classifiers").mkdir(exist_ok=True)
+        trained(specs, folder=base, out=folder / "classifiers")
+
+    journal.phase("train scorers", {"specs": specs}, action, lambda _: None, target="scorers")
+    done, qualities = trained(specs, folder=base, out=journal.run / "scorers" / "classifiers")
+    for name, figures in qualities.items():
+        tell(
+            f"classifier {name}: accuracy {figures['accuracy']:.3f} "
+            f"[{figures['accuracy_low']:.3f}, {figures['accuracy_high']:.3f}], AUC {figures['auc']:.3f}, "
+            f"{figures['rows']} rows, cross-validated"
+        )
+    return done, qualities
+
+
+def _scorer_facts(scorers: Mapping[str, Any], qualities: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row a scorer for the report."""
+    rows = [
+        {"id": f"{name}: {s.id}", "revision": s.revision, "direction": s.direction, "quality": {}}
+        for name, s in scorers.items()
+    ]
+    return rows + [
+        {"id": name, "revision": "", "direction": "classifier", "quality": dict(figures)}
+        for name, figures in qualities.items()
+    ]
+
+
+def _model(config: Config) -> LanguageModel:
+    """Return the model as it is published, in float32."""
+    model = load_language_model(
+        _model_name(config),
+        temperature=config.sampling.temperature,
+        max_prompt_tokens=config.policy.max_prompt_tokens,
+        max_response_tokens=config.sampling.max_new_tokens,
+        system_prompt=config.policy.system_prompt,
+    )
+    return with_template(model, config.policy.template, system_prompt=config.policy.system_prompt)
+
+
+def _model_name(config: Config) -> str:
+    """Return the model's name, with the revision where one is pinned."""
+    revision = config.policy.revision
+    return str(config.policy.model) if revision is None else f"{config.policy.model}@{revision}"
+
+
+def _compute(config: Config, model: LanguageModel) -> dict[str, Any]:
+    """Return dtype and threads: by timing, unless the config says."""
+    found = asdict(choose_compute(model))
+    if config.training.dtype != "auto":
+        found["dtype"] = config.training.dtype
+    return found
+
+
+def _in_dtype(model: LanguageModel, compute: Mapping[str, Any]) -> LanguageModel:
+    """Return the model in the chosen dtype, with the threads set."""
+    import torch
+
+    torch.set_num_threads(int(compute["threads"]))
+    dtype = str(compute["dtype"])
+    model.model.to(getattr(torch, dtype))
+    return replace(model, revision=f"{model.revision}-{dtype}")
+
+
+def _short_enough(
+    splits: Mapping[str, list[Prompt]], model: LanguageModel, notes: list[str]
+) -> dict[str, list[Prompt]]:
+    """Return the prompts within the model's limit; the others are counted in ``notes``."""
+    kept = {
+        name: [prompt for prompt in prompts if len(model.template(prompt)) <= model.max_prompt_tokens]
+        for name, prompts in splits.items()
+    }
+    gone = sum(len(prompts) for prompts in splits.values()) - sum(len(prompts) for prompts in kept.values())
+    notes.append(f"{gone} prompts dropped: longer than {model.max_prompt_tokens} tokens")
+    return kept
+
+
+def _check_slices(constraints: Sequence[Constraint], splits: Mapping[str, Sequence[Prompt]]) -> None:
+    """Check that every limit's slice has prompts to train, tune and certify on.
+
+    Raises:
+        ConfigError: a slice is empty.
+    """
+    for constraint in constraints:
+        for name in ("train", "tune", "calibration"):
+            if not len(slice_of(splits[name], constraint.where)):
+                raise ConfigError(
+                    f"constraints: {constraint.name}: no {name} prompt has {dict(constraint.where)}; "
+                    "check where, or the sources' columns and splits"
+                )

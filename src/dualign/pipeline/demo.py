@@ -1,0 +1,288 @@
+"""The assistant world as a job: every stage real, then held against the optimum that only this world can know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dualign.backends.protocol import Policy
+from dualign.config import Config
+from dualign.engine.language_model import LanguageModel
+from dualign.engine.sft import SftSettings, fine_tune
+from dualign.maths.exact import Optimum, optimum
+from dualign.maths.finite import FiniteProblem, expectations
+from dualign.pipeline.assembly import backend_factory
+from dualign.pipeline.checks import constraints_of
+from dualign.pipeline.job import Job, Tell
+from dualign.pipeline.run import run_job
+from dualign.pipeline.search import extra_round, prepare
+from dualign.records import FloatArray, Prompt
+from dualign.report.build import build_report
+from dualign.runs.journal import Journal, open_run
+from dualign.runs.lock import run_lock
+from dualign.runs.store import canonical_digest, plain, read_json, write_json
+from dualign.worlds.assistant import AssistantWorld, Heads, build_assistant_world
+from dualign.worlds.assistant_exact import Gap, enumerate_log_probs, gap
+from dualign.worlds.assistant_settings import WORLDS, AssistantSettings
+
+
+def demo_config(seed: int, world: str) -> Config:
+    """Return the config of the demo: the vetted setting of its size."""
+    settings = WORLDS[world]
+    evaluation = settings.evaluation_size
+    return Config.model_validate(
+        {
+            "policy": {"world": world},
+            "reward": {"scorer": {"kind": "assistant-reward"}},
+            "constraints": [
+                {
+                    "name": "harm",
+                    "scorer": {"kind": "assistant-cost"},
+                    "where": dict(settings.where),
+                    "limit": settings.limit,
+                    "cap": settings.cap,
+                }
+            ],
+            "method": {"dual": "bracket", "max_rounds": 5},
+            "training": {**settings.training, "beta": settings.beta, "dtype": "float32"},
+            "sampling": {"responses_per_prompt": settings.group_size, "max_new_tokens": 7, "batch_size": 1024},
+            "evaluation": {"responses_per_prompt": evaluation},
+            "certificate": {"responses_per_prompt": evaluation},
+            "run": {"name": "demo", "seed": seed},
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The world with everything learned in it."""
+
+    world: AssistantWorld
+    model: LanguageModel
+    heads: Heads
+
+
+def run_demo(
+    config: Config, run: Path, journal: Journal, tell: Tell, *, arms: bool = False
+) -> tuple[dict[str, Any], int]:
+    """Return the ``demo`` object and the exit code; its ``selected`` figures are the true ones."""
+    parts = learn(config, journal, tell)
+    job = make_job(config, run, journal, tell, parts)
+    result, code = run_job(job)
+    truth = Truth.of(job, parts)
+    exact = compare_with_optimum(truth, job, result, other_arms(job, result) if arms else {})
+    if arms:
+        exact["exact_scores"] = with_exact_scores(config, run, parts, tell)
+    write_json(run / "exact.json", exact, run=run)
+    tell(f"exact: gap {exact['gap']:.4f} (scores {exact['gap_scores']:.4f}, training {exact['gap_training']:.4f})")
+    result = {
+        **result,
+        "selected": {**result["selected"], **exact["selected"]},
+        "optimum": exact["optimum"],
+        "gap": exact["gap"],
+    }
+    return result, code
+
+
+def other_arms(job: Job, result: dict[str, Any]) -> dict[str, Policy]:
+    """Return what one might train instead, at the selected multiplier and the same cost of training."""
+    search = prepare(job)
+    selected = np.array(list(result["selected"]["multipliers_normalised"].values()))
+    arms = {"hard labels": (1.0, "hard"), "half the multiplier": (0.5, None), "twice the multiplier": (2.0, None)}
+    return {
+        name: extra_round(search, factor * selected, name.replace(" ", "-"), labels=labels).policy
+        for name, (factor, labels) in arms.items()
+    }
+
+
+def with_exact_scores(config: Config, run: Path, parts: Parts, tell: Tell) -> dict[str, Any]:
+    """Return the true figures of the same job with the hidden scores in the place of the learned ones."""
+    tell("the same job with the exact scores")
+    scorers = parts.world.exact_scorers
+    heads = Heads(scorers["reward"], scorers["cost"], parts.heads.report)
+    beside = run.with_name(f"{run.name}-exact-scores")
+    with run_lock(beside):
+        journal = open_run(beside, config.model_dump(mode="json"))
+        job = make_job(config, beside, journal, tell, parts, heads=heads)
+        result, _ = run_job(job)
+        exact = compare_with_optimum(Truth.of(job, parts), job, result, {})
+        write_json(beside / "exact.json", exact, run=beside)
+        build_report(beside)
+    return {**exact["selected"], "gap": exact["gap"], "rounds": len(result["iterates"])}
+
+
+def learn(config: Config, journal: Journal, tell: Tell) -> Parts:
+    """Return the world after supervised fine-tuning, comparisons and the two heads."""
+    settings: AssistantSettings = WORLDS[str(config.policy.world)]
+    world = build_assistant_world(settings, config.run.seed)
+    train = world.splits()["train"]
+    model = _fine_tuned(config, world, train, journal, tell)
+    tell(f"asking people to compare {settings.comparisons:,} pairs of replies, and learning reward and cost from them")
+    heads = world.fit_heads(world.comparisons(train, enumerate_log_probs(model, Policy("reference"), train)))
+    report = heads.report
+    tell(
+        f"learned reward: {report.reward_accuracy:.3f} of held-out pairs (hidden reward: "
+        f"{report.reward_accuracy_ceiling:.3f}); learned cost: {report.sign_accuracy:.3f} of held-out flags "
+        f"(hidden cost: {report.sign_accuracy_ceiling:.3f})"
+    )
+    return Parts(world, model, heads)
+
+
+def _fine_tuned(
+    config: Config, world: AssistantWorld, train: Sequence[Prompt], journal: Journal, tell: Tell
+) -> LanguageModel:
+    """Return the language model after supervised fine-tuning on demonstrations, from scratch."""
+    import torch
+    from safetensors.torch import load_model, save_model
+
+    torch.set_num_threads(int(journal.choice("threads", lambda: torch.get_num_threads())))
+    model = world.language_model()
+    examples = world.demonstrations(train)
+    settings = SftSettings(**world.settings.sft)  # type: ignore[arg-type]
+
+    def action(folder: Path) -> None:
+        tell(f"supervised fine-tuning on {len(examples):,} demonstrations")
+        report = fine_tune(model, examples, settings=settings, seed=config.run.seed, folder=None)
+        tell(f"supervised fine-tuning: {report.first_loss:.3f} -> {report.last_loss:.3f} nats a token")
+        save_model(model.model, str(folder / "model.safetensors"))
+        write_json(folder / "report.json", {"revision": report.revision})
+
+    inputs = {"world": world.settings, "seed": config.run.seed, "settings": settings}
+    journal.phase("sft", plain(inputs), action, lambda _: None, target="policy/sft")
+    folder = journal.run / "policy" / "sft"
+    load_model(model.model, folder / "model.safetensors")
+    return replace(model, revision=str(read_json(folder / "report.json")["revision"]))
+
+
+def make_job(
+    config: Config, run: Path, journal: Journal, tell: Tell, parts: Parts, *, heads: Heads | None = None
+) -> Job:
+    """Return the job of the world under ``heads`` (none: the learned ones)."""
+    constraints, functionals = constraints_of(config)
+    chosen = parts.heads if heads is None else heads
+    quality = {key: value for key, value in plain(parts.heads.report).items() if key != "comparisons"}
+    facts = {
+        "notes": [
+            "The prompts, replies and hidden scores of this world are made up; its language model is small and real.",
+            f"Reward and cost were learned from {parts.heads.report.comparisons:,} noisy comparisons.",
+        ],
+        "scorers": [
+            {"id": s.id, "revision": s.revision, "direction": s.direction, "quality": quality if heads is None else {}}
+            for s in (chosen.reward, chosen.cost)
+        ],
+    }
+    return Job(
+        config=config,
+        run=run,
+        journal=journal,
+        backend_at=backend_factory(config, parts.model, run),
+        reference=Policy("reference"),
+        identity=canonical_digest([parts.model.revision, config.training.model_dump(), config.sampling.model_dump()]),
+        splits=parts.world.splits(),
+        constraints=constraints,
+        functionals=functionals,
+        reward=chosen.reward,
+        costs=(chosen.cost,),
+        facts=facts,
+        tell=tell,
+    )
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What only this world can know: all probabilities, the hidden scores, the optimum."""
+
+    prompts: Sequence[Prompt]
+    model: LanguageModel
+    problem: FiniteProblem
+    """Under the hidden scores."""
+    best: Optimum
+    believed: Optimum
+    """The optimum under the learned scores."""
+    share: float
+    """Of the prompts, those in the limit's slice: what turns this problem's multiplier into the job's."""
+
+    @classmethod
+    def of(cls, job: Job, parts: Parts) -> Truth:
+        """Return the truth on the report prompts, for the job's raw beta."""
+        prompts = job.splits["report"]
+        reference = enumerate_log_probs(parts.model, job.reference, prompts)
+        beta = prepare(job).beta
+        world = parts.world
+        hidden = world.problem(prompts, reference, beta=beta)
+        learned = world.problem(prompts, reference, scores="learned", heads=parts.heads, beta=beta)
+        inside = [all(p.columns[key] == value for key, value in world.where.items()) for p in prompts]
+        return cls(prompts, parts.model, hidden, optimum(hidden), optimum(learned), float(np.mean(inside)))
+
+    def figures(self, policy: Policy) -> dict[str, Any]:
+        """Return a policy's true figures: enumerated, under the hidden scores."""
+        log_probs = enumerate_log_probs(self.model, policy, self.prompts)
+        found = expectations(self.problem, log_probs)
+        parts = self.gap(log_probs)
+        return {
+            "reward": found.reward,
+            "costs": {"harm": float(found.costs[0])},
+            "kl": found.kl,
+            "objective": found.objective,
+            "gap": parts.total,
+            "limits_met": bool(found.costs[0] <= self.problem.limits[0]),
+        }
+
+    def gap(self, log_probs: FloatArray) -> Gap:
+        """Return how far a policy is from the optimum, and why."""
+        return gap(
+            self.problem,
+            multipliers=self.best.multipliers,
+            best=self.best.log_probs,
+            believed=self.believed.log_probs,
+            policy=log_probs,
+        )
+
+
+def compare_with_optimum(truth: Truth, job: Job, result: dict[str, Any], more: Mapping[str, Policy]) -> dict[str, Any]:
+    """Return exact.json: the optimum, the selected policy's true figures, the gap and its parts, every round."""
+    best = expectations(truth.problem, truth.best.log_probs)
+    chosen = _policy(job, result["selected"]["name"])
+    parts = truth.gap(enumerate_log_probs(truth.model, chosen, truth.prompts))
+    arms = [{"name": "reference", **truth.figures(job.reference)}]
+    for row in result["iterates"]:
+        label = "plain DPO" if row["role"] == "dpo" else f"C-DPO at {row['multipliers']['harm']:.2f}"
+        arms.append({"name": label, **truth.figures(_policy(job, row["name"]))})
+    arms += [{"name": name, **truth.figures(policy)} for name, policy in more.items()]
+    selected = truth.figures(chosen)
+    return {
+        "optimum": {
+            "multipliers": {"harm": float(truth.best.multipliers[0]) / truth.share},
+            "reward": best.reward,
+            "costs": {"harm": float(best.costs[0])},
+            "kl": best.kl,
+            "objective": best.objective,
+        },
+        "selected": {key: selected[key] for key in ("reward", "costs", "kl", "objective")},
+        "gap": parts.total,
+        "gap_scores": parts.scores,
+        "gap_training": parts.training,
+        "arms": arms,
+        "sentence": _sentence(selected, arms),
+    }
+
+
+def _policy(job: Job, name: str) -> Policy:
+    return Policy(name, job.run / "rounds" / name / "fit" / "policy")
+
+
+def _sentence(selected: dict[str, Any], arms: Sequence[dict[str, Any]]) -> str:
+    """Return what the true figures say, also where they do not favour the method."""
+    better = [
+        arm["name"]
+        for arm in arms
+        if arm["limits_met"] and arm["objective"] > selected["objective"] + 1e-9 and arm["name"] != "selected"
+    ]
+    held = "meets" if selected["limits_met"] else "breaks"
+    if better:
+        return f"The selected policy {held} the limit by truth; {', '.join(better)} met it too, with more objective."
+    return f"The selected policy {held} the limit by truth; no other policy shown met it with more objective."

@@ -1,0 +1,83 @@
+"""Where the command line comes in: a config and a run directory, locked, journalled, run to its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dualign.config import Config
+from dualign.errors import ConfigError
+from dualign.pipeline.checks import check
+from dualign.pipeline.job import Tell
+from dualign.pipeline.prompts import load_splits
+from dualign.report.build import build_report
+from dualign.runs.journal import open_run
+from dualign.runs.lock import run_lock
+from dualign.worlds.assistant_settings import WORLDS
+
+
+def check_only(config: Config, folder: Path) -> dict[str, Any]:
+    """Return what a dry run finds: prompts by split. Nothing is written.
+
+    Raises:
+        DualignError: any mistake that can be seen without the model.
+    """
+    check(config)
+    if config.policy.world is not None:
+        return {"world": config.policy.world}
+    splits, notes = load_splits(config, folder)
+    return {"splits": {name: len(prompts) for name, prompts in splits.items()}, "notes": notes}
+
+
+def run_config(
+    config: Config, folder: Path, run: Path, tell: Tell, *, arms: bool = False
+) -> tuple[dict[str, Any], int]:
+    """Return the ``train`` object and the exit code; the report stands in the run directory.
+
+    ``arms`` adds the other arms of the embedded world to compare with.
+
+    Raises:
+        LockedError: another process writes ``run``.
+        DataError: ``run`` was made by another config.
+    """
+    check(config)
+    with run_lock(run):
+        journal = open_run(run, config.model_dump(mode="json"), notify=lambda event: _warn(event, tell))
+        if config.policy.world in WORLDS:
+            from dualign.pipeline.demo import run_demo
+
+            result, code = run_demo(config, run, journal, tell, arms=arms)
+        elif config.policy.world is not None:
+            from dualign.pipeline.finite import run_finite
+
+            result, code = run_finite(config, folder, run, journal, tell)
+        else:
+            from dualign.pipeline.assembly import assemble
+            from dualign.pipeline.run import run_job
+
+            result, code = run_job(assemble(config, folder, run, journal, tell))
+        build_report(run)
+        return result, code
+
+
+def _warn(event: Any, tell: Tell) -> None:
+    """Show warnings of the journal."""
+    if event.get("event") == "warning":
+        tell(f"warning: {event['text']}")
+
+
+def run_warm_start(config: Config, folder: Path, run: Path, tell: Tell) -> dict[str, Any]:
+    """Return where the warm-started model stands, after the supervised stages of ``config`` alone.
+
+    Raises:
+        ConfigError: the config has no supervised stage.
+    """
+    from dualign.pipeline.assembly import warm_started
+
+    if not config.policy.warm_start:
+        raise ConfigError("policy.warm_start: no stage is given; name at least one")
+    with run_lock(run):
+        journal = open_run(run, config.model_dump(mode="json"), notify=lambda event: _warn(event, tell))
+        warm_started(config, folder, journal, tell)
+        model = run / "policy" / str(len(config.policy.warm_start) - 1) / "model"
+        return {"run": config.run.name, "model": str(model), "seconds": journal.seconds()}

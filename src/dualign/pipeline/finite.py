@@ -1,0 +1,120 @@
+"""A finite world as a run: the same journal, and enumeration in the place of samples and bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dualign.backends.protocol import FitReport, Objective, Policy
+from dualign.backends.tabular import TabularBackend
+from dualign.config import Config
+from dualign.errors import CERTIFIED, NONE_CERTIFIED, NOT_CERTIFIED
+from dualign.pipeline.job import Tell
+from dualign.pipeline.stages import describe, digest_of_groups
+from dualign.records import FloatArray, Group, Prompt, Response
+from dualign.runs.journal import Journal
+from dualign.runs.store import read_json, write_bytes, write_json
+from dualign.solving import SolveSettings, policy_table, solve
+from dualign.worlds.file import load_world
+
+TABLE = "log_probs.npy"
+
+
+@dataclass(frozen=True)
+class JournalledTables:
+    """The tabular backend with every fit a phase of the journal."""
+
+    tables: TabularBackend
+    journal: Journal
+    tell: Tell
+
+    def fit(
+        self,
+        groups: Sequence[Group],
+        *,
+        objective: Objective,
+        reference: Policy,
+        start: Policy | None,
+        seed: int,
+        name: str,
+    ) -> Policy:
+        """Return the fitted table, from the journal where it is done already."""
+
+        def action(folder: Path) -> Policy:
+            self.tell(f"fitting {name} at normalised multipliers {objective.multipliers}")
+            policy = self.tables.fit(
+                groups, objective=objective, reference=reference, start=start, seed=seed, name=name
+            )
+            _write_array(folder / TABLE, policy.state)
+            write_json(folder / "policy.json", policy.report)
+            return policy
+
+        def load(folder: Path) -> Policy:
+            report = read_json(folder / "policy.json")
+            table = np.load(folder / TABLE, allow_pickle=False)
+            return Policy(name, table, FitReport(**{**report, "history": tuple(report["history"])}))
+
+        inputs = {
+            "groups": digest_of_groups(groups),
+            "objective": describe(objective),
+            "reference": reference.state,
+            "start": None if start is None else start.state,
+            "seed": seed,
+        }
+        return self.journal.phase("fit", inputs, action, load, target=f"rounds/{name}")
+
+    def sample(self, policy: Policy, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Response]]:
+        """Return draws of the table."""
+        return self.tables.sample(policy, prompts, n, seed)
+
+    def log_probs(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
+        """Return the table's log-probabilities."""
+        return self.tables.log_probs(policy, groups)
+
+
+def _write_array(path: Path, values: FloatArray) -> None:
+    """Write a plain array file, whole or not at all."""
+    import io
+
+    sink = io.BytesIO()
+    np.save(sink, values, allow_pickle=False)
+    write_bytes(path, sink.getvalue())
+
+
+def run_finite(config: Config, folder: Path, run: Path, journal: Journal, tell: Tell) -> tuple[dict[str, Any], int]:
+    """Return the ``train`` object and the exit code for a world file; its limits and beta are the world's."""
+    world = load_world(folder / str(config.policy.world))
+    method = config.method
+    settings = SolveSettings(
+        method=method.name,
+        dual=method.dual,
+        start=method.start,
+        loss=method.loss,
+        labels=method.labels,
+        temperature=method.temperature,
+        seed=config.run.seed,
+    )
+    solution = solve(world, settings, backend=JournalledTables(TabularBackend(world), journal, tell))
+    figures = dict(solution.figures)
+    write_json(run / "policy.json", policy_table(world, solution), run=run)
+    verdict = "CERTIFIED" if figures["limits_met"] else "NOT CERTIFIED"
+    selected = {key: figures[key] for key in ("multipliers", "reward", "costs", "kl", "objective")}
+    result = {
+        "run": config.run.name,
+        "verdict": verdict,
+        "limits": figures["limits"],
+        "selected": {"name": "selected", **selected},
+        "iterates": [{"round": k, "name": f"{k:02d}", **row} for k, row in enumerate(figures["iterates"])],
+        "optimum": figures["optimum"],
+        "gap": figures["gap"],
+        "beta_raw": world.beta,
+        "notes": ["A finite world: every figure is a sum over all responses, so the verdict needs no bound."],
+        "report": str(run / "report.html"),
+    }
+    write_json(run / "result.json", result, run=run)
+    code = CERTIFIED if figures["limits_met"] else NOT_CERTIFIED
+    return {**result, "seconds": journal.seconds()}, code if solution.feasible else NONE_CERTIFIED

@@ -1,0 +1,56 @@
+"""A job: every part that a config names, made and ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dualign.backends.protocol import Backend, Policy
+from dualign.config import Config
+from dualign.maths.functionals import Functional
+from dualign.records import Constraint, FloatArray, Prompt
+from dualign.runs.journal import Journal
+from dualign.scorers.protocol import Scorer
+
+Tell = Callable[[str], None]
+"""Shows one line of progress."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All parts of one job."""
+
+    config: Config
+    run: Path
+    journal: Journal
+    backend_at: Callable[[Path], Backend]
+    """Folder -> the backend that writes its policies there."""
+    reference: Policy
+    identity: str
+    """Hash of what makes the reference and how policies are fitted and sampled: part of every key."""
+    splits: Mapping[str, Sequence[Prompt]]
+    constraints: tuple[Constraint, ...]
+    functionals: tuple[Functional, ...]
+    reward: Scorer
+    costs: tuple[Scorer, ...]
+    metrics: Mapping[str, Scorer] = field(default_factory=dict)
+    """Further scorers, shown in the comparison on report prompts."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What was found out while the job was put together: data/summary.json."""
+    tell: Tell = print
+
+    @property
+    def names(self) -> list[str]:
+        """Return the constraints' names."""
+        return [constraint.name for constraint in self.constraints]
+
+    @property
+    def backend(self) -> Backend:
+        """Return the backend for reading policies; what it fits would go to the run's own folder."""
+        return self.backend_at(self.run)
+
+    def named(self, values: FloatArray) -> dict[str, float]:
+        """Return ``[constraint]`` values by name."""
+        return dict(zip(self.names, (float(value) for value in values), strict=True))

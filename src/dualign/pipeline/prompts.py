@@ -1,0 +1,55 @@
+"""Prompts of a config: read, split by hash, near-duplicates kept away from what is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dualign.config import Config, Source
+from dualign.data.prompts import read_prompts
+from dualign.data.splits import split, without_leaks
+from dualign.errors import ConfigError
+from dualign.records import Prompt
+
+SPLITS = ("train", "tune", "report", "calibration")
+"""From training to the sealed part: a prompt with a near-duplicate in a later split is dropped."""
+
+
+def load_splits(config: Config, folder: Path) -> tuple[dict[str, list[Prompt]], list[str]]:
+    """Return the prompts of every split, and a sentence for each thing that was left out.
+
+    Raises:
+        MissingError: a file is missing.
+        DataError: a row is broken, or prompts run out.
+        ConfigError: a split that the job needs has no prompts.
+    """
+    parts: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
+    notes = []
+    for source in config.data.sources:
+        found = read_prompts(
+            source_path(config, folder, source.path),
+            columns=source.columns,
+            where=source.where,
+            max_words=source.max_words,
+        )
+        left = f"{found.rows} rows, {found.too_long} too long, {found.duplicates} duplicates"
+        notes.append(f"{Path(source.path).name}: {found.layout}, {len(found.prompts)} prompts ({left})")
+        chosen: dict[str, Any] = {str(name): value for name, value in (source.splits or config.data.splits).items()}
+        for name, prompts in split(found.prompts, chosen, config.run.seed).items():
+            parts[name] += prompts
+    kept, dropped = without_leaks(parts)
+    gone = sum(len(prompts) for prompts in dropped.values())
+    notes.append(f"{gone} prompts dropped: a near-duplicate stands in a later split")
+    for name in SPLITS:
+        if not kept[name]:
+            raise ConfigError(f"data.sources: no prompts for the split {name!r}; give it a count in splits")
+    return kept, notes
+
+
+def source_path(config: Config, folder: Path, path: str) -> Path:
+    """Return where a relative path of the config starts: ``data.prompts``, else the config's folder."""
+    base = Path(config.data.prompts) if config.data.prompts is not None else folder
+    return base / Path(path).expanduser()
+
+
+__all__ = ["SPLITS", "Source", "load_splits", "source_path"]

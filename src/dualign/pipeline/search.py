@@ -1,0 +1,217 @@
+"""From scored reference samples to evaluated policies: units, plan, rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dualign.backends.protocol import Policy, Problem
+from dualign.errors import InfeasibleError
+from dualign.maths.dual import DUAL_RULES, DualRule, Stopping, margin
+from dualign.maths.one_shot import OneShot, one_shot
+from dualign.maths.preference import Scale, fit_scale
+from dualign.methods.c_dpo import relabelled
+from dualign.methods.table import METHODS
+from dualign.pipeline.job import Job
+from dualign.pipeline.measurement import Scored, evaluate, normalised, slice_of, transformed
+from dualign.pipeline.stages import JournalledBackend, scored
+from dualign.records import Evaluation, FloatArray, Group, Iterate, Prompt
+
+WIDTH_AT_200 = 0.3
+"""The betting bound is about 1.3 times as wide as t at 200 prompts, 1.1 at 2,000 (bench/certificates.py)."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the rounds start from: fitted once on the reference samples, never refitted."""
+
+    job: Job
+    train: Scored
+    scale: Scale
+    baseline: FloatArray
+    """Shape ``[tune prompt, constraint]``: mean cost of the reference on each tune prompt."""
+
+    @property
+    def beta(self) -> float:
+        """Return beta for raw scores."""
+        return self.job.config.training.beta * float(self.scale.reward_sd)
+
+    @property
+    def limits(self) -> FloatArray:
+        """Return the raw limits, shape ``[constraint]``."""
+        return np.array([constraint.limit for constraint in self.job.constraints])
+
+    def raw(self, multipliers: FloatArray) -> FloatArray:
+        """Return normalised multipliers in raw units: lambda = lambda' s_r / s_c."""
+        return np.asarray(multipliers * self.scale.reward_sd / self.scale.cost_sds)
+
+    def groups(self) -> list[Group]:
+        """Return the training groups: costs as the functionals transform them, in normalised units."""
+        job = self.job
+        slices = [slice_of(self.train.prompts, constraint.where) for constraint in job.constraints]
+        fitted = [
+            f.fit(self.train.costs[rows, :, i]) for i, (f, rows) in enumerate(zip(job.functionals, slices, strict=True))
+        ]
+        values = transformed(self.train.costs, fitted, self.train.costs.mean(axis=1))
+        for i, rows in enumerate(slices):
+            outside = np.setdiff1d(np.arange(len(values)), rows)
+            values[outside, :, i] = 0.0
+        reward = self.train.reward / self.scale.reward_sd
+        costs = values / self.scale.cost_sds
+        return [replace(group, reward=reward[k], costs=costs[k]) for k, group in enumerate(self.train.groups())]
+
+    def margin(self, evaluation: Evaluation) -> FloatArray:
+        """Return how far below the normalised limits the dual aims, from the spread over tune prompts."""
+        job, delta = self.job, 1 - self.job.config.certificate.confidence
+        margins = []
+        for i, constraint in enumerate(job.constraints):
+            n_tune = len(slice_of(job.splits["tune"], constraint.where))
+            n_calibration = len(slice_of(job.splits["calibration"], constraint.where))
+            width = 1 + WIDTH_AT_200 * np.sqrt(200 / max(n_calibration, 1))
+            spread = float(evaluation.cost_spreads[i])
+            margins.append(margin(spread, n_tune=n_tune, n_calibration=n_calibration, delta=delta, width_ratio=width))
+        return np.array(margins)
+
+    def measure(self, policy: Policy) -> Evaluation:
+        """Return the policy's figures on the tune prompts that can carry cost, in raw units."""
+        job = self.job
+        made = scored(job, policy, tune_prompts(job), job.config.evaluation.responses_per_prompt, "tune")
+        return evaluate(made, job.constraints, job.functionals, beta=self.beta, baseline=self.baseline)
+
+    def plan(self) -> OneShot:
+        """Return the one-shot dual of the reference samples for the raw limits, in normalised units."""
+        return self._one_shot(self.limits / self.scale.cost_sds)
+
+    def aimed_plan(self) -> OneShot:
+        """Return the one-shot dual for where the rounds aim: below the limits by the reference's margin."""
+        reference = normalised(self.measure(self.job.reference), self.scale)
+        return self._one_shot(self.limits / self.scale.cost_sds - self.margin(reference))
+
+    def _one_shot(self, limits: FloatArray) -> OneShot:
+        groups = self.groups()
+        return one_shot(
+            np.stack([group.reward for group in groups]),
+            np.stack([group.costs for group in groups]),
+            limits=limits * self._shares(),
+            beta=self.job.config.training.beta,
+        )
+
+    def _shares(self) -> FloatArray:
+        """Return each slice's share of the prompts: it turns limits on slices into limits on means over all."""
+        train = self.train.prompts
+        return np.array([len(slice_of(train, c.where)) / len(train) for c in self.job.constraints])
+
+    def problem(self) -> Problem:
+        """Return what the method is given: everything in normalised units."""
+        training = self.job.config.training
+        return Problem(
+            backend=JournalledBackend(self.job),
+            groups=self.groups(),
+            limits=self.limits / self.scale.cost_sds,
+            reference=self.job.reference,
+            evaluate=lambda policy: normalised(self.measure(policy), self.scale),
+            beta=training.beta,
+            seed=self.job.config.run.seed,
+            margin=self.margin,
+        )
+
+
+def tune_prompts(job: Job) -> list[Prompt]:
+    """Return the tune prompts in some constraint's slice: the dual step pays for no others."""
+    tune = job.splits["tune"]
+    kept = sorted({int(k) for constraint in job.constraints for k in slice_of(tune, constraint.where)})
+    return [tune[k] for k in kept]
+
+
+def prepare(job: Job) -> Search:
+    """Return the search: samples of the reference, their units, the reference on tune.
+
+    Raises:
+        InfeasibleError: a limit below every cost that the reference was seen to have.
+    """
+    train = scored(job, job.reference, job.splits["train"], job.config.sampling.responses_per_prompt, "train")
+    tune = scored(job, job.reference, tune_prompts(job), job.config.evaluation.responses_per_prompt, "tune")
+    for i, constraint in enumerate(job.constraints):
+        costs = train.costs[slice_of(train.prompts, constraint.where), :, i]
+        lowest = float(job.functionals[i].fit(costs).transform(costs, costs.mean(axis=1, keepdims=True)).min())
+        if constraint.limit < lowest:
+            raise InfeasibleError(
+                f"constraints: limit {constraint.limit:g} of {constraint.name!r} is below the lowest cost of any "
+                f"reference sample, {lowest:g}; raise the limit or warm-start the model"
+            )
+    return Search(job, train, _scale(job, train), tune.costs.mean(axis=1))
+
+
+def _scale(job: Job, train: Scored) -> Scale:
+    """Return the pooled within-prompt SDs: of the reward over all prompts, of each cost over its slice."""
+    reward = fit_scale(train.groups()).reward_sd
+    sds = []
+    for i, constraint in enumerate(job.constraints):
+        rows = slice_of(train.prompts, constraint.where)
+        costs = train.costs[rows, :, i]
+        values = job.functionals[i].fit(costs).transform(costs, costs.mean(axis=1, keepdims=True))
+        sd = float(np.sqrt(values.var(axis=1, ddof=1).mean()))
+        if not sd > 0:
+            raise InfeasibleError(
+                f"constraints: the cost of {constraint.name!r} is the same for all samples of every prompt: "
+                "no preference can move it; warm-start the model so that its answers differ"
+            )
+        sds.append(sd)
+    return Scale(reward_sd=float(reward), cost_sds=np.array(sds))
+
+
+def rounds(search: Search, start: FloatArray) -> Iterator[Iterate]:
+    """Yield the method's iterates; ``start`` and the iterates' multipliers are normalised."""
+    method = search.job.config.method
+    run = METHODS[method.name].run
+    yield from run(
+        search.problem(),
+        rule=dual_rule(search.job),
+        start=start,
+        loss=method.loss,
+        labels=method.labels,
+        temperature=method.temperature,
+    )
+
+
+def dual_rule(job: Job) -> DualRule:
+    """Return the config's rule; none named: bracket for one limit, projected Newton for several."""
+    method = job.config.method
+    name = method.dual or ("bracket" if len(job.constraints) == 1 else "projected_newton")
+    stopping = Stopping(largest=method.max_multiplier, budget=method.max_rounds, multiplier_tolerance=0.05)
+    if name == "gradient":
+        return DUAL_RULES[name](step=method.step, stopping=stopping)
+    return DUAL_RULES[name](stopping=stopping)
+
+
+def first_multipliers(search: Search) -> FloatArray:
+    """Return the normalised start: the config's raw number, or the plan's (1 where the plan is not feasible)."""
+    start = search.job.config.method.start
+    count = len(search.job.constraints)
+    if start != "one-shot":
+        return np.full(count, float(start)) * search.scale.cost_sds / search.scale.reward_sd
+    plan = search.aimed_plan()
+    found = plan.multipliers if plan.feasible else np.ones(count)
+    return np.clip(np.where(found > 0, found, 0.25), 0.0, search.job.config.method.max_multiplier)
+
+
+def extra_round(search: Search, multipliers: FloatArray, name: str, *, labels: str | None = None) -> Iterate:
+    """Return one more policy at fixed normalised multipliers, for comparison; its figures are normalised.
+
+    ``labels``: another label mode than the config's.
+    """
+    method = search.job.config.method
+    problem = search.problem()
+    objective = relabelled(
+        multipliers,
+        problem.beta,
+        loss=method.loss,
+        labels=method.labels if labels is None else labels,
+        temperature=method.temperature,
+    )
+    policy = problem.backend.fit(
+        problem.groups, objective=objective, reference=problem.reference, start=None, seed=problem.seed, name=name
+    )
+    return Iterate(-1, multipliers, problem.evaluate(policy), policy)

@@ -1,0 +1,197 @@
+"""Phases on a policy: sample, score, fit. Each is keyed by all that it depends on, and redone by nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dualign.backends.protocol import FitReport, Objective, Policy
+from dualign.pipeline.job import Job
+from dualign.pipeline.measurement import Scored, from_columns, matches, to_columns
+from dualign.records import FloatArray, Group, Prompt, Response
+from dualign.runs.store import canonical_digest, read_json, read_table, write_json, write_table
+from dualign.scorers.protocol import Scorer
+
+SAMPLES = "samples.parquet"
+SCORES = "scores.parquet"
+RECORD = "policy.json"
+"""Beside a fitted policy's folder: its key and how the fit went."""
+
+
+def folder_of(policy: Policy) -> str:
+    """Return the folder of a policy's phases, relative to the run."""
+    return policy.name if policy.state is None else f"rounds/{policy.name}"
+
+
+def digest_of_prompts(prompts: Sequence[Prompt]) -> str:
+    """Return the hash of prompts in order."""
+    return canonical_digest([[prompt.id, prompt.text] for prompt in prompts])
+
+
+def sampled(job: Job, policy: Policy, prompts: Sequence[Prompt], n: int, stage: str) -> list[list[Response]]:
+    """Return ``n`` responses a prompt, drawn once."""
+    seed = job.config.run.seed
+    sampling = job.config.sampling.model_dump(exclude={"responses_per_prompt", "batch_size"})
+    inputs = {"policy": key_of(job, policy), "prompts": digest_of_prompts(prompts), "n": n, "sampling": sampling}
+
+    def action(folder: Path) -> list[list[Response]]:
+        job.tell(f"sampling {n} x {len(prompts)} responses of {policy.name} ({stage})")
+        responses = job.backend.sample(policy, prompts, n, _stage_seed(seed, stage))
+        rows = [response for row in responses for response in row]
+        columns: dict[str, list[Any]] = {
+            "prompt_id": [prompt.id for prompt, row in zip(prompts, responses, strict=True) for _ in row],
+            "response": [response.text for response in rows],
+            "tokens": [list(response.tokens) for response in rows],
+            "log_prob": [response.log_prob for response in rows],
+            "finished": [response.finished for response in rows],
+        }
+        write_table(folder / SAMPLES, columns)
+        return responses
+
+    def load(folder: Path) -> list[list[Response]]:
+        columns = read_table(folder / SAMPLES)
+        parts = zip(columns["response"], columns["tokens"], columns["log_prob"], columns["finished"], strict=True)
+        rows = [Response(text, tuple(tokens), log_prob, finished) for text, tokens, log_prob, finished in parts]
+        return [rows[k : k + n] for k in range(0, len(rows), n)]
+
+    target = f"{folder_of(policy)}/samples-{stage}"
+    return job.journal.phase("sample", {**inputs, "seed": seed, "stage": stage}, action, load, target=target)
+
+
+def _stage_seed(seed: int, stage: str) -> int:
+    """Return the seed of one stage: no two stages of a run share draws."""
+    return int(canonical_digest([seed, stage])[:12], 16)
+
+
+def scored(job: Job, policy: Policy, prompts: Sequence[Prompt], n: int, stage: str) -> Scored:
+    """Return ``n`` scored responses a prompt, with their log-ratios against the reference.
+
+    Raises:
+        ScorerError: a scorer failed; what was sampled stays on disk.
+    """
+    responses = sampled(job, policy, prompts, n, stage)
+    scorers = {"reward": job.reward, **dict(zip(job.names, job.costs, strict=True))}
+    inputs = {
+        "policy": key_of(job, policy),
+        "responses": canonical_digest([[response.text for response in row] for row in responses]),
+        "prompts": digest_of_prompts(prompts),
+        "scorers": {name: [scorer.id, scorer.revision] for name, scorer in scorers.items()},
+        "where": [dict(constraint.where) for constraint in job.constraints],
+    }
+
+    def action(folder: Path) -> Scored:
+        made = _score(job, policy, prompts, responses)
+        write_table(folder / SCORES, to_columns(made, job.names))
+        return made
+
+    def load(folder: Path) -> Scored:
+        return from_columns(read_table(folder / SCORES), prompts, job.names)
+
+    return job.journal.phase("score", inputs, action, load, target=f"{folder_of(policy)}/scores-{stage}")
+
+
+def _score(job: Job, policy: Policy, prompts: Sequence[Prompt], responses: list[list[Response]]) -> Scored:
+    n = len(responses[0])
+    shape = (len(prompts), n)
+    costs = np.zeros((*shape, len(job.constraints)))
+    for i, constraint in enumerate(job.constraints):
+        rows = [k for k, prompt in enumerate(prompts) if matches(prompt, constraint.where)]
+        if rows:
+            texts = [responses[k] for k in rows]
+            costs[rows, :, i] = score_rows(job.costs[i], [prompts[k] for k in rows], texts)
+    reward = score_rows(job.reward, prompts, responses)
+    made = Scored(tuple(prompts), tuple(tuple(row) for row in responses), reward, costs, np.zeros(shape))
+    if policy.state is None:
+        return made
+    reference = job.backend.log_probs(job.reference, made.groups())
+    own = np.array([[response.log_prob for response in row] for row in responses])
+    return replace(made, log_ratio=own - np.array(reference))
+
+
+def score_rows(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> FloatArray:
+    """Return scores of shape ``[prompt, response]``."""
+    repeated = [prompt for prompt, row in zip(prompts, responses, strict=True) for _ in row]
+    texts = [response.text for row in responses for response in row]
+    return np.asarray(scorer(repeated, texts), dtype=np.float64).reshape(len(prompts), -1)
+
+
+def key_of(job: Job, policy: Policy) -> str:
+    """Return what identifies a policy in the keys of phases on it."""
+    if policy.state is None:
+        return job.identity
+    return str(read_json(Path(policy.state).parent / RECORD)["key"])
+
+
+@dataclass(frozen=True)
+class JournalledBackend:
+    """A backend whose fits are phases of the journal; reading goes straight through."""
+
+    job: Job
+
+    def fit(
+        self,
+        groups: Sequence[Group],
+        *,
+        objective: Objective,
+        reference: Policy,
+        start: Policy | None,
+        seed: int,
+        name: str,
+    ) -> Policy:
+        """Return the fitted policy, from the journal where it is done already."""
+        job = self.job
+        inputs = {
+            "identity": job.identity,
+            "groups": digest_of_groups(groups),
+            "objective": describe(objective),
+            "reference": key_of(job, reference),
+            "start": None if start is None else key_of(job, start),
+            "seed": seed,
+        }
+        key = canonical_digest(inputs)
+
+        def action(folder: Path) -> Policy:
+            job.tell(f"fitting {name} at normalised multipliers {np.array2string(objective.multipliers, precision=3)}")
+            fitting = job.backend_at(folder)
+            policy = fitting.fit(
+                groups, objective=objective, reference=reference, start=start, seed=seed, name="policy"
+            )
+            write_json(folder / RECORD, {"key": key, "report": policy.report})
+            return policy
+
+        def load(folder: Path) -> Policy:
+            made = read_json(folder / RECORD)
+            return Policy(name, folder / "policy", FitReport(**made["report"]))
+
+        target = f"rounds/{name}/fit"
+        job.journal.phase("fit", inputs, action, load, target=target)
+        return load(job.run / target)
+
+    def sample(self, policy: Policy, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Response]]:
+        """Return responses of the wrapped backend."""
+        return self.job.backend.sample(policy, prompts, n, seed)
+
+    def log_probs(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
+        """Return log-probabilities of the wrapped backend."""
+        return self.job.backend.log_probs(policy, groups)
+
+
+def describe(objective: Objective) -> dict[str, Any]:
+    """Return what of an objective determines the fit."""
+    return {
+        "name": objective.name,
+        "multipliers": objective.multipliers,
+        "beta": objective.beta,
+        "temperature": objective.temperature,
+        "labels": getattr(objective.labels, "__name__", repr(objective.labels)),
+        "columns": objective.columns,
+    }
+
+
+def digest_of_groups(groups: Sequence[Group]) -> str:
+    """Return the hash of scored groups."""
+    return canonical_digest([[g.prompt.id, [r.text for r in g.responses], g.reward, g.costs, g.weight] for g in groups])

@@ -1,0 +1,118 @@
+"""The ladder of policies, and the one opening of the calibration prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dualign.certify import Costs, Requirement, Seal, Terms, certify, seal, state_claim
+from dualign.pipeline.job import Job
+from dualign.pipeline.measurement import Scored, slice_of
+from dualign.pipeline.search import Search
+from dualign.pipeline.stages import scored
+from dualign.records import Certificate, Evaluation, FloatArray, Iterate, Prompt
+
+FEASIBLE = 1.645
+"""Standard errors below a limit at which it counts as met on tune prompts."""
+
+
+def violations(evaluation: Evaluation, limits: FloatArray) -> FloatArray:
+    """Return cost - limit, shape ``[constraint]``; positive is broken."""
+    return np.asarray(evaluation.costs - limits)
+
+
+def limits_met(evaluation: Evaluation, limits: FloatArray) -> bool:
+    """Return whether every limit holds with its error bar."""
+    return bool(np.all(violations(evaluation, limits) + FEASIBLE * evaluation.cost_errors <= 0))
+
+
+def safety(evaluation: Evaluation, limits: FloatArray) -> float:
+    """Return the largest violation in standard errors: smaller is safer."""
+    errors = np.maximum(evaluation.cost_errors, 1e-12)
+    return float(np.max(violations(evaluation, limits) / errors))
+
+
+def preferred(measured: Sequence[Iterate], limits: FloatArray) -> Iterate:
+    """Return the best-reward iterate among those whose limits hold with their error bars, else the closest."""
+    met = [iterate for iterate in measured if limits_met(iterate.evaluation, limits)]
+    if met:
+        return max(met, key=lambda iterate: iterate.evaluation.reward)
+    return min(measured, key=lambda iterate: safety(iterate.evaluation, limits))
+
+
+def ladder(measured: Sequence[Iterate], limits: FloatArray, rungs: int) -> list[Iterate]:
+    """Return at most ``rungs`` policies, safest first: the preferred one and the safer ones nearest to it in reward.
+
+    The order uses tune prompts alone, so it is fixed before the calibration prompts are opened.
+    """
+    first = preferred(measured, limits)
+    bound = safety(first.evaluation, limits)
+    safer = [i for i in measured if i is not first and safety(i.evaluation, limits) < bound]
+    safer.sort(key=lambda iterate: -iterate.evaluation.reward)
+    chosen = [first, *safer[: rungs - 1]]
+    return sorted(chosen, key=lambda iterate: safety(iterate.evaluation, limits))
+
+
+def open_calibration(search: Search, rungs: Sequence[Iterate]) -> Certificate:
+    """Return the certificate: the claim is sealed on disk first, then the calibration prompts are sampled, once."""
+    job = search.job
+    terms = _terms(search)
+    names = [rung.policy.name for rung in rungs]
+    kept = _sliced(job)
+    promised = seal([prompt.id for prompt in kept], state_claim(terms, names))
+    # made once in a run: a ladder or claim that differs later makes the certificate invalid
+    sealed = Seal(**job.journal.choice("seal", lambda: {"claim": promised.claim, "prompts": promised.prompts}))
+    job.tell(f"opening {len(kept)} calibration prompts for {', '.join(names)}")
+    n = job.config.certificate.responses_per_prompt
+    reference = scored(job, job.reference, kept, n, "calibration") if _relative(job) else None
+    observations = {
+        rung.policy.name: _costs(job, scored(job, rung.policy, kept, n, "calibration"), reference) for rung in rungs
+    }
+    rewards = {rung.policy.name: rung.evaluation.reward for rung in rungs}
+    return certify(observations, terms, rewards=rewards, sealed=sealed)
+
+
+def _sliced(job: Job) -> list[Prompt]:
+    """Return the calibration prompts in some constraint's slice."""
+    prompts = job.splits["calibration"]
+    kept = sorted({int(k) for constraint in job.constraints for k in slice_of(prompts, constraint.where)})
+    return [prompts[k] for k in kept]
+
+
+def _relative(job: Job) -> bool:
+    return any(functional.spec == "relative" for functional in job.functionals)
+
+
+def _terms(search: Search) -> Terms:
+    """Return all that is claimed."""
+    job = search.job
+    slices = [slice_of(search.train.prompts, constraint.where) for constraint in job.constraints]
+    requirements = {
+        constraint.name: Requirement(
+            limit=constraint.limit,
+            cap=constraint.cap,
+            functional=functional.fit(search.train.costs[rows, :, i]),
+            scorer=f"{job.costs[i].id}@{job.costs[i].revision[:12]}",
+            where=constraint.where,
+        )
+        for i, (constraint, functional, rows) in enumerate(zip(job.constraints, job.functionals, slices, strict=True))
+    }
+    sampling = job.config.sampling
+    decoding = (
+        f"temperature {sampling.temperature:g}, at most {sampling.max_new_tokens} tokens, no top-k or top-p, "
+        f"{job.config.certificate.responses_per_prompt} response(s) a prompt"
+    )
+    return Terms(requirements, delta=round(1 - job.config.certificate.confidence, 12), decoding=decoding)
+
+
+def _costs(job: Job, made: Scored, reference: Scored | None) -> dict[str, Costs]:
+    """Return the costs of one policy by constraint, on the constraint's slice."""
+    by_name = {}
+    for i, constraint in enumerate(job.constraints):
+        rows = slice_of(made.prompts, constraint.where)
+        n = made.reward.shape[1]
+        ids = [made.prompts[k].id for k in rows for _ in range(n)]
+        baseline = None if reference is None else reference.costs[rows, :, i].mean(axis=1).repeat(n)
+        by_name[constraint.name] = Costs(ids, made.costs[rows, :, i].ravel(), reference=baseline)
+    return by_name

@@ -1,12 +1,22 @@
 """Projected Newton on the dual from observations alone: any number of constraints, no dual value needed.
 
-Along a direction the derivative of the dual is ``-violation . direction``, which is observed; the dual is convex, so
-the sign of that derivative tells on which side of the line's minimum a point lies. Noisy observations are damped
-(Levenberg) and every multiplier changes by a bounded factor a round.
+The dual is convex with gradient ``-violation`` and Hessian ``-slope``, and both are observed. Its value is not, but its
+The dual is convex with gradient ``-violation`` and Hessian ``-slope``; both are observed. Its value is not, but its
+Four parts keep Newton's step on course where a policy is nearly deterministic and its curvature tells little:
 
-Source: Bertsekas 1982, "Projected Newton methods" (active set); the line search on derivatives is a reconstruction.
+* the step minimises the quadratic model over a box of multipliers, so it always points downhill;
+* its length follows how the curvature changed since the point before (an exponential, as for a saturating cost);
+* an overshoot is met by the minimum between the two ends of the line, before another direction is tried;
+* every point cuts off the half-space that convexity excludes: ``violation . (multipliers - point) >= 0`` holds at the
+  optimum, so no step enters a part that was excluded, and none returns to a point that was seen.
+
+Noisy observations use the step alone, damped (Levenberg), and change every multiplier by a bounded factor a round.
+
+Source: Bertsekas 1982, "Projected Newton methods"; Sun and Tran-Dinh 2019, "Generalized self-concordant functions",
+for the length. The search on derivatives and its constants are reconstructions, chosen by ``bench/dual_rules.py``.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,11 +35,25 @@ from dualign.maths.dual_rule import (
 from dualign.maths.finite import FloatArray
 
 LARGEST_FACTOR = 4.0
-"""A noisy round changes a multiplier by at most this factor."""
+"""A round changes a multiplier by at most this factor."""
 SMALLEST_MULTIPLIER = 0.05
-"""What the factor counts from, so that 0 can be left."""
+"""What the factor counts from in noisy rounds, so that 0 can be left."""
+SMALLEST_EXACT = 0.25
+"""The same in exact rounds, where a step too far costs one round and not the search."""
 DAMPING = 0.1
-"""Levenberg damping of noisy rounds, as a share of the slope's mean diagonal."""
+"""Levenberg damping of noisy rounds, as a share of every diagonal entry of the slope."""
+EXACT_DAMPING = 1e-12
+"""The same in exact rounds: only what a linear solver needs."""
+FLATTEST = 1e-10
+"""Standard deviation below which a cost counts as constant; its step then ends at the edge of the box."""
+OVERSHOOT = 0.5
+"""A step is kept while the derivative at its end is at most this share of the one at its beginning."""
+EDGE = 0.2
+"""A point between two ends stays this share of the line away from both."""
+ALIGNED = 0.7
+"""Cosine from which the curvature at the point before tells how it changes along the step."""
+CURVATURE_CHANGE = (-3.0, 0.8)
+"""Range of the assumed log-change of the curvature over a Newton step: lengths from 0.46 to 2 steps."""
 
 
 def projected_newton(stopping: Stopping = Stopping()) -> DualRule:  # noqa: B008 (frozen)
@@ -48,17 +72,15 @@ def _step(state: DualState, stopping: Stopping) -> DualState:
     newest = state.history[-1]
     exact = is_exact(state.history)
     noise = np.maximum(stopping.violation_tolerance, stopping.z * newest.error)
-    move = _direction(newest, damping=0.0 if exact else DAMPING)
-    allowed = np.maximum(stopping.multiplier_tolerance, stopping.relative_tolerance * newest.multipliers) / 2
-    if np.all(_residual(newest) <= noise) and (not exact or np.all(np.abs(move) <= allowed)):
+    if np.all(_residual(newest) <= noise) and (not exact or _at_root(newest, stopping)):
         return resolve(state, "converged", newest.multipliers)
     if np.any((newest.multipliers >= stopping.largest) & (newest.violation > noise)):
         return resolve(state, "infeasible", newest.multipliers)
     if state.round >= stopping.budget:
         index, _ = select(state.history, stopping)
         return resolve(state, "budget", state.history[index].multipliers)
-    following = _exact_move(state, move) if exact else _capped(newest.multipliers, move)
-    return replace(state, multipliers=np.clip(following, 0.0, stopping.largest))
+    point = _exact_point(state.history, stopping.largest) if exact else _noisy_point(newest, stopping.largest)
+    return replace(state, multipliers=_unseen(point, state.history))
 
 
 def _residual(observation: Observation) -> FloatArray:
@@ -67,43 +89,147 @@ def _residual(observation: Observation) -> FloatArray:
     return np.where(observation.multipliers > 0, np.abs(observation.violation), positive)
 
 
-def _direction(observation: Observation, *, damping: float) -> FloatArray:
-    """Return the projected Newton step, active set excluded, already cut at zero multipliers."""
+def _at_root(observation: Observation, stopping: Stopping) -> bool:
+    """Return whether Newton's step would move every multiplier by less than half of its tolerance."""
+    here = observation.multipliers
+    allowed = np.maximum(stopping.multiplier_tolerance, stopping.relative_tolerance * here) / 2
+    ahead = _newton_point(observation, np.zeros_like(here), np.full_like(here, np.inf), damping=EXACT_DAMPING)
+    return bool(np.all(np.abs(ahead - here) <= allowed))
+
+
+def _newton_point(observation: Observation, lower: FloatArray, upper: FloatArray, *, damping: float) -> FloatArray:
+    """Return the minimum of the observation's quadratic model over the box ``[lower, upper]``.
+
+    A projected Newton step that is only cut at the box need not point downhill; this minimum always does.
+    """
+    from scipy.optimize import lsq_linear
+
     assert observation.slope is not None
-    here, violation = observation.multipliers, observation.violation
-    free = ~((here <= 1e-12) & (violation < 0))
-    step = np.zeros_like(here)
-    for _ in range(len(here) + 1):
-        if not np.any(free):
-            break
-        hessian = -observation.slope[np.ix_(free, free)]
-        scale = float(np.trace(hessian)) / int(free.sum())
-        ridge = (damping + 1e-12) * scale + 1e-300
-        step = np.zeros_like(here)
-        step[free] = np.linalg.solve(hessian + ridge * np.eye(int(free.sum())), violation[free])
-        crossing = free & (here + step < 0) & (here <= 1e-12)
-        if not np.any(crossing):
-            break
-        free &= ~crossing
-    return np.maximum(here + step, 0.0) - here
+    spreads = np.sqrt(np.maximum(-np.diag(observation.slope), 0))
+    spreads = np.maximum(spreads, max(1e-8 * float(spreads.max()), FLATTEST))
+    scaled = -observation.slope / np.outer(spreads, spreads) + damping * np.eye(len(spreads))
+    values, vectors = np.linalg.eigh(scaled)
+    roots = np.sqrt(np.maximum(values, damping))
+    matrix = (vectors * roots).T
+    target = matrix @ (observation.multipliers * spreads) + (vectors.T @ (observation.violation / spreads)) / roots
+    found = lsq_linear(matrix, target, bounds=(lower * spreads, upper * spreads), method="bvls")
+    point = np.asarray(found.x, dtype=np.float64) / spreads
+    # A multiplier left at rounding size would be held to |violation| = 0 like a positive one.
+    return np.where(point < 1e-9 * max(1.0, float(point.max())), 0.0, point)
 
 
-def _capped(here: FloatArray, move: FloatArray) -> FloatArray:
-    base = np.maximum(here, SMALLEST_MULTIPLIER)
+def _unseen(point: FloatArray, history: Sequence[Observation]) -> FloatArray:
+    """Return ``point``, or the first of its halvings towards the newest observation that was not evaluated."""
+    newest = history[-1].multipliers
+    for _ in range(50):
+        if not any(np.array_equal(point, observation.multipliers) for observation in history):
+            break
+        point = (point + newest) / 2
+    return point
+
+
+# -- noisy --------------------------------------------------------------------------------------------------------
+
+
+def _noisy_point(newest: Observation, largest: float) -> FloatArray:
+    base = np.maximum(newest.multipliers, SMALLEST_MULTIPLIER)
     lower = np.where(base > SMALLEST_MULTIPLIER, base / LARGEST_FACTOR, 0.0)
-    return np.clip(here + move, lower, base * LARGEST_FACTOR)
+    return _newton_point(newest, lower, np.minimum(base * LARGEST_FACTOR, largest), damping=DAMPING)
 
 
-def _exact_move(state: DualState, move: FloatArray) -> FloatArray:
-    """Return the next point: a step back on the last line where it overshot, else the capped Newton step."""
-    newest = state.history[-1]
-    if state.round >= 3:
-        origin = min(state.history[:-1], key=lambda observation: float(np.abs(_residual(observation)).max()))
-        line = newest.multipliers - origin.multipliers
-        before, after = float(-origin.violation @ line), float(-newest.violation @ line)
-        if before < 0 and after > 0.5 * abs(before):
-            share = float(np.clip(before / (before - after), 0.1, 0.9))
-            return origin.multipliers + share * line
-    base = np.maximum(newest.multipliers, 0.25)
-    following: FloatArray = np.minimum(newest.multipliers + move, 8 * base)
-    return following
+# -- exact --------------------------------------------------------------------------------------------------------
+
+
+def _exact_point(history: Sequence[Observation], largest: float) -> FloatArray:
+    base, beyond = _base(history)
+    if beyond is not None:
+        return _between(base, beyond)
+    upper = np.minimum(LARGEST_FACTOR * np.maximum(base.multipliers, SMALLEST_EXACT), largest)
+    ahead = _newton_point(base, np.zeros_like(upper), upper, damping=EXACT_DAMPING)
+    before = history[-2] if history[-1] is base else history[-1]
+    step = (ahead - base.multipliers) * _length(base, before, ahead - base.multipliers, upper)
+    return base.multipliers + step * _uncut(base, step, history)
+
+
+def _along(first: Observation, second: Observation) -> tuple[FloatArray, float, float]:
+    """Return the line from ``first`` to ``second`` and the derivative of the dual along it at both ends."""
+    line = second.multipliers - first.multipliers
+    return line, -float(first.violation @ line), -float(second.violation @ line)
+
+
+def _curvature(observation: Observation, direction: FloatArray) -> float:
+    assert observation.slope is not None
+    return max(0.0, -float(direction @ observation.slope @ direction))
+
+
+def _base(history: Sequence[Observation]) -> tuple[Observation, Observation | None]:
+    """Return the point to step from, and the point beyond the minimum of the line that is being searched, if any.
+
+    A step is kept where its end does not overshoot and the dual fell, by the corrected trapezoid of its derivatives,
+    held within what convexity allows. A point uphill of the base (the start may be one) tells nothing about a line.
+    """
+    base, beyond = history[0], None
+    for point in history[1:]:
+        line, before, after = _along(base, point)
+        if before >= 0:
+            continue
+        rise = (before + after) / 2 + (_curvature(base, line) - _curvature(point, line)) / 12
+        if after <= OVERSHOOT * abs(before) and float(np.clip(rise, before, after)) < 0:
+            base, beyond = point, None
+        else:
+            beyond = point
+    return base, beyond
+
+
+def _between(base: Observation, beyond: Observation) -> FloatArray:
+    """Return the root of the cubic through the derivatives and curvatures at both ends, away from the ends."""
+    from scipy.optimize import brentq
+
+    line, before, after = _along(base, beyond)
+    curve, curve_beyond = _curvature(base, line), _curvature(beyond, line)
+
+    def derivative(t: float) -> float:
+        near, far = (1 - t) ** 2, t**2
+        return near * ((1 + 2 * t) * before + t * curve) + far * ((3 - 2 * t) * after + (t - 1) * curve_beyond)
+
+    # A kept derivative may end below zero where only the estimated rise spoke against the point.
+    share = float(brentq(derivative, 0.0, 1.0)) if after > 0 else 0.5
+    return base.multipliers + float(np.clip(share, EDGE, 1 - EDGE)) * line
+
+
+def _length(base: Observation, before: Observation, step: FloatArray, upper: FloatArray) -> float:
+    """Return by what to multiply ``step`` so that the derivative vanishes if the curvature changes exponentially.
+
+    With derivative ``-d``, curvature ``h exp(-k t)``: ``t = -log(1 - k d / h) / k``, and ``d / h`` where k = 0.
+    """
+    curve, size = _curvature(base, step), float(np.linalg.norm(step))
+    other = before.multipliers - base.multipliers
+    distance = float(np.linalg.norm(other))
+    if curve == 0 or size == 0 or distance == 0:
+        return 1.0
+    newton = float(base.violation @ step) / curve
+    change = 0.0
+    cosine = float(step @ other) / (size * distance)
+    if abs(cosine) >= ALIGNED and _curvature(before, step) > 0:
+        rate = np.log(curve / _curvature(before, step)) / (cosine * distance / size)
+        change = float(np.clip(rate * newton, *CURVATURE_CHANGE))
+    factor = -np.log1p(-change) / change if abs(change) > 1e-6 else 1.0
+    return min(newton * factor, _room(base.multipliers, step, upper))
+
+
+def _room(here: FloatArray, step: FloatArray, upper: FloatArray) -> float:
+    """Return how many times ``step`` fits between 0 and ``upper``: cut at the box it might point uphill."""
+    moving = step != 0
+    edge = np.where(step > 0, upper, 0.0)
+    return float(((edge - here)[moving] / step[moving]).min())
+
+
+def _uncut(base: Observation, step: FloatArray, history: Sequence[Observation]) -> float:
+    """Return 1 where ``step`` ends in no excluded half-space, else half of the way to the first that it enters."""
+    share = 1.0
+    for point in history:
+        room = float(point.violation @ (base.multipliers - point.multipliers))
+        loss = -float(point.violation @ step)
+        if room > 0 and loss >= room:
+            share = min(share, 0.5 * room / loss)
+    return share

@@ -41,7 +41,9 @@ def _describe(title: str, model: type[Section]) -> list[str]:
         )
         kind = re.sub(r"(typing\.|dualign\.config\.)", "", str(kind)).replace("|", "or")
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        lines.append(f"| `{key}` | {kind} | {default} | {field.description} |")
+        # A cell of a table is one line, whatever the docstring's own lines are.
+        described = " ".join((field.description or "").split()).replace("|", r"\|")
+        lines.append(f"| `{key}` | {kind} | {default} | {described} |")
     return [*lines, ""]
 
 

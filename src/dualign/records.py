@@ -116,7 +116,7 @@ class Iterate:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The verdict on one ladder of policies; ``figures`` is the JSON object of DESIGN 6."""
+    """The verdict on one ladder of policies; ``figures`` is the JSON object of ``dualign certify --json``."""
 
     verdict: str
     """CERTIFIED, NOT CERTIFIED, NO CERTIFIED POLICY or INVALID."""

@@ -73,7 +73,7 @@ class Objective:
     beta: float
     """The loss's own coefficient; the backend reports the slope of beta*h on the label's logit with it."""
     temperature: float = 1.0
-    """Label temperature tau: beta_eff = tau * beta (METHODS 1.6)."""
+    """Label temperature tau: beta_eff = tau * beta."""
     weigh: Callable[[Tensor, Tensor], Tensor] | None = None
     """(detached losses, weights) of a whole step -> weights; given only by objectives with ``Need.WHOLE_BATCH``."""
     penalty: Callable[[PairBatch, Tensor], Tensor] | None = None

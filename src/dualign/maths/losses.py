@@ -36,7 +36,7 @@ def bernoulli(logit: Float[Tensor, " pair"], generator: torch.Generator) -> Floa
 def hard(logit: Float[Tensor, " pair"], generator: torch.Generator) -> Float[Tensor, " pair"]:  # noqa: ARG001
     """Return 1 where the logit is positive, 0 where negative, 1/2 at a tie.
 
-    There is no finite optimum then (METHODS 2.5): the policy runs towards a deterministic ranking.
+    There is no finite optimum then: the policy runs towards a deterministic ranking.
     """
     return (1 + torch.sign(logit)) / 2
 

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
+import reprlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +24,14 @@ SplitName = Literal["train", "tune", "calibration", "report"]
 class Section(BaseModel):
     """A section of the config: unknown keys are refused, values are not coerced across types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
 
 
 class WarmStart(Section):
@@ -155,14 +164,23 @@ class MethodSection(Section):
     """Pairwise loss."""
     temperature: float = Field(1.0, gt=0)
     """Label temperature tau."""
-    step: float = Field(0.1, gt=0)
-    """Step of the ``gradient`` rule."""
+    step: float | None = Field(None, gt=0)
+    """Step of the ``gradient`` rule in normalised units; none: 0.1, and 1/L in a world file, where L is known."""
     max_rounds: int = Field(8, ge=1)
     """Policies trained at the most, lambda = 0 counted."""
     max_multiplier: float = Field(32.0, gt=0)
     """Largest normalised multiplier tried before a limit is called infeasible."""
     cost_only: float | None = Field(None, gt=0)
     """Normalised multiplier of one more policy for comparison, trained after the search; none: not trained."""
+
+    @field_validator("start", mode="before")
+    @classmethod
+    def number_or_plan(cls, start: Any) -> Any:
+        """Check that the start is a number or names the plan's estimate."""
+        number = isinstance(start, int | float) and not isinstance(start, bool) and 0 <= start < math.inf
+        if start == "one-shot" or number:
+            return start
+        raise ValueError(f"should be a number of 0 or more, or one-shot, given {start!r}")
 
 
 class TrainingSection(Section):
@@ -240,8 +258,16 @@ class RunSection(Section):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """One path component."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of every stage."""
+
+    @field_validator("name")
+    @classmethod
+    def not_dots(cls, name: str) -> str:
+        """Check that the name is not that of this folder or the one above."""
+        if name in (".", ".."):
+            raise ValueError(f"should name a folder, given {name!r}")
+        return name
 
 
 class Config(Section):
@@ -303,17 +329,20 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         )
     for override in overrides or []:
         _apply(value, override)
-    if not overrides:
-        return validate(value, str(path))
     try:
         return validate(value, str(path))
     except ConfigError as error:
-        raise UsageError(f"{error} (after --set)") if _mentions(overrides, str(error)) else error from None
+        raise blamed(error, overrides or []) from None
 
 
-def _mentions(overrides: list[str], message: str) -> bool:
-    """Return whether an override names the key that ``message`` complains of."""
-    return any(override.split("=", 1)[0].rsplit(".", 1)[-1] in message for override in overrides)
+def blamed(error: ConfigError, overrides: list[str]) -> ConfigError | UsageError:
+    """Return ``error``, or a mistake of the command line where an override names the key that it complains of."""
+    for override in overrides:
+        *sections, key = override.split("=", 1)[0].split(".")
+        named = re.search(rf"(?<!\w){re.escape(key)}(?!\w)", str(error))
+        if named or any(f"unknown key {section!r}" in str(error) for section in sections):
+            return UsageError(f"{error} (after --set)")
+    return error
 
 
 def _apply(value: dict[str, Any], override: str) -> None:
@@ -321,14 +350,19 @@ def _apply(value: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key:
         raise UsageError(f"--set {override!r}: expected KEY=VALUE, such as training.beta=0.3")
-    new = parse_yaml(text, f"--set {key}")
+    try:
+        new = parse_yaml(text, f"--set {key}")
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
     *parents, last = key.split(".")
     place: Any = value
     for part in parents:
         if isinstance(place, list) and part.isdigit() and int(part) < len(place):
             place = place[int(part)]
         elif isinstance(place, dict):
-            place = place.setdefault(part, {})
+            # a section that is named and left empty is none
+            place[part] = {} if place.get(part) is None else place[part]
+            place = place[part]
         else:
             raise UsageError(f"--set {key}: {part!r} is not a section")
     if isinstance(place, list) and last.isdigit() and int(last) < len(place):
@@ -348,15 +382,15 @@ def validate(value: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(value)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(error)}") from None
+        raise ConfigError(f"{where}: {_explain(error, value)}") from None
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, value: dict[str, Any]) -> str:
     """Return one line for the first mistake, unknown keys with their nearest known key."""
     first = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in first["loc"])
+    place = _place(first["loc"], value)
     if first["type"] == "extra_forbidden":
-        section, _, key = place.rpartition(".")
+        section, key = _place(first["loc"][:-1], value), str(first["loc"][-1])
         known = _known_keys(first["loc"][:-1])
         nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
@@ -366,7 +400,19 @@ def _explain(error: ValidationError) -> str:
         return f"{place}: missing"
     if first["type"] == "value_error":
         return f"{place + ': ' if place else ''}{message}"
-    return f"{place}: {message[0].lower() + message[1:]}, given {first['input']!r}"
+    choices = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
+    nearest = difflib.get_close_matches(str(first["input"]), choices, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"{place}: {message[0].lower() + message[1:]}, given {reprlib.repr(first['input'])}{hint}"
+
+
+def _place(location: tuple[Any, ...], value: dict[str, Any]) -> str:
+    """Return ``constraints.harm.limit`` for a location: pydantic's own marks left out, constraints by their name."""
+    parts = [str(part) for part in location if part not in ("float", "int", "[key]")]
+    if len(parts) > 1 and parts[0] == "constraints" and isinstance(location[1], int):
+        entry = value["constraints"][location[1]]
+        parts[1] = str(entry.get("name", parts[1])) if isinstance(entry, dict) else parts[1]
+    return ".".join(parts)
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:

@@ -67,4 +67,10 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{where}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from None
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+        raise ConfigError(f"{where}{line}: {' '.join(str(problem).split())}") from None
+    except ValueError as error:
+        # a tag such as !!int before something that is none
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply") from None

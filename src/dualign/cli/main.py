@@ -4,11 +4,14 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
-import click
 import typer
 
-from dualign.errors import DualignError
+from dualign.errors import DualignError, UsageError
+
+ClickError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""What typer raises on a mistyped command line: click's own class, or that of the copy inside newer typers."""
 
 app = typer.Typer(
     name="dualign",
@@ -55,15 +58,19 @@ def main() -> None:
     except DualignError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as leave:
+    except typer.Exit as leave:
         sys.exit(leave.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except ClickError as error:
+        message = " ".join(error.format_message().split())
+        if message:
+            print(f"error: {message[0].lower()}{message[1:]}", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
+        # Python flushes stdout once more on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
 
 

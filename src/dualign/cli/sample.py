@@ -29,7 +29,7 @@ def sample(
 ) -> None:
     """Draw responses of a policy: unbiased draws, each with its tokens and log-probability.
 
-    Example: dualign sample ./model prompts.jsonl --adapter run/rounds/02/adapter -n 4 --temperature 0.7 --out r.jsonl
+    Example: dualign sample ./model prompts.jsonl --adapter run/rounds/02/fit/policy -n 4 --out answers.jsonl
     """
     from dualign.data.prompts import load_prompts
     from dualign.runs.store import write_text

@@ -1,11 +1,15 @@
 """``dualign train``: the main job; a finished or interrupted run goes on with the same command."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dualign.cli.progress import Progress
+from dualign.errors import ConfigError, InfeasibleError
+
+if TYPE_CHECKING:
+    from dualign.config import Config
 
 
 def train(
@@ -18,23 +22,53 @@ def train(
 ) -> None:
     """Train a policy that is as helpful as its limits allow, and certify it.
 
-    Example: dualign train examples/smollm2-harm.yaml --set data.prompts=../shared/data
+    Example: dualign train examples/smollm2-harm.yaml --set data.prompts=FOLDER
     """
-    from dualign.config import load_config
+    from dualign.config import blamed, load_config
+    from dualign.pipeline.checks import check
 
     loaded = load_config(config, override)
+    try:
+        check(loaded)
+    except ConfigError as error:
+        raise blamed(error, override or []) from None
     run = out if out is not None else Path("runs") / loaded.run.name
     progress = Progress(quiet=quiet)
     from dualign.pipeline.entry import check_only, run_config
 
     if dry_run:
         finish(check_only(loaded, config.parent), 0, json_output=json_output)
-    result, code = run_config(loaded, config.parent, run, progress.tell)
+    try:
+        result, code = run_config(loaded, config.parent, run, progress.tell)
+    except InfeasibleError as error:
+        if json_output:
+            show(_infeasible(loaded, error), json_output=True)
+        raise
     finish(result, code, json_output=json_output, run=run)
+
+
+def _infeasible(config: "Config", error: InfeasibleError) -> dict[str, Any]:
+    """Return the ``train`` object of a job that ended before any training: no policy can meet its limits."""
+    return {
+        "run": config.run.name,
+        "verdict": "INFEASIBLE",
+        "reason": str(error),
+        "limits": {constraint.name: constraint.limit for constraint in config.constraints},
+        "selected": None,
+        "iterates": [],
+        "seconds": {},
+        "report": None,
+    }
 
 
 def finish(result: dict[str, Any], code: int, *, json_output: bool, run: Path | None = None) -> None:
     """Print the result, as JSON or as text, and exit with ``code``."""
+    show(result, json_output=json_output, run=run)
+    raise typer.Exit(code)
+
+
+def show(result: dict[str, Any], *, json_output: bool, run: Path | None = None) -> None:
+    """Print the result: as JSON, else what a person wants to know of ``run``, else line by line."""
     import json
 
     from dualign.runs.store import plain
@@ -47,4 +81,3 @@ def finish(result: dict[str, Any], code: int, *, json_output: bool, run: Path | 
         typer.echo(summary_text(run))
     else:
         typer.echo("\n".join(f"{key}: {value}" for key, value in result.items()))
-    raise typer.Exit(code)

@@ -89,21 +89,31 @@ def resolve(path_or_id: str | Path, *, cache: Path | None = None) -> Path:
     Raises:
         MissingError: there is no such model, or it cannot be read.
     """
-    name = str(path_or_id)
+    check_named(path_or_id)
+    name, path = str(path_or_id), Path(path_or_id)
     if name.startswith(PACKAGE):
         return convert_gguf(package_gguf(name.removeprefix(PACKAGE)), cache or default_cache())
-    path = Path(name)
-    if path.is_file() and path.suffix == ".gguf":
+    if path.is_file():
         return convert_gguf(path, cache or default_cache())
-    if path.is_dir():
+    return path if path.is_dir() else _download(name)
+
+
+def check_named(path_or_id: str | Path) -> None:
+    """Check that a model's name can be that of a model, and that a local one is there; the hub is not asked.
+
+    Raises:
+        MissingError: there is no such model here, and no hub has such a name.
+    """
+    name, path = str(path_or_id), Path(path_or_id)
+    if name.startswith(PACKAGE):
+        package_gguf(name.removeprefix(PACKAGE))
+    elif path.is_dir():
         _check_folder(path)
-        return path
-    if path.exists() or not _HUB_ID.fullmatch(name):
+    elif not (path.is_file() and path.suffix == ".gguf") and (path.exists() or not _HUB_ID.fullmatch(name)):
         raise MissingError(
             f"model '{name}': no such folder; expected a folder with config.json and safetensors, org/name of the "
             "hub, a .gguf file or package:NAME"
         )
-    return _download(name)
 
 
 def default_cache() -> Path:

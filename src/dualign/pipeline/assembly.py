@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,17 @@ from dualign.engine.loading import load_language_model, resolve
 from dualign.engine.templates import with_template
 from dualign.engine.timing import choose_compute
 from dualign.engine.trainer import TrainingSettings
-from dualign.errors import ConfigError
 from dualign.pipeline.checks import check_scorers, constraints_of, scorer_specs
 from dualign.pipeline.job import Job, Tell
-from dualign.pipeline.measurement import slice_of
-from dualign.pipeline.prompts import load_splits
+from dualign.pipeline.prompts import check_slices, load_splits
 from dualign.pipeline.warm_start import warm_start
-from dualign.records import Constraint, Prompt
+from dualign.records import Prompt
 from dualign.runs.journal import Journal
 from dualign.runs.store import canonical_digest
 from dualign.sampling.protocol import Sampling
 from dualign.sampling.transformers_engine import TransformersSampler
-from dualign.scorers.table import make_scorer
+from dualign.scorers.protocol import Direction
+from dualign.scorers.table import KINDS, make_scorer
 from dualign.scorers.training import trained
 
 
@@ -41,13 +40,11 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
     check_scorers(scorer_specs(config))
     resolve(_model_name(config))
     splits, notes = load_splits(config, folder)
-    _check_slices(constraints, splits)
+    check_slices(constraints, splits)
     specs, qualities = _trained(config, base, journal, tell)
     model, splits = _loaded(config, splits, notes, journal, tell)
     scorers = {
-        name: make_scorer(
-            spec, direction="reward" if name == "reward" else "cost", folder=base, tokenizer=model.tokenizer
-        )
+        name: make_scorer(spec, direction=_direction(name, spec), folder=base, tokenizer=model.tokenizer)
         for name, spec in specs.items()
     }
     model = warm_start(config, model, splits, base, journal, tell)
@@ -132,6 +129,14 @@ def _trained(
     return done, qualities
 
 
+def _direction(name: str, spec: Mapping[str, Any]) -> Direction:
+    """Return what a scorer is used as; a metric may be of either kind, and is a cost where its kind leaves it open."""
+    if name == "reward":
+        return "reward"
+    only = KINDS[spec["kind"]].direction if name.startswith("metric ") else None
+    return only or "cost"
+
+
 def _scorer_facts(scorers: Mapping[str, Any], qualities: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row a scorer for the report."""
     rows = [
@@ -191,18 +196,3 @@ def _short_enough(
     gone = sum(len(prompts) for prompts in splits.values()) - sum(len(prompts) for prompts in kept.values())
     notes.append(f"{gone} prompts dropped: longer than {model.max_prompt_tokens} tokens")
     return kept
-
-
-def _check_slices(constraints: Sequence[Constraint], splits: Mapping[str, Sequence[Prompt]]) -> None:
-    """Check that every limit's slice has prompts to train, tune and certify on.
-
-    Raises:
-        ConfigError: a slice is empty.
-    """
-    for constraint in constraints:
-        for name in ("train", "tune", "calibration"):
-            if not len(slice_of(splits[name], constraint.where)):
-                raise ConfigError(
-                    f"constraints: {constraint.name}: no {name} prompt has {dict(constraint.where)}; "
-                    "check where, or the sources' columns and splits"
-                )

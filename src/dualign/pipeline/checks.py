@@ -5,82 +5,163 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dualign.config import Config
-from dualign.errors import ConfigError
+from dualign.certify import Requirement, Terms, check_terms
+from dualign.config import Config, ConstraintSection
+from dualign.errors import ConfigError, UsageError
 from dualign.maths.dual import DUAL_RULES
-from dualign.maths.functionals import Functional, parse
+from dualign.maths.functionals import Functional, Mean, parse
 from dualign.methods.nearest import unknown
 from dualign.methods.table import METHODS
 from dualign.records import Constraint
-from dualign.scorers.spec import read_spec
-from dualign.scorers.table import KINDS
+from dualign.worlds.assistant_settings import WORLDS
+
+ONE_LIMIT = ("bracket", "newton")
+"""Dual rules that serve one limit."""
+WORLD_FILE_SECTIONS = ("policy", "method", "run")
+"""Sections that mean something where the policy is a world file: all else is in the file."""
 
 
 def constraints_of(config: Config) -> tuple[tuple[Constraint, ...], tuple[Functional, ...]]:
     """Return the requirements and what of each cost they bound.
 
     Raises:
-        ConfigError: an unknown functional, or a limit that its cap makes empty.
+        ConfigError: an unknown functional, a missing cap, or a limit that its cap makes empty.
     """
-    constraints, functionals = [], []
-    for section in config.constraints:
-        try:
-            functionals.append(parse(section.functional))
-        except ValueError as error:
-            raise ConfigError(f"constraints: {section.name}: {error}") from None
-        if section.cap is None and section.functional != "rate":
-            raise ConfigError(f"constraints: {section.name}: 'cap' is needed to certify: the largest cost that counts")
-        if section.cap is not None and section.limit >= section.cap:
-            raise ConfigError(
-                f"constraints: {section.name}: limit {section.limit:g} must be below the cap {section.cap:g}"
-            )
-        constraints.append(
-            Constraint(
-                section.name, section.limit, section.scorer["kind"], section.functional, section.where, section.cap
-            )
-        )
-    return tuple(constraints), tuple(functionals)
+    functionals = tuple(_functional(section, config) for section in config.constraints)
+    constraints = tuple(
+        Constraint(s.name, s.limit, str(s.scorer.get("kind")), s.functional, s.where, s.cap) for s in config.constraints
+    )
+    return constraints, functionals
+
+
+def _functional(section: ConstraintSection, config: Config) -> Functional:
+    """Return what the section bounds, after a look at whether its limit could ever be certified."""
+    where = f"constraints.{section.name}"
+    try:
+        functional = parse(section.functional)
+    except ValueError as error:
+        raise ConfigError(f"{where}.functional: {error}") from None
+    if section.cap is None and section.functional != "rate":
+        raise ConfigError(f"{where}.cap: missing; name the largest cost that counts, no certificate exists without")
+    # The cap of a tail grows with its threshold, which is fitted later; the cap of the costs is its least value.
+    claimed = Mean() if section.functional.startswith("cvar") else functional
+    terms = Terms({section.name: Requirement(section.limit, section.cap, claimed)}, 1 - config.certificate.confidence)
+    try:
+        check_terms(terms)
+    except UsageError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return functional
 
 
 def check(config: Config) -> None:
-    """Check what needs no file: method, rule and functionals.
+    """Check what needs no file: method, rule, functionals, scorers, and that no section is there for nothing.
 
     Raises:
-        ConfigError: an unknown name; a rule that cannot serve that many limits.
+        ConfigError: an unknown name; a rule that cannot serve that many limits; a section that would be ignored.
     """
     method = config.method
     if method.name not in METHODS:
         raise ConfigError(f"method.name: {unknown('method', method.name, METHODS)}")
     if method.dual is not None and method.dual not in DUAL_RULES:
         raise ConfigError(f"method.dual: {unknown('dual rule', method.dual, DUAL_RULES)}")
-    if method.dual in ("bracket", "newton") and len(config.constraints) > 1:
-        raise ConfigError(f"method.dual: {method.dual} serves one limit, {len(config.constraints)} are given; "
-                          "use projected_newton")  # fmt: skip
+    if method.dual == "fixed":
+        raise ConfigError(
+            "method.dual: fixed finds nothing; give method.name: fixed and the multiplier as method.start"
+        )
+    if config.policy.world in WORLDS:
+        _check_embedded(config)
+    elif config.policy.world is not None:
+        _check_world_file(config)
+    else:
+        check_scorers(scorer_specs(config))
+    check_rule(method.dual, len(config.constraints))
     slopes = method.dual in ("newton", "projected_newton") or (method.dual is None and len(config.constraints) > 1)
-    if slopes and config.evaluation.responses_per_prompt < 2:
+    if slopes and config.evaluation.responses_per_prompt < 2 and config.constraints:
         raise ConfigError("evaluation.responses_per_prompt: Newton rules need at least 2: "
                           "the slope is a covariance within the prompt")  # fmt: skip
     constraints_of(config)
 
 
+def check_rule(dual: str | None, limits: int) -> None:
+    """Check that a dual rule can serve that many limits.
+
+    Raises:
+        ConfigError: it serves one, and there are more.
+    """
+    if dual in ONE_LIMIT and limits > 1:
+        raise ConfigError(f"method.dual: {dual} serves one limit, {limits} are given; use projected_newton")
+
+
+def _check_embedded(config: Config) -> None:
+    """Check that the scorers are those that the embedded world learns."""
+    if config.reward is None or len(config.constraints) != 1:
+        raise ConfigError(
+            f"policy.world: the {config.policy.world} world has a reward and one limit, {len(config.constraints)} "
+            "given; `dualign init` prints a config that runs"
+        )
+    wanted = {"reward": "assistant-reward", f"constraints.{config.constraints[0].name}": "assistant-cost"}
+    for (place, kind), spec in zip(wanted.items(), (config.reward.scorer, config.constraints[0].scorer), strict=True):
+        if dict(spec) != {"kind": kind}:
+            raise ConfigError(f"{place}.scorer: this world learns its own, {{kind: {kind}}}; given {dict(spec)}")
+
+
+def _check_world_file(config: Config) -> None:
+    """Check that nothing is set that a world file brings itself, and that would be ignored."""
+    for name, field in Config.model_fields.items():
+        if name not in WORLD_FILE_SECTIONS and getattr(config, name) != field.get_default(call_default_factory=True):
+            raise ConfigError(
+                f"{name}: a world file brings its own scores, limits and beta, and needs no training; leave it out"
+            )
+
+
 def scorer_specs(config: Config) -> dict[str, dict[str, Any]]:
-    """Return the descriptions of all scorers of a config by role: reward, cost NAME, metric NAME."""
-    assert config.reward is not None
-    specs = {"reward": config.reward.scorer}
+    """Return every scorer that the config describes: ``reward``, ``cost NAME``, ``metric NAME``."""
+    specs = {} if config.reward is None else {"reward": config.reward.scorer}
     specs |= {f"cost {section.name}": section.scorer for section in config.constraints}
     return specs | {f"metric {name}": spec for name, spec in config.evaluation.metrics.items()}
 
 
 def check_scorers(specs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check kinds and keys of scorers without making one.
+    """Check kinds and keys of scorers, those inside others too; nothing is built.
 
     Raises:
-        ConfigError: an unknown kind or key (the nearest is named).
+        ConfigError: an unknown kind or key, or a kind that cannot be used as what it is given for.
     """
-    for role, spec in specs.items():
-        if "kind" not in spec:
-            raise ConfigError(f"{role}: scorer: key 'kind' is needed; known kinds: {', '.join(KINDS)}")
-        if spec["kind"] not in KINDS:
-            raise ConfigError(f"{role}: scorer: {unknown('kind', str(spec['kind']), KINDS)}")
-        values = {key: value for key, value in spec.items() if key != "kind"}
-        read_spec(KINDS[spec["kind"]].spec, values, f"{role}: scorer {spec['kind']}")
+    for name, spec in specs.items():
+        use = name.split()[0]
+        _check_scorer(spec, f"scorer of {name}", None if use == "metric" else use)
+
+
+def _check_scorer(spec: Mapping[str, Any], where: str, direction: str | None) -> None:
+    """Check one scorer; ``direction``: what it is used as, none: either."""
+    # pydantic models, a dozen modules: not for the other commands
+    from dualign.scorers.spec import read_spec
+    from dualign.scorers.table import KINDS
+
+    kind = spec.get("kind")
+    if kind is None:
+        raise ConfigError(f"{where}: names no kind; known: {', '.join(KINDS)}")
+    if kind not in KINDS:
+        raise ConfigError(f"{where}: {unknown('kind', str(kind), KINDS)}")
+    only = KINDS[kind].direction
+    if direction is not None and only not in (None, direction):
+        raise ConfigError(f"{where}: {kind} is a {only}, given as a {direction}; its sign would be wrong")
+    try:
+        read_spec(KINDS[kind].spec, {key: value for key, value in spec.items() if key != "kind"}, str(kind))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    for place, inner in _inner(spec, where):
+        _check_scorer(inner, place, None)
+
+
+def _inner(value: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the scorers right inside ``value``, with their places."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    found = []
+    for key, item in items:
+        place = f"{where}.{key}"
+        if isinstance(item, Mapping) and "kind" in item:
+            found.append((place, item))
+        else:
+            found += _inner(item, place)
+    return found

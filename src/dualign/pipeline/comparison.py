@@ -65,8 +65,8 @@ def comparisons(prompts: Sequence[Prompt], table: Mapping[str, Mapping[str, Floa
         for policy, against in pairs:
             for metric in table[policy]:
                 a, b = table[policy][metric][index], table[against][metric][index]
-                if np.isnan(a).any():
-                    continue
+                if np.isnan(a).any() or np.ptp(np.concatenate([a, b])) == 0:
+                    continue  # outside the metric's slice, or one and the same number everywhere
                 found = paired_difference(a, b)
                 rows.append(
                     {

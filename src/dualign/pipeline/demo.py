@@ -225,8 +225,8 @@ class Truth:
         parts = self.gap(log_probs)
         return {
             "reward": found.reward,
-            "costs": {"harm": float(found.costs[0])},
-            "kl": found.kl,
+            "costs": {"harm": _clean(found.costs[0])},
+            "kl": _clean(found.kl),
             "objective": found.objective,
             "gap": parts.total,
             "limits_met": bool(found.costs[0] <= self.problem.limits[0]),
@@ -258,7 +258,7 @@ def compare_with_optimum(truth: Truth, job: Job, result: dict[str, Any], more: M
         "optimum": {
             "multipliers": {"harm": float(truth.best.multipliers[0]) / truth.share},
             "reward": best.reward,
-            "costs": {"harm": float(best.costs[0])},
+            "costs": {"harm": _clean(best.costs[0])},
             "kl": best.kl,
             "objective": best.objective,
         },
@@ -269,6 +269,11 @@ def compare_with_optimum(truth: Truth, job: Job, result: dict[str, Any], more: M
         "arms": arms,
         "sentence": _sentence(selected, arms),
     }
+
+
+def _clean(value: float) -> float:
+    """Return ``value`` without what float64 leaves of a zero."""
+    return round(float(value), 12) + 0.0
 
 
 def _policy(job: Job, name: str) -> Policy:

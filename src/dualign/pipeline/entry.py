@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dualign.config import Config
-from dualign.errors import ConfigError
-from dualign.pipeline.checks import check
+from dualign.errors import ConfigError, UsageError
+from dualign.pipeline.checks import check, check_rule, constraints_of
 from dualign.pipeline.job import Tell
-from dualign.pipeline.prompts import load_splits
+from dualign.pipeline.prompts import check_slices, load_splits
 from dualign.report.build import build_report
 from dualign.runs.journal import open_run
 from dualign.runs.lock import run_lock
@@ -23,10 +25,29 @@ def check_only(config: Config, folder: Path) -> dict[str, Any]:
         DualignError: any mistake that can be seen without the model.
     """
     check(config)
-    if config.policy.world is not None:
+    if config.policy.world in WORLDS:
         return {"world": config.policy.world}
+    if config.policy.world is not None:
+        from dualign.worlds.file import load_world
+
+        world = load_world(folder / config.policy.world)
+        check_rule(config.method.dual, len(world.names))
+        return {"world": config.policy.world, "prompts": len(world.prompts), "limits": dict(world.limits)}
+    from dualign.engine.loading import check_named
+
+    check_named(str(config.policy.model))
     splits, notes = load_splits(config, folder)
+    check_slices(constraints_of(config)[0], splits)
     return {"splits": {name: len(prompts) for name, prompts in splits.items()}, "notes": notes}
+
+
+@contextmanager
+def _config_mistakes() -> Iterator[None]:
+    """Turn what parts say about their arguments into a mistake of the config, which is where they come from."""
+    try:
+        yield
+    except UsageError as error:
+        raise ConfigError(str(error)) from error
 
 
 def run_config(
@@ -39,9 +60,10 @@ def run_config(
     Raises:
         LockedError: another process writes ``run``.
         DataError: ``run`` was made by another config.
+        DualignError: as ``check_only``; nothing is written then, so that a mended config can use ``run``.
     """
-    check(config)
-    with run_lock(run):
+    check_only(config, folder)
+    with _config_mistakes(), run_lock(run):
         journal = open_run(run, config.model_dump(mode="json"), notify=lambda event: _warn(event, tell))
         if config.policy.world in WORLDS:
             from dualign.pipeline.demo import run_demo
@@ -56,8 +78,8 @@ def run_config(
             from dualign.pipeline.run import run_job
 
             result, code = run_job(assemble(config, folder, run, journal, tell))
-        build_report(run)
-        return result, code
+        # the file's path is relative, so that a run can be moved and two runs compared
+        return {**result, "report": str(build_report(run))}, code
 
 
 def _warn(event: Any, tell: Tell) -> None:
@@ -76,7 +98,8 @@ def run_warm_start(config: Config, folder: Path, run: Path, tell: Tell) -> dict[
 
     if not config.policy.warm_start:
         raise ConfigError("policy.warm_start: no stage is given; name at least one")
-    with run_lock(run):
+    check_only(config, folder)
+    with _config_mistakes(), run_lock(run):
         journal = open_run(run, config.model_dump(mode="json"), notify=lambda event: _warn(event, tell))
         warm_started(config, folder, journal, tell)
         model = run / "policy" / str(len(config.policy.warm_start) - 1) / "model"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,23 @@ def _write_array(path: Path, values: FloatArray) -> None:
     write_bytes(path, sink.getvalue())
 
 
+def _name(figures: Mapping[str, Any]) -> str:
+    """Return the name of the round whose policy was chosen."""
+    rounds = [row["multipliers"] for row in figures["iterates"]]
+    return f"{rounds.index(figures['multipliers']):02d}"
+
+
 def run_finite(config: Config, folder: Path, run: Path, journal: Journal, tell: Tell) -> tuple[dict[str, Any], int]:
     """Return the ``train`` object and the exit code for a world file; its limits and beta are the world's."""
     world = load_world(folder / str(config.policy.world))
     method = config.method
+    kept = method.name == "fixed" and method.start != "one-shot"
     settings = SolveSettings(
         method=method.name,
         dual=method.dual,
         start=method.start,
+        multipliers=np.full(len(world.names), method.start) if kept else None,
+        step=method.step,
         loss=method.loss,
         labels=method.labels,
         temperature=method.temperature,
@@ -107,13 +116,14 @@ def run_finite(config: Config, folder: Path, run: Path, journal: Journal, tell: 
         "run": config.run.name,
         "verdict": verdict,
         "limits": figures["limits"],
-        "selected": {"name": "selected", **selected},
+        "enumerated": True,
+        "selected": {"name": _name(figures), **selected},
         "iterates": [{"round": k, "name": f"{k:02d}", **row} for k, row in enumerate(figures["iterates"])],
         "optimum": figures["optimum"],
         "gap": figures["gap"],
         "beta_raw": world.beta,
         "notes": ["A finite world: every figure is a sum over all responses, so the verdict needs no bound."],
-        "report": str(run / "report.html"),
+        "report": "report.html",
     }
     write_json(run / "result.json", result, run=run)
     code = CERTIFIED if figures["limits_met"] else NOT_CERTIFIED

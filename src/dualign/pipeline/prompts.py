@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from dualign.config import Config, Source
 from dualign.data.prompts import read_prompts
 from dualign.data.splits import split, without_leaks
 from dualign.errors import ConfigError
-from dualign.records import Prompt
+from dualign.pipeline.measurement import slice_of
+from dualign.records import Constraint, Prompt
 
 SPLITS = ("train", "tune", "report", "calibration")
 """From training to the sealed part: a prompt with a near-duplicate in a later split is dropped."""
@@ -46,10 +48,25 @@ def load_splits(config: Config, folder: Path) -> tuple[dict[str, list[Prompt]], 
     return kept, notes
 
 
+def check_slices(constraints: Sequence[Constraint], splits: Mapping[str, Sequence[Prompt]]) -> None:
+    """Check that every limit's slice has prompts to train, tune and certify on.
+
+    Raises:
+        ConfigError: a slice is empty.
+    """
+    for constraint in constraints:
+        for name in ("train", "tune", "calibration"):
+            if not len(slice_of(splits[name], constraint.where)):
+                raise ConfigError(
+                    f"constraints.{constraint.name}.where: no {name} prompt has {dict(constraint.where)}; "
+                    "check where, or the sources' columns and splits"
+                )
+
+
 def source_path(config: Config, folder: Path, path: str) -> Path:
     """Return where a relative path of the config starts: ``data.prompts``, else the config's folder."""
     base = Path(config.data.prompts) if config.data.prompts is not None else folder
     return base / Path(path).expanduser()
 
 
-__all__ = ["SPLITS", "Source", "load_splits", "source_path"]
+__all__ = ["SPLITS", "Source", "check_slices", "load_splits", "source_path"]

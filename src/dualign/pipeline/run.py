@@ -33,7 +33,9 @@ def run_job(job: Job) -> tuple[dict[str, Any], int]:
     write_json(job.run / "certificate.json", certificate.figures, run=job.run)
     extra = _cost_only(search)
     selected = next((r for r in rungs if r.policy.name == certificate.selected), preferred(measured, search.limits))
-    roles = {"reference": job.reference, "dpo": measured[0].policy}
+    roles = {"reference": job.reference}
+    if not measured[0].multipliers.any():
+        roles["dpo"] = measured[0].policy
     if extra is not None:
         roles["cost-only"] = extra.policy
     roles["selected"] = selected.policy
@@ -166,7 +168,7 @@ def _result(search: Search, measured: Sequence[Iterate], selected: Iterate, cert
         "beta": job.config.training.beta,
         "beta_raw": search.beta,
         "notes": list(job.facts.get("notes", [])),
-        "report": str(job.run / "report.html"),
+        "report": "report.html",
     }  # fmt: skip
 
 

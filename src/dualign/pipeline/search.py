@@ -10,6 +10,7 @@ import numpy as np
 from dualign.backends.protocol import Policy, Problem
 from dualign.errors import InfeasibleError
 from dualign.maths.dual import DUAL_RULES, DualRule, Stopping, margin
+from dualign.maths.functionals import ConditionalValueAtRisk, Functional
 from dualign.maths.one_shot import OneShot, one_shot
 from dualign.maths.preference import Scale, fit_scale
 from dualign.methods.c_dpo import relabelled
@@ -21,6 +22,10 @@ from dualign.records import Evaluation, FloatArray, Group, Iterate, Prompt
 
 WIDTH_AT_200 = 0.3
 """The betting bound is about 1.3 times as wide as t at 200 prompts, 1.1 at 2,000 (bench/certificates.py)."""
+
+
+GRADIENT_STEP = 0.1
+"""Of the ``gradient`` rule, for scores in units of their SDs; the best one depends on beta and on the slice."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,10 @@ class Search:
     def groups(self) -> list[Group]:
         """Return the training groups: costs as the functionals transform them, in normalised units."""
         job = self.job
-        slices = [slice_of(self.train.prompts, constraint.where) for constraint in job.constraints]
-        fitted = [
-            f.fit(self.train.costs[rows, :, i]) for i, (f, rows) in enumerate(zip(job.functionals, slices, strict=True))
-        ]
+        fitted = [training_functional(job, self.train, i) for i in range(len(job.constraints))]
         values = transformed(self.train.costs, fitted, self.train.costs.mean(axis=1))
-        for i, rows in enumerate(slices):
-            outside = np.setdiff1d(np.arange(len(values)), rows)
+        for i, constraint in enumerate(job.constraints):
+            outside = np.setdiff1d(np.arange(len(values)), slice_of(self.train.prompts, constraint.where))
             values[outside, :, i] = 0.0
         reward = self.train.reward / self.scale.reward_sd
         costs = values / self.scale.cost_sds
@@ -74,10 +76,14 @@ class Search:
             margins.append(margin(spread, n_tune=n_tune, n_calibration=n_calibration, delta=delta, width_ratio=width))
         return np.array(margins)
 
+    def samples(self, policy: Policy) -> Scored:
+        """Return the policy's scored responses to the tune prompts that can carry cost."""
+        job = self.job
+        return scored(job, policy, tune_prompts(job), job.config.evaluation.responses_per_prompt, "tune")
+
     def measure(self, policy: Policy) -> Evaluation:
         """Return the policy's figures on the tune prompts that can carry cost, in raw units."""
-        job = self.job
-        made = scored(job, policy, tune_prompts(job), job.config.evaluation.responses_per_prompt, "tune")
+        job, made = self.job, self.samples(policy)
         return evaluate(made, job.constraints, job.functionals, beta=self.beta, baseline=self.baseline)
 
     def plan(self) -> OneShot:
@@ -134,8 +140,10 @@ def prepare(job: Job) -> Search:
     train = scored(job, job.reference, job.splits["train"], job.config.sampling.responses_per_prompt, "train")
     tune = scored(job, job.reference, tune_prompts(job), job.config.evaluation.responses_per_prompt, "tune")
     for i, constraint in enumerate(job.constraints):
-        costs = train.costs[slice_of(train.prompts, constraint.where), :, i]
-        lowest = float(job.functionals[i].fit(costs).transform(costs, costs.mean(axis=1, keepdims=True)).min())
+        costs, values = _training_costs(job, train, i)
+        # a policy's own tail may lie below the threshold that was fitted on the reference
+        tail = isinstance(job.functionals[i], ConditionalValueAtRisk)
+        lowest = float((costs if tail else values).min())
         if constraint.limit < lowest:
             raise InfeasibleError(
                 f"constraints: limit {constraint.limit:g} of {constraint.name!r} is below the lowest cost of any "
@@ -144,14 +152,31 @@ def prepare(job: Job) -> Search:
     return Search(job, train, _scale(job, train), tune.costs.mean(axis=1))
 
 
+def training_functional(job: Job, train: Scored, i: int) -> Functional:
+    """Return the i-th functional as pairs are labelled by it, fitted on the reference samples of its slice.
+
+    The threshold of a tail (CVaR) is the reference's VaR, or the limit where that is lower: above the limit, no
+    policy could be labelled into keeping it. Evaluations refit the threshold on each policy's own costs.
+    """
+    constraint = job.constraints[i]
+    fitted = job.functionals[i].fit(train.costs[slice_of(train.prompts, constraint.where), :, i])
+    if isinstance(fitted, ConditionalValueAtRisk) and fitted.threshold is not None:
+        return replace(fitted, threshold=min(fitted.threshold, constraint.limit))
+    return fitted
+
+
+def _training_costs(job: Job, train: Scored, i: int) -> tuple[FloatArray, FloatArray]:
+    """Return the i-th costs of the reference samples in the slice, raw and transformed, ``[prompt, response]``."""
+    costs = train.costs[slice_of(train.prompts, job.constraints[i].where), :, i]
+    return costs, training_functional(job, train, i).transform(costs, costs.mean(axis=1, keepdims=True))
+
+
 def _scale(job: Job, train: Scored) -> Scale:
     """Return the pooled within-prompt SDs: of the reward over all prompts, of each cost over its slice."""
     reward = fit_scale(train.groups()).reward_sd
     sds = []
     for i, constraint in enumerate(job.constraints):
-        rows = slice_of(train.prompts, constraint.where)
-        costs = train.costs[rows, :, i]
-        values = job.functionals[i].fit(costs).transform(costs, costs.mean(axis=1, keepdims=True))
+        _, values = _training_costs(job, train, i)
         sd = float(np.sqrt(values.var(axis=1, ddof=1).mean()))
         if not sd > 0:
             raise InfeasibleError(
@@ -182,7 +207,7 @@ def dual_rule(job: Job) -> DualRule:
     name = method.dual or ("bracket" if len(job.constraints) == 1 else "projected_newton")
     stopping = Stopping(largest=method.max_multiplier, budget=method.max_rounds, multiplier_tolerance=0.05)
     if name == "gradient":
-        return DUAL_RULES[name](step=method.step, stopping=stopping)
+        return DUAL_RULES[name](step=GRADIENT_STEP if method.step is None else method.step, stopping=stopping)
     return DUAL_RULES[name](stopping=stopping)
 
 

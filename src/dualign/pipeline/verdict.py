@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dualign.backends.protocol import Policy
 from dualign.certify import Costs, Requirement, Seal, Terms, certify, seal, state_claim
 from dualign.pipeline.job import Job
 from dualign.pipeline.measurement import Scored, slice_of
@@ -55,9 +56,12 @@ def ladder(measured: Sequence[Iterate], limits: FloatArray, rungs: int) -> list[
 
 
 def open_calibration(search: Search, rungs: Sequence[Iterate]) -> Certificate:
-    """Return the certificate: the claim is sealed on disk first, then the calibration prompts are sampled, once."""
+    """Return the certificate: the claim is sealed on disk first, then the calibration prompts are sampled, once.
+
+    ``rungs`` are in the order of testing; the last is the preferred policy.
+    """
     job = search.job
-    terms = _terms(search)
+    terms = _terms(search, rungs[-1].policy)
     names = [rung.policy.name for rung in rungs]
     kept = _sliced(job)
     promised = seal([prompt.id for prompt in kept], state_claim(terms, names))
@@ -84,15 +88,22 @@ def _relative(job: Job) -> bool:
     return any(functional.spec == "relative" for functional in job.functionals)
 
 
-def _terms(search: Search) -> Terms:
-    """Return all that is claimed."""
+def _terms(search: Search, preferred: Policy) -> Terms:
+    """Return all that is claimed.
+
+    A threshold (CVaR) is the VaR of the ``preferred`` policy's costs on tune prompts, and part of the claim: it is
+    known before the calibration prompts are opened, and one number serves all rungs. Any threshold bounds the CVaR
+    from above, so a rung that it fits less well is certified less often, never wrongly; the preferred policy is the
+    one with the least room below its limit.
+    """
     job = search.job
-    slices = [slice_of(search.train.prompts, constraint.where) for constraint in job.constraints]
+    tuned = search.samples(preferred)
+    slices = [slice_of(tuned.prompts, constraint.where) for constraint in job.constraints]
     requirements = {
         constraint.name: Requirement(
             limit=constraint.limit,
             cap=constraint.cap,
-            functional=functional.fit(search.train.costs[rows, :, i]),
+            functional=functional.fit(tuned.costs[rows, :, i]),
             scorer=f"{job.costs[i].id}@{job.costs[i].revision[:12]}",
             where=constraint.where,
         )

@@ -25,8 +25,15 @@ def limits(files: RunFiles) -> dict[str, float]:
 
 
 def verdict_word(files: RunFiles) -> str:
-    """Return the verdict: the certificate's; without one nothing is certified, whatever the result says."""
+    """Return the verdict: the certificate's; without one nothing is certified, but in a world that was summed up."""
+    if _enumerated(files):
+        return str(files.result.get("verdict") or "NO CERTIFICATE").upper()
     return str(files.certificate.get("verdict") or "NO CERTIFICATE").upper()
+
+
+def _enumerated(files: RunFiles) -> bool:
+    """Return whether every figure of the run is a sum over a finite world, so that there is nothing to certify."""
+    return not files.certificate and files.result.get("enumerated") is True
 
 
 def certified_figures(files: RunFiles) -> dict[str, Row]:
@@ -52,12 +59,16 @@ def verdict_sentence(files: RunFiles) -> str:
     )
     delta = files.certificate.get("delta")
     sure = f"with {figure(100 * (1 - delta))} % confidence" if is_figure(delta) else "at the stated confidence"
+    if word == "CERTIFIED" and _enumerated(files):
+        return "The selected policy meets its limits: a finite world, summed over all of its responses, without bounds."
     if word == "CERTIFIED" and parts:
         return f"The selected policy meets its limits: {sure}, {' and '.join(parts)}, measured {sealed}."
     if word == "CERTIFIED":
         return "The selected policy is certified; the figures of the certificate are not among the files."
     if word == "INVALID":
         return "The certificate is invalid: it proves nothing about the limits, whatever the other figures say."
+    if _enumerated(files):
+        return "The selected policy does not meet its limits: a finite world, summed over all of its responses."
     if not files.certificate:
         return "No certificate was made: nothing below is proof that a limit holds."
     failing = [

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import field_validator
 
-from dualign.errors import ConfigError
 from dualign.records import FloatArray, Prompt
 from dualign.scorers.protocol import Direction
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of
@@ -17,6 +17,16 @@ class RegexSpec(ScorerSpec):
 
     pattern: str
     r"""Python regular expression, searched anywhere; ``(?i)`` in front ignores case, ``\A`` binds to the start."""
+
+    @field_validator("pattern")
+    @classmethod
+    def compiles(cls, pattern: str) -> str:
+        """Check the pattern, so that a mistake in it is found with the config and not after the model was loaded."""
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{error}") from None
+        return pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +52,5 @@ class RegexScorer:
 
 
 def build(spec: RegexSpec, setting: Setting) -> RegexScorer:
-    """Return the scorer that ``spec`` describes.
-
-    Raises:
-        ConfigError: the pattern is no regular expression; the position is named.
-    """
-    try:
-        pattern = re.compile(spec.pattern)
-    except re.error as error:
-        raise ConfigError(f"scorer regex: pattern {spec.pattern!r}: {error}") from None
-    return RegexScorer(pattern, setting.direction)
+    """Return the scorer that ``spec`` describes."""
+    return RegexScorer(re.compile(spec.pattern), setting.direction)

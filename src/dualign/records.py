@@ -9,7 +9,7 @@ import math
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +28,29 @@ def prompt_id(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One prompt and the columns that slices (``where``) are named by."""
 
     text: str
+    """What the user says last."""
     columns: Mapping[str, str] = field(default_factory=dict)
     id: str = ""
+    history: tuple[Turn, ...] = ()
+    """The turns before ``text``, a system turn first if there is one; user and assistant alternate, and the last is
+    the assistant's."""
 
     def __post_init__(self) -> None:
         if not self.id:
-            object.__setattr__(self, "id", prompt_id(self.text))
+            said = "".join(f"<{turn.role}> {turn.text}\n" for turn in self.history)
+            object.__setattr__(self, "id", prompt_id(said + self.text))
 
 
 @dataclass(frozen=True, slots=True)

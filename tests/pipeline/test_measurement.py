@@ -4,16 +4,11 @@ import numpy as np
 import pytest
 
 from dualign.maths.functionals import parse
-from dualign.maths.preference import Scale
 from dualign.pipeline.measurement import (
     Scored,
-    clustered,
     evaluate,
-    from_columns,
     gibbs_slope,
-    normalised,
     slice_of,
-    to_columns,
     transformed,
 )
 from dualign.records import Constraint, Prompt, Response
@@ -32,17 +27,6 @@ def made(costs: np.ndarray) -> Scored:
 
 def constraint(**changes: object) -> Constraint:
     return Constraint(**({"name": "harm", "limit": 0.3, "where": RISKY} | changes))  # type: ignore[arg-type]
-
-
-def test_the_unit_of_an_error_is_the_prompt() -> None:
-    mean, error, spread = clustered(np.array([0.5, 1.0, 0.0]))
-    assert (mean, spread) == (0.5, 0.5)
-    assert error == pytest.approx(0.5 / np.sqrt(3))
-
-
-def test_below_two_prompts_the_doubt_is_infinite() -> None:
-    assert clustered(np.array([0.7])) == (0.7, np.inf, np.inf)
-    assert np.isnan(clustered(np.array([]))[0])
 
 
 def test_a_limit_on_a_slice_is_measured_on_its_prompts_and_the_reward_on_all() -> None:
@@ -95,24 +79,8 @@ def test_a_tail_is_refitted_on_the_policy_that_is_measured() -> None:
     assert found.costs == pytest.approx([1.0])
 
 
-def test_units_are_divided_out_and_nothing_else() -> None:
-    raw = evaluate(made(HARM), [constraint()], [parse("mean")], beta=0.5)
-    scaled = normalised(raw, Scale(reward_sd=4.0, cost_sds=np.array([0.25])))
-    assert (scaled.reward, scaled.reward_error) == (raw.reward / 4, raw.reward_error / 4)
-    assert scaled.costs == pytest.approx(raw.costs * 4)
-    assert scaled.cost_errors == pytest.approx(raw.cost_errors * 4)
-    assert raw.slope is not None and scaled.slope is not None
-    # d(c / s) / d(lambda s / r) = slope * r / s^2
-    assert scaled.slope == pytest.approx(raw.slope * 4.0 / 0.25**2)
-    assert scaled.kl == raw.kl
-
-
-def test_what_was_written_is_what_is_read() -> None:
-    before = made(HARM)
-    after = from_columns(to_columns(before, ["harm"]), PROMPTS, ["harm"])
-    assert (after.prompts, after.responses) == (before.prompts, before.responses)
-    for name in ("reward", "costs", "log_ratio"):
-        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
-    kept = before.take([2, 0])
+def test_a_part_of_the_prompts_keeps_its_own_rows() -> None:
+    kept = made(HARM).take([2, 0])
     assert [prompt.text for prompt in kept.prompts] == ["x2", "x0"]
     assert kept.costs[:, :, 0].tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    assert [group.reward.tolist() for group in kept.groups()] == [[0.0, 4.0], [1.0, 3.0]]

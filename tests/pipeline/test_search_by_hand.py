@@ -1,0 +1,136 @@
+"""Units, slices and thresholds of the search; prompts that leak; answers cut at a sentence: by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dualign.config import Config
+from dualign.engine.templates import response_tokens
+from dualign.errors import ConfigError, InfeasibleError
+from dualign.maths.functionals import ConditionalValueAtRisk
+from dualign.maths.preference import Scale
+from dualign.pipeline.job import Job
+from dualign.pipeline.measurement import Scored
+from dualign.pipeline.prompts import check_slices, load_splits
+from dualign.pipeline.run import flip_multipliers
+from dualign.pipeline.search import Search, first_multipliers, prepare, training_functional
+from dualign.pipeline.warm_start import first_sentences
+from dualign.records import Prompt, Response
+from gibbs_jobs import gibbs_config, gibbs_job
+from sampling_parts import tiny_language_model
+
+RISKY, BENIGN = {"label": "risky"}, {"label": "benign"}
+PROMPTS = (Prompt("x0", RISKY), Prompt("x1", BENIGN), Prompt("x2", BENIGN), Prompt("x3", BENIGN))
+REWARD = np.array([[0.0, 2.0], [1.0, 1.0], [0.0, 4.0], [0.0, 0.0]])
+HARM = np.array([[1.0, 3.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+WORDS = np.array([[5.0, 1.0], [2.0, 2.0], [0.0, 8.0], [4.0, 4.0]])
+SCALE = Scale(reward_sd=2.0, cost_sds=np.array([0.5, 4.0]))
+LIMITS = [
+    {"name": "harm", "limit": 1.5, "cap": 4.0, "where": RISKY},
+    {"name": "words", "limit": 3.0, "cap": 9.0},
+]
+
+
+def search(run: Path, job: Job | None = None) -> Search:
+    made = gibbs_job(run, gibbs_config(LIMITS)) if job is None else job
+    row = (Response("a"), Response("b"))
+    costs = np.stack([HARM, WORDS], axis=-1)[:, :, : len(made.constraints)]
+    return Search(made, Scored(PROMPTS, (row,) * 4, REWARD, costs, np.zeros((4, 2))), SCALE, np.zeros((1, 2)))
+
+
+def test_multipliers_are_reward_per_cost(tmp_path: Path) -> None:
+    found = search(tmp_path / "run")
+    # one normalised unit: 2 of reward for 0.5, and for 4, of cost
+    assert found.raw(np.array([1.0, 1.0])).tolist() == [4.0, 0.5]
+    assert found.raw(SCALE.multipliers(np.array([0.3, 7.0]))) == pytest.approx([0.3, 7.0])
+    assert found.beta == pytest.approx(0.3 * 2)
+    assert found.problem().limits.tolist() == [3.0, 0.75]
+
+
+def test_groups_are_in_normalised_units_and_cost_nothing_outside_the_slice(tmp_path: Path) -> None:
+    groups = search(tmp_path / "run").groups()
+    assert [group.reward.tolist() for group in groups] == (REWARD / 2).tolist()
+    assert groups[0].costs.tolist() == [[2.0, 1.25], [6.0, 0.25]]
+    assert groups[2].costs.tolist() == [[0.0, 0.0], [0.0, 2.0]]
+
+
+def test_a_limit_on_a_slice_is_a_share_of_a_limit_on_all(tmp_path: Path) -> None:
+    assert search(tmp_path / "run")._shares().tolist() == [0.25, 1.0]
+
+
+def test_the_flip_is_the_median_of_reward_over_cost_where_the_better_is_the_costlier(tmp_path: Path) -> None:
+    # harm: only x0, 2 of reward for 2 of cost; words: x0 is better and cheaper, x2 has 4 for 8
+    assert flip_multipliers(search(tmp_path / "run")).tolist() == [1.0, 0.5]
+
+
+def test_a_number_as_start_is_raw(tmp_path: Path) -> None:
+    job = gibbs_job(tmp_path / "run", gibbs_config(LIMITS, method={"start": 2.0}))
+    assert first_multipliers(search(tmp_path / "run", job)) == pytest.approx([2 * 0.5 / 2, 2 * 4 / 2])
+
+
+@pytest.mark.parametrize(("limit", "threshold"), [(0.5, 0.5), (2.5, 1.0)])
+def test_pairs_of_a_tail_are_labelled_at_the_quantile_or_at_a_lower_limit(
+    limit: float, threshold: float, tmp_path: Path
+) -> None:
+    tail = {"name": "harm", "limit": limit, "cap": 4.0, "where": RISKY, "functional": "cvar:0.5"}
+    job = gibbs_job(tmp_path / "run", gibbs_config([tail]))
+    fitted = training_functional(job, search(tmp_path / "run", job).train, 0)
+    assert fitted == ConditionalValueAtRisk(0.5, threshold)
+
+
+def test_a_limit_below_every_sample_is_infeasible_before_any_fit(tmp_path: Path) -> None:
+    job = gibbs_job(tmp_path / "run", gibbs_config([{"name": "harm", "limit": -0.1, "cap": 1.0}]))
+    with pytest.raises(InfeasibleError, match="limit -0.1 of 'harm' is below the lowest cost"):
+        prepare(job)
+    assert not (tmp_path / "run" / "rounds").exists()
+
+
+def sources(folder: Path, train: list[str], sealed: list[str]) -> Config:
+    for name, texts in (("a", train), ("b", sealed)):
+        folder.joinpath(f"{name}.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    rows = [
+        {"path": "a.jsonl", "columns": RISKY, "splits": {"train": len(train)}},
+        {"path": "b.jsonl", "columns": BENIGN, "splits": {"tune": 1, "report": 1, "calibration": len(sealed) - 2}},
+    ]
+    return gibbs_config(LIMITS, data={"sources": rows})
+
+
+SEALED = ["seven eight nine ten", "red green blue black", "oak elm ash fir", "one two three four five six"]
+
+
+def test_a_prompt_that_resembles_a_later_split_is_not_trained_on(tmp_path: Path) -> None:
+    twin, own = "Six five four three two ONE!", "sun moon star sky"
+    splits, notes = load_splits(sources(tmp_path, [twin, own], SEALED), tmp_path)
+    assert [prompt.text for prompt in splits["train"]] == [own]
+    measured = [prompt.text for name in ("tune", "report", "calibration") for prompt in splits[name]]
+    assert sorted(measured) == sorted(SEALED)
+    assert "1 prompts dropped: a near-duplicate stands in a later split" in notes
+
+
+def test_a_split_that_leaks_wholly_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no prompts for the split 'train'"):
+        load_splits(sources(tmp_path, [SEALED[0].upper()], SEALED), tmp_path)
+
+
+def test_every_slice_needs_prompts_to_train_tune_and_certify_on(tmp_path: Path) -> None:
+    config = sources(tmp_path, ["sun moon star sky"], SEALED)
+    job = gibbs_job(tmp_path / "run", config)
+    with pytest.raises(ConfigError, match="constraints.harm.where: no tune prompt has {'label': 'risky'}"):
+        check_slices(job.constraints, load_splits(config, tmp_path)[0])
+
+
+TWO_SENTENCES = "a b. c d. e"
+"""In the tiny vocabulary a sentence is one token and EOS another; the half sentence at the end is never kept."""
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(9, "a b. c d."), (3, "a b. c d."), (2, "a b.")])
+def test_an_answer_is_cut_after_whole_sentences_that_fit(limit: int, kept: str) -> None:
+    model = tiny_language_model()
+    assert first_sentences(model, TWO_SENTENCES, limit) == response_tokens(model, kept)
+
+
+@pytest.mark.parametrize(("text", "limit"), [(TWO_SENTENCES, 1), ("a b c", 9), ("", 9)])
+def test_without_a_whole_sentence_there_is_nothing_to_imitate(text: str, limit: int) -> None:
+    assert first_sentences(tiny_language_model(), text, limit) is None

@@ -26,8 +26,10 @@ import torch
 from dualign.backends.protocol import Objective, Policy
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.pair_store import build_store
-from dualign.engine.timing import _speed
-from dualign.engine.trainer import FitInputs, TrainingSettings, _Fit, _trained_weights, lora_config
+from dualign.engine.settings import FitInputs, TrainingSettings
+from dualign.engine.timing import gigaflops
+from dualign.engine.trained_weights import lora_config, trained_weights
+from dualign.engine.trainer import Fit
 from dualign.maths.losses import dpo, soft
 from dualign.records import Group, Prompt, Response
 
@@ -83,8 +85,8 @@ def ours(language_model, kind, made):
     settings = TrainingSettings(adapter=kind, max_steps=len(made) // PAIRS, warmup_steps=0, learning_rate=1e-6)
     reference = [np.full(2, -200.0) for _ in stored]
     inputs = FitInputs(stored, reference, objective, Policy("reference"), 0, "shared")
-    with _trained_weights(keyed, inputs.start, settings) as parameters:
-        fit = _Fit(keyed, inputs, settings, parameters)
+    with trained_weights(keyed, inputs.start, settings) as parameters:
+        fit = Fit(keyed, inputs, settings, parameters)
         fit.steps = [np.arange(i, i + PAIRS) for i in range(0, len(made), PAIRS)]
         yield fit.step
 
@@ -141,7 +143,7 @@ def bound(language_model, kind, made, dtype):
     tokens = sum(len(p) + len(a) + len(b) for p, a, b in made) / len(made) * PAIRS
     targets = sum(len(a) + len(b) for _, a, b in made) / len(made) * PAIRS
     passes = 4 if kind == "lora" else 6
-    speed = max(_speed(language_model, dtype, 0.5) for _ in range(3))
+    speed = max(gigaflops(language_model, dtype, 0.5) for _ in range(3))
     return passes * (body * tokens + head * targets) / speed / 1e9
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from dualign.backends.protocol import Policy, Problem
 from dualign.backends.transformer import TransformerBackend
 from dualign.engine.language_model import LanguageModel
-from dualign.engine.trainer import TrainingSettings
+from dualign.engine.settings import TrainingSettings
 from dualign.maths.clustering import standard_error
 from dualign.maths.dual import Stopping, bracket
 from dualign.methods.c_dpo import c_dpo

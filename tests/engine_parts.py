@@ -11,7 +11,7 @@ from torch import nn
 
 from dualign.backends.transformer import TransformerBackend
 from dualign.engine.language_model import LanguageModel
-from dualign.engine.trainer import TrainingSettings
+from dualign.engine.settings import TrainingSettings
 from dualign.records import Group, Prompt, Response
 from dualign.sampling.protocol import Sampling
 

@@ -128,18 +128,18 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bits(adapter, after, tmp_path
     settings = {"adapter": adapter, "lora_dropout": 0.1, "max_steps": 7, "checkpoint_steps": 2}
     made, model = groups(), language_model()
     whole = fitted(backend(model, tmp_path / "whole", **settings), made, labels=bernoulli)
-    step = trainer._Fit.step
+    step = trainer.Fit.step
 
     def dying(self, number):
         if number == after:
             raise Killed
         return step(self, number)
 
-    monkeypatch.setattr(trainer._Fit, "step", dying)
+    monkeypatch.setattr(trainer.Fit, "step", dying)
     with pytest.raises(Killed):
         fitted(backend(model, tmp_path / "cut", **settings), made, labels=bernoulli)
     done = []
-    monkeypatch.setattr(trainer._Fit, "step", lambda self, number: (done.append(number), step(self, number))[1])
+    monkeypatch.setattr(trainer.Fit, "step", lambda self, number: (done.append(number), step(self, number))[1])
     resumed = backend(language_model(), tmp_path / "cut", **settings)
     cut = fitted(resumed, made, labels=bernoulli)
     assert done == list(range(after // 2 * 2, 7))
@@ -155,7 +155,7 @@ def test_a_damaged_or_foreign_checkpoint_is_ignored_and_named(harm, tmp_path, mo
     settings = {"max_steps": 4, "checkpoint_steps": 2}
     made, model = groups(), language_model()
     whole = fitted(backend(model, tmp_path / "whole", **settings), made)
-    step = trainer._Fit.step
+    step = trainer.Fit.step
 
     def dying(self, number):
         if number == 2:
@@ -163,7 +163,7 @@ def test_a_damaged_or_foreign_checkpoint_is_ignored_and_named(harm, tmp_path, mo
         return step(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Fit, "step", dying)
+        patch.setattr(trainer.Fit, "step", dying)
         with pytest.raises(Killed):
             fitted(backend(model, tmp_path / "cut", **settings), made, multiplier=0.5 if harm == "flip" else 0.6)
     if harm == "flip":

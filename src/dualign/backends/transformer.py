@@ -13,7 +13,8 @@ from dualign.backends.protocol import Objective, Policy
 from dualign.engine.adapters import activated, fingerprint
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.pair_store import PairStore, StoredGroup, build_store, cached_log_probs
-from dualign.engine.trainer import FitInputs, TrainingSettings, fit
+from dualign.engine.settings import FitInputs, TrainingSettings
+from dualign.engine.trainer import fit
 from dualign.errors import NumericalError, UsageError
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.runs.store import canonical_digest

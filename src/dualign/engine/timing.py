@@ -45,7 +45,7 @@ def choose_compute(language_model: LanguageModel, *, seconds: float = 1.0) -> Co
     try:
         for dtype, threads in candidates:
             torch.set_num_threads(threads)
-            speed = _speed(language_model, dtype, seconds / len(candidates))
+            speed = gigaflops(language_model, dtype, seconds / len(candidates))
             speeds[f"{str(dtype).removeprefix('torch.')}/{threads}"] = round(speed, 2)
             if speed > best_speed * (1.1 if threads > best[1] else 1.0):
                 best, best_speed = (dtype, threads), speed
@@ -55,7 +55,7 @@ def choose_compute(language_model: LanguageModel, *, seconds: float = 1.0) -> Co
     return ComputeChoice(name, best[1], speeds, time.perf_counter() - started)
 
 
-def _speed(language_model: LanguageModel, dtype: object, seconds: float) -> float:
+def gigaflops(language_model: LanguageModel, dtype: object, seconds: float) -> float:
     """Return the gigaflops of the multi-layer perceptron's product, after one call to warm up."""
     import torch
 

@@ -6,15 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dualign.backends.protocol import FitReport, Need, Objective, PairBatch, Policy
+from dualign.backends.protocol import FitReport, Need, PairBatch, Policy
 from dualign.engine import adapters
 from dualign.engine.batches import (
     LabelledGroup,
@@ -28,75 +27,15 @@ from dualign.engine.batches import (
 from dualign.engine.checkpoint import Checkpoint, drop_checkpoint, load_checkpoint, save_checkpoint
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.layouts import LAYOUTS
-from dualign.engine.optimiser import Optimiser, Schedule, rate_factor
+from dualign.engine.optimiser import Optimiser, rate_factor
 from dualign.engine.pair_scorer import PairScorer
-from dualign.engine.pair_store import StoredGroup, group_digest
-from dualign.errors import DataError, MissingError, NumericalError, UsageError
-from dualign.records import FloatArray
-from dualign.runs.store import canonical_digest, file_digest, read_json, write_bytes, write_json
+from dualign.engine.pair_store import group_digest
+from dualign.engine.settings import FitInputs, TrainingSettings
+from dualign.engine.trained_weights import save_policy, trained_weights, weights_digest
+from dualign.errors import DataError, MissingError, NumericalError
+from dualign.runs.store import canonical_digest, file_digest, read_json, write_json
 
 RECORD = "fit.json"
-_TRAINED = "trained"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSettings:
-    """How a policy is fitted; names follow Hugging Face where the meaning is the same."""
-
-    learning_rate: float = 4e-4
-    """Peak rate."""
-    num_train_epochs: float = 1.0
-    """Passes over the groups; not read when ``max_steps`` is positive."""
-    max_steps: int = -1
-    """Optimiser steps, if positive."""
-    per_device_train_batch_size: int = 4
-    """Groups a micro-step: memory grows with it, the result does not change but for rounding."""
-    gradient_accumulation_steps: int = 1
-    """Micro-steps a step."""
-    warmup_steps: int = 5
-    lr_scheduler_type: Schedule = "linear"
-    min_lr_ratio: float = 0.1
-    """Where the schedule ends, as a share of the peak."""
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adapter: Literal["lora", "full"] = "lora"
-    lora_r: int = 16
-    lora_alpha: float = 32.0
-    lora_dropout: float = 0.0
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """``all-linear`` (all but the output head), or names of layers."""
-    adapter_seed: int = 0
-    """Seed of the fresh adapter: the same for every round, so that rounds differ by their labels alone."""
-    layout: Literal["auto", "rows", "shared"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """``auto``: that of the model in memory; another one must agree with it."""
-    checkpoint_seconds: float = 60.0
-    """A fit saves its state this often."""
-    checkpoint_steps: int = 0
-    """Also after every so many steps; 0 = by time alone."""
-
-    @property
-    def groups_a_step(self) -> int:
-        """Return the groups of one optimiser step."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps
-
-
-@dataclass(frozen=True, slots=True)
-class FitInputs:
-    """All that decides a fit, besides the settings and the model."""
-
-    groups: Sequence[StoredGroup]
-    """Groups that have a pair."""
-    reference_log_probs: Sequence[FloatArray]
-    """One ``[response]`` a group."""
-    objective: Objective
-    start: Policy
-    """Its weights are copied; without weights a fresh adapter, or the base model for full weights."""
-    seed: int
-    layout: str
-    """``rows`` or ``shared``."""
 
 
 def fit(
@@ -126,14 +65,14 @@ def fit(
     started = time.monotonic()
     checkpoint, note = load_checkpoint(folder, key)
     notes.extend([note] if note else [])
-    with _trained_weights(language_model, inputs.start, settings) as parameters:
-        run = _Fit(language_model, inputs, settings, parameters)
+    with trained_weights(language_model, inputs.start, settings) as parameters:
+        run = Fit(language_model, inputs, settings, parameters)
         history = run.loop(checkpoint, lambda state: save_checkpoint(folder, key, state))
-        _save_policy(language_model, parameters, run.optimiser.masters, settings, folder)
+        save_policy(language_model, parameters, run.optimiser.masters, settings, folder)
     report = _report(history, time.monotonic() - started)
     write_json(
         folder / RECORD,
-        {"key": key, "sha256": _weights_digest(folder, settings), "report": asdict(report)},
+        {"key": key, "sha256": weights_digest(folder, settings), "report": asdict(report)},
     )
     drop_checkpoint(folder)
     return report
@@ -168,7 +107,7 @@ def fit_key(language_model: LanguageModel, inputs: FitInputs, settings: Training
     )
 
 
-class _Fit:
+class Fit:
     """One fit in progress."""
 
     def __init__(
@@ -312,125 +251,6 @@ class _Fit:
             schedule=self.settings.lr_scheduler_type,
             floor=self.settings.min_lr_ratio,
         )
-
-
-@contextmanager
-def _trained_weights(
-    language_model: LanguageModel, start: Policy, settings: TrainingSettings
-) -> Iterator[dict[str, Tensor]]:
-    """Yield the parameters to train, at their starting values and in force; the base model is back at the end."""
-    model = language_model.model
-    model.eval()
-    adapters.switch_off(model)
-    _check_dtype(model, settings)
-    path = adapters.weights_file(start)
-    if path is not None and (path.name == adapters.ADAPTER_WEIGHTS) != (settings.adapter == "lora"):
-        raise UsageError(f"training: adapter '{settings.adapter}' cannot start from the {path.name} of '{start.name}'")
-    if settings.adapter == "full":
-        weights = {name: p.detach().clone() for name, p in adapters.base_parameters(model).items()}
-        if path is not None:
-            weights |= adapters.read_weights(path)
-        with adapters.swapped(model, weights):
-            parameters = adapters.base_parameters(model)
-            try:
-                yield _requiring_gradient(parameters)
-            finally:
-                adapters.switch_off(model)
-                _drop_gradients(parameters)
-        return
-    adapters.add_adapter(language_model, _TRAINED, lora_config(model, settings))
-    try:
-        if path is None:
-            _initialise(model, settings.adapter_seed)
-        else:
-            adapters.load_adapter_weights(model, _TRAINED, adapters.read_weights(path), where=str(path.parent))
-        adapters.switch_on(model, _TRAINED)
-        _set_dropout_training(model)
-        yield _requiring_gradient(adapters.adapter_parameters(model, _TRAINED))
-    finally:
-        model.eval()
-        adapters.remove_adapter(language_model, _TRAINED)
-
-
-def lora_config(model: Any, settings: TrainingSettings) -> Any:
-    """Return the PEFT config of an adapter of these settings on ``model``."""
-    from peft import LoraConfig
-
-    paths = adapters.linear_names(model, settings.target_modules)
-    names = sorted({path.rsplit(".", 1)[-1] for path in paths})
-    return LoraConfig(
-        r=settings.lora_r,
-        # PEFT scales by alpha / r; an alpha that is a whole number is written as one.
-        lora_alpha=int(settings.lora_alpha) if float(settings.lora_alpha).is_integer() else settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=names,
-        bias="none",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=getattr(model, "name_or_path", "") or None,
-    )
-
-
-def _initialise(model: Any, seed: int) -> None:
-    """A is uniform as in PEFT, B is 0: a fresh adapter changes nothing."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in adapters.adapter_parameters(model, _TRAINED).items():
-        if "lora_A" in name:
-            bound = 1 / math.sqrt(parameter.shape[1])
-            drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            parameter.data.copy_(drawn)
-        else:
-            parameter.data.zero_()
-
-
-def _check_dtype(model: Any, settings: TrainingSettings) -> None:
-    held = str(model.dtype).removeprefix("torch.")
-    if settings.dtype not in ("auto", held):
-        raise UsageError(f"training.dtype: {settings.dtype} was asked for, but the model was loaded in {held}")
-
-
-def _requiring_gradient(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    return parameters
-
-
-def _drop_gradients(parameters: Mapping[str, Tensor]) -> None:
-    for parameter in parameters.values():
-        parameter.grad = None
-
-
-def _set_dropout_training(model: Any) -> None:
-    """Dropout acts in the adapter alone: the base model stays in evaluation mode, as in the reference."""
-    for name, module in model.named_modules():
-        if name.endswith(f"lora_dropout.{_TRAINED}"):
-            module.train()
-
-
-def _save_policy(
-    language_model: LanguageModel,
-    parameters: Mapping[str, Tensor],
-    masters: Mapping[str, Tensor],
-    settings: TrainingSettings,
-    folder: Path,
-) -> None:
-    from safetensors.torch import save
-
-    model = language_model.model
-    if settings.adapter == "lora":
-        config = lora_config(model, settings).to_dict()
-        plain = {name: sorted(v) if isinstance(v, set) else v for name, v in config.items()}
-        write_json(folder / adapters.ADAPTER_CONFIG, {**plain, "inference_mode": True})
-        tensors = {name: masters[name].contiguous() for name in parameters}
-        write_bytes(folder / adapters.ADAPTER_WEIGHTS, save(tensors, metadata={"format": "pt"}))
-        return
-    tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
-    write_bytes(folder / adapters.FULL_WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    model.config.save_pretrained(folder)
-
-
-def _weights_digest(folder: Path, settings: TrainingSettings) -> str:
-    lora = settings.adapter == "lora"
-    return file_digest(folder / (adapters.ADAPTER_WEIGHTS if lora else adapters.FULL_WEIGHTS))
 
 
 def _finished(folder: Path, key: str) -> FitReport | None:

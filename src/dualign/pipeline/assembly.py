@@ -12,9 +12,9 @@ from dualign.backends.transformer import TransformerBackend
 from dualign.config import Config
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.loading import load_language_model, resolve
+from dualign.engine.settings import TrainingSettings
 from dualign.engine.templates import with_template
 from dualign.engine.timing import choose_compute
-from dualign.engine.settings import TrainingSettings
 from dualign.pipeline.checks import check_scorers, constraints_of, scorer_specs
 from dualign.pipeline.job import Job, Tell
 from dualign.pipeline.prompts import check_slices, load_splits

@@ -50,7 +50,6 @@ def metrics(job: Job, made: Scored) -> dict[str, FloatArray]:
     for name, scorer in job.metrics.items():
         table[name] = score_rows(scorer, made.prompts, made.responses).mean(axis=1)
     table["tokens"] = np.array([np.mean([len(r.tokens) for r in row]) for row in made.responses])
-    table["kl"] = made.log_ratio.mean(axis=1)
     return table
 
 

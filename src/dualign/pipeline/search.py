@@ -17,7 +17,7 @@ from dualign.methods.c_dpo import relabelled
 from dualign.methods.table import METHODS
 from dualign.pipeline.job import Job
 from dualign.pipeline.measurement import Scored, evaluate, normalised, slice_of, transformed
-from dualign.pipeline.stages import JournalledBackend, scored
+from dualign.pipeline.stages import JournalledBackend, scored, with_log_ratios
 from dualign.records import Evaluation, FloatArray, Group, Iterate, Prompt
 
 WIDTH_AT_200 = 0.3
@@ -79,7 +79,8 @@ class Search:
     def samples(self, policy: Policy) -> Scored:
         """Return the policy's scored responses to the tune prompts that can carry cost."""
         job = self.job
-        return scored(job, policy, tune_prompts(job), job.config.evaluation.responses_per_prompt, "tune")
+        made = scored(job, policy, tune_prompts(job), job.config.evaluation.responses_per_prompt, "tune")
+        return with_log_ratios(job, policy, made, "tune")
 
     def measure(self, policy: Policy) -> Evaluation:
         """Return the policy's figures on the tune prompts that can carry cost, in raw units."""

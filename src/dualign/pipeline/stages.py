@@ -18,6 +18,7 @@ from dualign.scorers.protocol import Scorer
 
 SAMPLES = "samples.parquet"
 SCORES = "scores.parquet"
+LOG_RATIOS = "log-ratios.parquet"
 RECORD = "policy.json"
 """Beside a fitted policy's folder: its key and how the fit went."""
 
@@ -68,7 +69,7 @@ def _stage_seed(seed: int, stage: str) -> int:
 
 
 def scored(job: Job, policy: Policy, prompts: Sequence[Prompt], n: int, stage: str) -> Scored:
-    """Return ``n`` scored responses a prompt, with their log-ratios against the reference.
+    """Return ``n`` scored responses a prompt; their log-ratios are not known yet (NaN; 0 for the reference).
 
     Raises:
         ScorerError: a scorer failed; what was sampled stays on disk.
@@ -96,20 +97,38 @@ def scored(job: Job, policy: Policy, prompts: Sequence[Prompt], n: int, stage: s
 
 def _score(job: Job, policy: Policy, prompts: Sequence[Prompt], responses: list[list[Response]]) -> Scored:
     n = len(responses[0])
-    shape = (len(prompts), n)
-    costs = np.zeros((*shape, len(job.constraints)))
+    costs = np.zeros((len(prompts), n, len(job.constraints)))
     for i, constraint in enumerate(job.constraints):
         rows = [k for k, prompt in enumerate(prompts) if matches(prompt, constraint.where)]
         if rows:
             texts = [responses[k] for k in rows]
             costs[rows, :, i] = score_rows(job.costs[i], [prompts[k] for k in rows], texts)
     reward = score_rows(job.reward, prompts, responses)
-    made = Scored(tuple(prompts), tuple(tuple(row) for row in responses), reward, costs, np.zeros(shape))
+    unknown = np.full((len(prompts), n), 0.0 if policy.state is None else np.nan)
+    return Scored(tuple(prompts), tuple(tuple(row) for row in responses), reward, costs, unknown)
+
+
+def with_log_ratios(job: Job, policy: Policy, made: Scored, stage: str) -> Scored:
+    """Return ``made``, the policy's answers, with log pi(y|x) - log pi_ref(y|x) of each: what KL is the mean of."""
     if policy.state is None:
         return made
-    reference = job.backend.log_probs(job.reference, made.groups())
-    own = np.array([[response.log_prob for response in row] for row in responses])
-    return replace(made, log_ratio=own - np.array(reference))
+    inputs = {
+        "policy": key_of(job, policy),
+        "reference": job.identity,
+        "responses": canonical_digest([[response.tokens for response in row] for row in made.responses]),
+    }
+
+    def action(folder: Path) -> FloatArray:
+        own = np.array([[response.log_prob for response in row] for row in made.responses])
+        ratios = own - np.array(job.backend.log_probs(job.reference, made.groups()))
+        write_table(folder / LOG_RATIOS, {"log_ratio": ratios.ravel().tolist()})
+        return np.asarray(ratios)
+
+    def load(folder: Path) -> FloatArray:
+        return np.array(read_table(folder / LOG_RATIOS)["log_ratio"]).reshape(made.log_ratio.shape)
+
+    target = f"{folder_of(policy)}/log-ratios-{stage}"
+    return replace(made, log_ratio=job.journal.phase("log-ratios", inputs, action, load, target=target))
 
 
 def score_rows(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> FloatArray:

@@ -35,6 +35,7 @@ bench-step: $(READY)           ## one DPO step against TRL's, in turns
 
 bench: bench-step              ## all benchmarks
 	$(BIN)/python bench/certificates.py
+	$(BIN)/python bench/dual_rules.py
 
 docs: $(READY)                 ## regenerate docs/config.md from the field docstrings
 	$(BIN)/python -m dualign.config_document > docs/config.md

@@ -1,7 +1,7 @@
 """Rounds of the dual rules on random finite worlds, through the same ``solve`` as the command line.
 
 Each world has 4 prompts of 2-6 responses with normal scores, beta in .25-1, and limits that bind: they are the costs
-of log-uniform multipliers in .1-5. Every policy is trained by the real loss on soft labels, from the start 1. Asked for:
+of log-uniform multipliers in .1-5. Every policy is trained by the real loss on soft labels, from start 1. Asked for:
 lambda within 1 % or 0.01 of the exact one, a Lagrangian gap of at most 1e-3 in normalised scores, and for one limit a
 median of at most 7 rounds and a 95th percentile of at most 11.
 
@@ -63,7 +63,9 @@ def main():
     given = parser.parse_args()
     for rule in given.rules.split(","):
         started = time.perf_counter()
-        rounds, errors, gaps, met = (np.array(part) for part in zip(*(solved(rule, s) for s in range(given.worlds))))
+        rounds, errors, gaps, met = (
+            np.array(part) for part in zip(*(solved(rule, s) for s in range(given.worlds)), strict=True)
+        )
         print(
             f"{rule}, {CONSTRAINTS[rule]} limit(s), {given.worlds} worlds: rounds median {np.median(rounds):g}, 95th "
             f"percentile {np.percentile(rounds, 95):g}, most {rounds.max()}; lambda outside 1 % and 0.01 in "

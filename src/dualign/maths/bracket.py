@@ -107,8 +107,8 @@ def _exact_step(state: DualState, proposal: Proposal, stopping: Stopping) -> Dua
     guess = proposal(points)
     newest = state.history[-1]
     here = _multiplier(newest)
-    allowed = max(stopping.multiplier_tolerance, stopping.relative_tolerance * here)
-    doubt = max(abs(guess - here), _flat_distance(newest, points))
+    allowed = _allowed(here, stopping)
+    doubt = max(abs(guess - here), _flat_distance(newest, points, allowed))
     if abs(_violation(newest)) <= stopping.violation_tolerance and doubt <= allowed / 2:
         return resolve(state, "converged", newest.multipliers)
     if low is not None and high is None and _multiplier(low) >= stopping.largest:
@@ -118,10 +118,16 @@ def _exact_step(state: DualState, proposal: Proposal, stopping: Stopping) -> Dua
     return replace(state, multipliers=np.array([_safeguarded(guess, low, high, state.history, stopping)]))
 
 
-def _flat_distance(newest: Observation, points: Sequence[Observation]) -> float:
+def _allowed(multiplier: float, stopping: Stopping) -> float:
+    """Return the error that a multiplier may have."""
+    return max(stopping.multiplier_tolerance, stopping.relative_tolerance * multiplier)
+
+
+def _flat_distance(newest: Observation, points: Sequence[Observation], near: float) -> float:
     """Return how far the root is at the slope towards the next larger multiplier, as a rule flatter than the root's.
 
-    Where nothing larger was observed: at half the slope towards the next smaller one.
+    Where nothing larger was observed: at half the slope towards the next smaller one, if that is ``near`` enough to
+    know this place. Violations can flatten twentyfold on the way to the root.
     """
     if _violation(newest) == 0:
         return 0.0
@@ -129,6 +135,8 @@ def _flat_distance(newest: Observation, points: Sequence[Observation]) -> float:
     above = [point for point in points if _multiplier(point) > here]
     below = [point for point in points if _multiplier(point) < here]
     neighbour = above[0] if above else below[-1]
+    if not above and here - _multiplier(neighbour) > 2 * near:
+        return np.inf
     drop = (_violation(newest) - _violation(neighbour)) / (_multiplier(neighbour) - here)
     flat = drop if above else drop / 2
     return abs(_violation(newest)) / flat if flat > 0 else np.inf
@@ -145,6 +153,8 @@ def _safeguarded(
     if high is None:
         assert low is not None
         edge = max(_multiplier(low), stopping.multiplier_tolerance)
+        if _violation(low) <= stopping.violation_tolerance:
+            return max(guess, edge + _allowed(edge, stopping)) if guess < 2 * edge else 2 * edge
         step = guess if np.isfinite(guess) and guess > edge else 8 * edge
         return float(min(stopping.largest, np.clip(step, 1.5 * edge, 8 * edge)))
     below = 0.0 if low is None else _multiplier(low)

@@ -41,14 +41,14 @@ def test_three_formats_hold_the_same(tmp_path: Path) -> None:
     [
         ({"prompt": "x", "cost": None}, "line 2: column 'cost' holds nothing; expected a finite number"),
         ({"prompt": "x"}, "line 2: column 'cost' holds nothing"),
-        ({"prompt": "x", "cost": float("nan")}, "line 2: column 'cost' holds nan"),
-        ({"prompt": "x", "cost": float("inf")}, "line 2: column 'cost' holds inf"),
+        ({"prompt": "x", "cost": float("nan")}, "line 2: not JSON (NaN"),
+        ({"prompt": "x", "cost": float("inf")}, "line 2: not JSON (Infinity"),
         ({"prompt": "x", "cost": "0.5"}, "line 2: column 'cost' holds '0.5'"),
         ({"prompt": "x", "cost": True}, "line 2: column 'cost' holds True"),
         ({"prompt": "x", "cost": 10**400}, "expected a finite number"),
         ({"prompt": "  ", "cost": 1}, "line 2: column 'prompt' holds '  '"),
         ({"cost": 1}, "line 2: no column 'prompt'"),
-        ([1], "line 2: expected an object"),
+        ([1], "line 2: is a list; an object"),
     ],
 )
 def test_a_faulty_row_is_one_clear_line(tmp_path: Path, row: object, message: str) -> None:
@@ -62,8 +62,8 @@ def test_a_faulty_row_is_one_clear_line(tmp_path: Path, row: object, message: st
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("c.jsonl", "", "no rows"),
-        ("c.jsonl", "\n\n", "no rows"),
+        ("c.jsonl", "", "is empty"),
+        ("c.jsonl", "\n\n", "is empty"),
         ("c.csv", "prompt,cost\n", "no rows"),
         ("c.jsonl", '{"prompt": "a"', "line 1: not JSON"),
         ("c.jsonl", '{"prompt": "a", "reward": 1}', "no cost column; expected 'cost' or 'cost_<name>', found prompt"),
@@ -72,10 +72,10 @@ def test_a_faulty_row_is_one_clear_line(tmp_path: Path, row: object, message: st
         ("c.csv", "prompt,cost\na,nan\n", "holds 'nan'"),
         ("c.csv", "prompt,cost\na,1_0\n", "holds '1_0'"),
         ("c.csv", "prompt,cost\na,high\n", "holds 'high'"),
-        ("c.csv", "prompt,cost\na,1,2\n", "more fields"),
-        ("c.csv", "prompt,cost,cost\na,1,2\n", "stands twice"),
-        ("c.txt", "prompt,cost\n", "unknown ending '.txt'"),
-        ("c.parquet", "no parquet", "not a Parquet file"),
+        ("c.csv", "prompt,cost\na,1,2\n", "3 cells; the header has 2"),
+        ("c.csv", "prompt,cost,cost\na,1,2\n", "occurs twice"),
+        ("c.txt", "prompt,cost\n", "no cost column"),
+        ("c.parquet", "no parquet", "not a readable Parquet file"),
         (
             "c.csv",
             "prompt,cost,cluster\na,1,x\na,1,y\n",
@@ -94,7 +94,7 @@ def test_faulty_files(tmp_path: Path, name: str, text: str, message: str) -> Non
 def test_absent_and_unreadable(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no such file"):
         read_costs(tmp_path / "none.jsonl")
-    with pytest.raises(MissingError, match="not a file"):
+    with pytest.raises(MissingError, match="is a folder"):
         read_costs(tmp_path)
     (tmp_path / "c.csv").write_bytes(b"prompt,cost\n\xff,1\n")
     with pytest.raises(DataError, match="not UTF-8"):

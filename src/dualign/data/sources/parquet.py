@@ -20,8 +20,8 @@ def read_parquet(path: Path) -> list[Row]:
     if not content:
         raise DataError(f"{path}: is empty; at least one row is needed")
     try:
-        table = pyarrow.parquet.read_table(io.BytesIO(content))
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        rows = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: texts, far dates
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: is not a readable Parquet file ({reason})") from None
-    return [Row(number, values) for number, values in enumerate(table.to_pylist(), start=1)]
+    return [Row(number, values) for number, values in enumerate(rows, start=1)]

@@ -70,4 +70,8 @@ def read_text(path: Path) -> str:
 
 def encodable(text: str) -> bool:
     """Return whether ``text`` is free of lone surrogates, which no file and no tokenizer can hold."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

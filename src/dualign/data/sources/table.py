@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dualign.data.sources import delimited, jsonl, parquet, text
-from dualign.data.sources.rows import Row
+from dualign.data.sources.rows import Row, read_bytes
 from dualign.errors import DataError
 
 READERS: dict[str, Callable[[Path], list[Row]]] = {
@@ -18,6 +18,12 @@ READERS: dict[str, Callable[[Path], list[Row]]] = {
 }
 
 
+def ending(path: Path) -> str:
+    """Return the ending that names the reader: the last one in lower case, the one before it where that is ``.gz``."""
+    endings = [suffix.lower() for suffix in path.suffixes]
+    return endings[-2] if len(endings) > 1 and endings[-1] == ".gz" else (endings or [""])[-1]
+
+
 def read_rows(path: str | Path) -> list[Row]:
     """Return the rows of a file, read by the ending of its name.
 
@@ -26,11 +32,11 @@ def read_rows(path: str | Path) -> list[Row]:
         DataError: the ending is unknown, a line is broken (its number is named), or there are no rows.
     """
     path = Path(path)
-    endings = [ending.lower() for ending in path.suffixes]
-    ending = endings[-2] if len(endings) > 1 and endings[-1] == ".gz" else (endings or [""])[-1]
-    if ending not in READERS:
-        raise DataError(f"{path}: unknown ending {ending!r}; known: {', '.join(READERS)} (and .gz after them)")
-    rows = READERS[ending](path)
+    reader = READERS.get(ending(path))
+    if reader is None:
+        read_bytes(path)  # a folder, or no file at all, is said before an ending is
+        raise DataError(f"{path}: unknown ending {ending(path)!r}; known: {', '.join(READERS)} (and .gz after them)")
+    rows = reader(path)
     if not rows:
         raise DataError(f"{path}: has no rows")
     return rows

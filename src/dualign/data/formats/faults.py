@@ -1,0 +1,46 @@
+"""What reading a preference file can find wrong, and the errors that say so."""
+
+from dualign.data.preferences import Fault
+from dualign.errors import DataError
+
+READING_RULES = {
+    "missing column": "error",
+    "refused format": "error",
+    "no common prompt": "error",
+    "not a text": "error",
+    "wrong role": "error",
+    "mixed plain and chat": "error",
+    "mixed label types": "error",
+    "id out of range": "error",
+    "score not a number": "error",
+    "lone surrogate": "error",
+    "empty prompt": "drop",
+    "empty response": "drop",
+    "parting transcripts": "drop",
+    "identical pair": "drop",
+}
+"""Rules that the reader itself applies: ``error`` refuses the file, ``drop`` leaves the row out and counts it."""
+
+
+class RowError(Exception):
+    """One row breaks a rule that refuses its file; the reader adds the file and the line."""
+
+    def __init__(self, rule: str, what: str) -> None:
+        super().__init__(what)
+        self.rule = rule
+        self.what = what
+
+
+class PreferenceError(DataError):
+    """A preference file that cannot be used; ``faults`` holds every row that is to blame."""
+
+    def __init__(self, message: str, faults: tuple[Fault, ...]) -> None:
+        super().__init__(message)
+        self.faults = faults
+
+
+def refusal(where: str, faults: tuple[Fault, ...]) -> PreferenceError:
+    """Return the error of a file with these faults: the first one in words, the others as a number."""
+    first = faults[0]
+    others = f" (and {len(faults) - 1} more rows)" if len(faults) > 1 else ""
+    return PreferenceError(f"{where}: line {first.line}: {first.what}{others}", faults)

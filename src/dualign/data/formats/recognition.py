@@ -1,0 +1,70 @@
+"""Which format rows are of, said by their columns; and what to say where they are of none."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from dualign.data.formats.faults import PreferenceError, refusal
+from dualign.data.formats.rows import Format
+from dualign.data.layouts import nearest
+from dualign.data.preferences import Fault
+from dualign.data.sources.rows import Row
+from dualign.errors import DataError, UsageError
+
+
+def recognised(rows: Sequence[Row], names: Iterable[str], formats: Iterable[Format]) -> Format | None:
+    """Return the first format whose needed columns are all there and that knows the rows, or none."""
+    present, values = set(names), [row.values for row in rows]
+    return next((known for known in formats if present.issuperset(known.needs) and known.recognise(values)), None)
+
+
+def renamed(rows: Sequence[Row], where: str, columns: Mapping[str, str], formats: Iterable[Format]) -> list[Row]:
+    """Return the rows with each column under the name it is read as; a column that had that name gives way.
+
+    Raises:
+        UsageError: no format reads a column of that name, or one column is to be read as two.
+        DataError: the file has no such column.
+    """
+    formats = list(formats)
+    known = list(dict.fromkeys(name for kind in formats if not kind.refusal for name in (*kind.needs, *kind.options)))
+    names = {name for row in rows for name in row.values} if columns else set()
+    for read, name in columns.items():
+        if not any(kind.reads(read) for kind in formats):
+            raise UsageError(f"columns: no format reads {read!r}; {nearest(read, known)}")
+        if name not in names:
+            raise DataError(f"{where}: no column {name!r} to read as {read!r}; {nearest(name, names)}")
+    read_as = {name: read for read, name in columns.items()}
+    if len(read_as) != len(columns):
+        raise UsageError("columns: one column of the file is to be read as two")
+    return [Row(row.line, _renamed(row.values, read_as)) for row in rows] if columns else list(rows)
+
+
+def _renamed(values: Mapping[str, object], read_as: Mapping[str, str]) -> dict[str, object]:
+    taken = set(read_as.values())
+    return {read_as.get(name, name): value for name, value in values.items() if name in read_as or name not in taken}
+
+
+def unknown(rows: Sequence[Row], names: Sequence[str], where: str, formats: Iterable[Format]) -> PreferenceError:
+    """Return the error of columns that are no known format; it names the closest one if most of that is there."""
+    values = [row.values for row in rows]
+    readable = [known for known in formats if not known.refusal and known.recognise(values)]
+    closest = min(readable, key=lambda known: len(_absent(known, names)) / len(known.needs))
+    absent = _absent(closest, names)
+    if 2 * len(absent) <= len(closest.needs):
+        return missing(rows, names, where, closest, absent)
+    given = ", ".join(repr(name) for name in names) or "none"
+    what = f"columns {given} are no known format of preferences; map them (chosen=NAME, rejected=NAME, prompt=NAME)"
+    return refusal(where, (Fault("missing column", rows[0].line, what),))
+
+
+def missing(
+    rows: Sequence[Row], names: Sequence[str], where: str, known: Format, absent: Sequence[str]
+) -> PreferenceError:
+    """Return the error of a file without columns that its format needs."""
+    free = [name for name in names if not known.reads(name)]
+    lacks = "; ".join(f"no column {name!r}, {nearest(name, free)}" for name in absent)
+    what = f"read as {known.name}, the file has {lacks} (columns may be mapped: {absent[0]}=NAME)"
+    return refusal(where, (Fault("missing column", rows[0].line, what),))
+
+
+def _absent(known: Format, names: Iterable[str]) -> list[str]:
+    present = set(names)
+    return [name for name in known.needs if name not in present]

@@ -1,0 +1,184 @@
+"""Each thing that can be wrong in a preference file: what is refused, what is left out, and what is said."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualign.data.formats.faults import READING_RULES, PreferenceError
+from dualign.data.formats.table import read_preferences
+from dualign.errors import DataError, MissingError
+from preference_files import ASK, EXAMPLES, KIND, RUDE, SCRIPT, TALK, message, write_rows
+
+LOST = object()  # the column is not there
+LONE = "half \ud800"
+BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
+    ("trl-plain-explicit", "not a text", {"rejected": None}, "rejected is null; a text is needed"),
+    ("trl-plain-explicit", "not a text", {"chosen": 3}, "chosen is 3"),
+    ("trl-plain-explicit", "not a text", {"prompt": True}, "prompt is True"),
+    ("trl-plain-explicit", "missing column", {"rejected": LOST}, "rejected is missing"),
+    ("trl-plain-explicit", "mixed plain and chat", {"chosen": [message("assistant", KIND)]}, "chosen is a list of 1"),
+    ("trl-plain-explicit", "lone surrogate", {"chosen": LONE}, "half of a character"),
+    ("trl-chat-explicit", "lone surrogate", {"chosen": [message("assistant", LONE)]}, "message 1 of chosen"),
+    ("trl-chat-explicit", "mixed plain and chat", {"rejected": RUDE}, "a list of messages is needed"),
+    ("trl-chat-explicit", "not a text", {"rejected": None}, "rejected is null"),
+    ("trl-chat-explicit", "not a text", {"rejected": []}, "rejected holds no message"),
+    ("trl-chat-explicit", "not a text", {"rejected": ["a"]}, "message 1 of rejected is no object"),
+    ("trl-chat-explicit", "not a text", {"rejected": [{"role": "assistant"}]}, "has the content missing"),
+    ("trl-chat-explicit", "wrong role", {"rejected": [message("user", RUDE)]}, "'assistant' is needed"),
+    ("trl-chat-explicit", "wrong role", {"prompt": [message("gpt", ASK)]}, "known: system, user, assistant"),
+    ("trl-chat-explicit", "wrong role", {"prompt": [{"from": "human", "value": ASK}]}, "has the role missing"),
+    ("trl-chat-explicit", "wrong role", {"prompt": TALK[:1]}, "does not end with a turn of role 'user'"),
+    ("trl-chat-explicit", "wrong role", {"prompt": TALK[1:2] + TALK[:1] + TALK[3:]}, "turn 2 is of role 'system'"),
+    ("trl-chat-explicit", "wrong role", {"prompt": TALK[:2] + TALK[3:]}, "turn 3 is of role 'user'"),
+    ("hh-rlhf", "wrong role", {"chosen": "no marker"}, "no turn of the Assistant"),
+    ("hh-rlhf", "wrong role", {"chosen": "Hm.\n\nHuman: a\n\nAssistant: b"}, "opens with 'Hm.'"),
+    ("pku-processed-hh", "not a text", {"chosen": KIND}, "an object"),
+    ("pku-processed-hh", "not a text", {"chosen": {"text": None}}, "the text of chosen is null"),
+    ("pku-processed-hh", "wrong role", {"context": [{"role": "bot", "text": ASK}]}, "the role 'bot'"),
+    ("pku-processed-hh", "missing column", {"context": LOST}, "context is missing"),
+    ("pku-saferlhf-v0", "mixed label types", {"is_response_0_safe": "False"}, "'False'; true or false is needed"),
+    ("pku-saferlhf-v0", "mixed label types", {"is_response_1_safe": 1}, "is 1; true or false"),
+    ("pku-saferlhf-v0", "mixed label types", {"better_response_id": True}, "a whole number from 0 to 1"),
+    ("pku-saferlhf-v0", "mixed label types", {"better_response_id": None}, "better_response_id is null"),
+    ("pku-saferlhf-v0", "id out of range", {"safer_response_id": 2}, "safer_response_id is 2; a whole number from 0"),
+    ("pku-saferlhf-v0", "id out of range", {"better_response_id": -1}, "better_response_id is -1"),
+    ("pku-saferlhf", "mixed label types", {"response_0_severity_level": "2"}, "a level of harm"),
+    ("pku-saferlhf", "mixed label types", {"response_0_harm_category": {"Violence": "yes"}}, "by category"),
+    ("saferlhf-v", "id out of range", {"safer_response_id": 0}, "is 0; a whole number from 1 to 2"),
+    ("beavertails", "mixed label types", {"is_safe": "no"}, "is_safe is 'no'"),
+    ("scored-pairs", "score not a number", {"reward_0": "1.5"}, "'1.5'; one finite number"),
+    ("scored-pairs", "score not a number", {"reward_0": 10**400}, "one finite number"),
+    ("scored-pairs", "score not a number", {"cost_harm_1": None}, "cost_harm_1 is null"),
+    ("scored-pairs", "score not a number", {"cost_harm_1": [1.0, 2.0]}, "a list of 2; one finite number"),
+    ("scored-pairs", "missing column", {"reward_1": LOST}, "reward_1 is missing"),
+]
+
+
+def changed(values: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    merged = {**values, **change}
+    return {name: value for name, value in merged.items() if value is not LOST}
+
+
+@pytest.mark.parametrize(("name", "rule", "change", "says"), BROKEN)
+def test_one_broken_row_refuses_the_file(
+    tmp_path: Path, name: str, rule: str, change: dict[str, Any], says: str
+) -> None:
+    good = EXAMPLES[name][0]
+    bad = changed(good, change)
+    path = write_rows(tmp_path / "f.jsonl", [good, bad, good, bad])
+    with pytest.raises(PreferenceError) as caught:
+        read_preferences(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: line 2: ") and says in message and message.endswith("(and 1 more rows)")
+    assert "\n" not in message
+    assert [(fault.rule, fault.line) for fault in caught.value.faults] == [(rule, 2), (rule, 4)]
+    assert READING_RULES[rule] == "error"
+
+
+LEFT_OUT = [
+    ("safety-pairs", {"safer": ""}, "empty response", "answer 1 of 2 is blank"),
+    ("trl-plain-explicit", {"rejected": " \n\t"}, "empty response", "answer 2 of 2 is blank"),
+    ("trl-plain-explicit", {"prompt": "  "}, "empty prompt", "the prompt is blank"),
+    ("hh-rlhf", {"rejected": SCRIPT}, "empty response", "answer 2 of 2 is blank"),
+    ("hh-rlhf", {"rejected": SCRIPT.replace("Good day.", "Go away.") + RUDE}, "parting transcripts", "part at turn 2"),
+    ("hh-rlhf", {"rejected": "\n\nHuman: Ho\n\nAssistant: a"}, "parting transcripts", "share no turn"),
+    ("hh-rlhf", {"rejected": SCRIPT + RUDE + "\n\nHuman: Oh\n\nAssistant: b"}, "parting transcripts", "4 and 6 turns"),
+    ("trl-chat-implicit", {"rejected": [*TALK[:2], message("assistant", "Hi")]}, "parting transcripts", "at turn 3"),
+    ("trl-plain-implicit", {"rejected": "Else"}, "parting transcripts", "same words"),
+    ("trl-plain-implicit", {"rejected": f"{ASK} {KIND}"}, "identical pair", "the same text"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "rule", "says"), LEFT_OUT)
+def test_row_is_left_out_and_counted(tmp_path: Path, name: str, change: dict, rule: str, says: str) -> None:
+    good, row = EXAMPLES[name]
+    file = read_preferences(write_rows(tmp_path / "f.jsonl", [good, good | change]))
+    assert (file.format, file.total, file.rows) == (name, 2, (row,))
+    assert [(fault.rule, fault.line) for fault in file.faults] == [(rule, 2)]
+    assert says in file.faults[0].what
+    assert READING_RULES[rule] == "drop"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"chosen": "Yes", "rejected": "No"},
+        {"chosen": [message("assistant", KIND)], "rejected": [message("assistant", RUDE)]},
+    ],
+)
+def test_no_common_prompt_in_any_row_refuses_the_file(tmp_path: Path, values: dict) -> None:
+    with pytest.raises(PreferenceError) as caught:
+        read_preferences(write_rows(tmp_path / "f.jsonl", [values] * 3))
+    assert [fault.rule for fault in caught.value.faults] == ["no common prompt"] * 3
+
+
+def test_damaged_files_are_one_clear_line(tmp_path: Path) -> None:
+    line = json.dumps(EXAMPLES["safety-pairs"][0])
+    whole = gzip.compress((line + "\n").encode() * 50)
+    contents = {
+        "cut.jsonl.gz": (whole[: len(whole) // 2], "cut short"),
+        "cut.jsonl": ((line + "\n" + line[:20]).encode(), "line 2: not JSON"),
+        "wide.jsonl": (line.encode("utf-16"), "UTF-16"),
+        "latin.jsonl": (line.encode() + b"\n{\xe9}", "line 2: byte 0xe9"),
+        "nan.jsonl": (b'{"prompt": "p", "chosen": NaN, "rejected": "b"}', "line 1.*NaN"),
+        "empty.jsonl": (b"", "empty"),
+        "cut.parquet": (b"PAR1 and no more", "not a readable Parquet"),
+    }
+    for name, (content, says) in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=says):
+            read_preferences(tmp_path / name)
+
+
+def test_parquet_with_a_text_that_is_not_utf8(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    offsets = pyarrow.py_buffer((0).to_bytes(4, "little") + (2).to_bytes(4, "little"))
+    texts = pyarrow.StringArray.from_buffers(1, offsets, pyarrow.py_buffer(b"\xff\xfe"))
+    table = pyarrow.table({"prompt": texts, "chosen": texts, "rejected": texts})
+    pyarrow.parquet.write_table(table, tmp_path / "f.parquet")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        read_preferences(tmp_path / "f.parquet")
+
+
+def test_folder_stands_for_its_one_data_file(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="no data file"):
+        read_preferences(tmp_path)
+    (tmp_path / "README.txt").write_text("about")
+    (tmp_path / ".cache").mkdir()
+    write_rows(tmp_path / ".cache" / "old.jsonl", [{}])
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "train.jsonl", [EXAMPLES["safety-pairs"][0]])
+    assert read_preferences(tmp_path).rows == (EXAMPLES["safety-pairs"][1],)
+    write_rows(tmp_path / "data" / "test.jsonl", [EXAMPLES["safety-pairs"][0]])
+    with pytest.raises(MissingError, match=r"2 data files; name one: data/test.jsonl, data/train.jsonl"):
+        read_preferences(tmp_path)
+
+
+def test_data_set_of_the_hub_is_read_from_the_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[dict[str, Any]] = []
+
+    def cached(name: str, **how: Any) -> str:
+        asked.append({"name": name, **how})
+        if name != "org/pairs":
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    write_rows(tmp_path / "train.jsonl", [EXAMPLES["safety-pairs"][0]])
+    assert read_preferences("org/pairs@abc123").rows == (EXAMPLES["safety-pairs"][1],)
+    assert read_preferences("org/pairs@abc123/train.jsonl").path == "org/pairs@abc123/train.jsonl"
+    with pytest.raises(MissingError, match=r"no data set 'org/other' at 'v1'; download it and name a local path"):
+        read_preferences("org/other@v1")
+    with pytest.raises(MissingError, match=r"needs its revision \(org/pairs@COMMIT\), or name a local path"):
+        read_preferences("org/pairs")
+    assert all(how["local_files_only"] and how["repo_type"] == "dataset" for how in asked)
+    assert asked[0]["revision"] == "abc123"
+    with pytest.raises(MissingError, match="no such file"):
+        read_preferences(tmp_path / "nowhere.jsonl")

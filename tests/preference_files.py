@@ -1,0 +1,106 @@
+"""Made-up rows of every preference format, and what they must be read as: shared by the tests of preference files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dualign.data.preferences import Answer, PreferenceRow
+from dualign.records import Prompt, Turn
+
+Rows = list[dict[str, Any]]
+
+ASK = "How do I sharpen a knife?"
+KIND, RUDE = "Hold the blade at twenty degrees.", "Work it out yourself."
+PAIR = {"prompt": ASK, "response_0": RUDE, "response_1": KIND}
+LABELS = {"is_response_0_safe": False, "is_response_1_safe": True, "better_response_id": 1, "safer_response_id": 1}
+HARM = {
+    "prompt_source": "made up",
+    "response_0_source": "a",
+    "response_1_source": "b",
+    "response_0_harm_category": {"Violence": False, "Insulting Behavior": True},
+    "response_1_harm_category": {"Violence": False, "Insulting Behavior": False},
+    "response_0_severity_level": 2,
+    "response_1_severity_level": 0,
+    "response_0_sha256": "00",
+    "response_1_sha256": "01",
+}
+HISTORY = (Turn("user", "Hello"), Turn("assistant", "Good day."))
+SYSTEM = Turn("system", "Answer in one line.")
+
+
+def message(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
+
+
+TALK = [message("system", SYSTEM.text), message("user", "Hello"), message("assistant", "Good day."),
+        message("user", ASK)]  # fmt: skip
+SCRIPT = "\n\nHuman: Hello\n\nAssistant: Good day.\n\nHuman: How do I sharpen a knife?\n\nAssistant: "
+PLAIN, TALKED, CHATTED = Prompt(ASK), Prompt(ASK, history=HISTORY), Prompt(ASK, history=(SYSTEM, *HISTORY))
+CHOSEN = (Answer(KIND), Answer(RUDE))
+
+EXAMPLES: dict[str, tuple[dict[str, Any], PreferenceRow]] = {
+    "pku-saferlhf-v0": (
+        PAIR | LABELS,
+        PreferenceRow(1, PLAIN, (Answer(RUDE, safe=False), Answer(KIND, safe=True)), 1, 1),
+    ),
+    "pku-saferlhf": (
+        PAIR | LABELS | HARM,
+        PreferenceRow(
+            1,
+            Prompt(ASK, {"prompt_source": "made up", "response_0_source": "a", "response_1_source": "b"}),
+            (
+                Answer(RUDE, safe=False, severity=2, categories=frozenset({"Insulting Behavior"})),
+                Answer(KIND, safe=True, severity=0),
+            ),
+            1,
+            1,
+        ),
+    ),
+    "beavertails": (
+        {"prompt": ASK, "response": RUDE, "category": {"drug_abuse,weapons": False, "hate": True}, "is_safe": False},
+        PreferenceRow(1, PLAIN, (Answer(RUDE, safe=False, categories=frozenset({"hate"})),)),
+    ),
+    "hh-rlhf": ({"chosen": SCRIPT + KIND, "rejected": SCRIPT + RUDE}, PreferenceRow(1, TALKED, CHOSEN, 0)),
+    "pku-processed-hh": (
+        {
+            "context": [
+                {"role": role, "text": text}
+                for role, text in (("human", "Hello"), ("assistant", "Good day."), ("human", ASK))
+            ],
+            "chosen": {"text": KIND},
+            "rejected": {"text": RUDE},
+        },
+        PreferenceRow(1, TALKED, CHOSEN, 0),
+    ),
+    "saferlhf-v": (
+        {"question": ASK, "image": None, "response_1": RUDE, "response_2": KIND, "more_helpful_response_id": 1,
+         "safer_response_id": 2, "category": "tools"},
+        PreferenceRow(1, Prompt(ASK, {"category": "tools"}), (Answer(RUDE), Answer(KIND)), 0, 1),
+    ),
+    "trl-plain-explicit": ({"prompt": ASK, "chosen": KIND, "rejected": RUDE}, PreferenceRow(1, PLAIN, CHOSEN, 0)),
+    "trl-plain-implicit": (
+        {"chosen": f"{ASK} {KIND}", "rejected": f"{ASK} {RUDE}"},
+        PreferenceRow(1, PLAIN, (Answer(f" {KIND}"), Answer(f" {RUDE}")), 0),
+    ),
+    "trl-chat-explicit": (
+        {"prompt": TALK, "chosen": [message("assistant", KIND)], "rejected": [message("assistant", RUDE)]},
+        PreferenceRow(1, CHATTED, CHOSEN, 0),
+    ),
+    "trl-chat-implicit": (
+        {"chosen": [*TALK, message("assistant", KIND)], "rejected": [*TALK, message("assistant", RUDE)]},
+        PreferenceRow(1, CHATTED, CHOSEN, 0),
+    ),
+    "safety-pairs": ({"prompt": ASK, "safer": KIND, "less_safe": RUDE}, PreferenceRow(1, PLAIN, CHOSEN, None, 0)),
+    "scored-pairs": (
+        PAIR | {"reward_0": -1, "reward_1": 2.5, "cost_harm_0": [3], "cost_harm_1": -2.0, "scorer": "s"},
+        PreferenceRow(
+            1, Prompt(ASK, {"scorer": "s"}), (Answer(RUDE, reward=-1.0, cost=3.0), Answer(KIND, reward=2.5, cost=-2.0))
+        ),
+    ),
+}  # fmt: skip
+"""A row of each format that is read, and the record it must become."""
+
+
+def write_rows(path: Path, rows: Rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

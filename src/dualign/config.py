@@ -109,6 +109,23 @@ class Source(Section):
     Empty: ``data.splits``."""
 
 
+class PairSource(Section):
+    """A preference file whose answers are compared as they are, instead of the model's own samples."""
+
+    path: str
+    """JSONL, CSV or Parquet in a known format (docs/preference-files.md); relative paths start as in ``sources``."""
+    format: str | None = None
+    """Name of the format; none: recognised by its columns."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Column of the file by the name that a format knows it by, such as ``chosen: good_answer``."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Constant columns to add to the prompts, such as ``label: unsafe``."""
+    max_words: int | None = Field(None, ge=1)
+    """Keep only prompts of at most so many words."""
+    count: int | None = Field(None, ge=1)
+    """Take at most so many pairs, chosen by hash; none: all."""
+
+
 def _default_splits() -> dict[SplitName, int | float]:
     """Return the shares of a source that names none."""
     return {"train": 0.4, "tune": 0.2, "calibration": 0.3, "report": 0.1}
@@ -121,6 +138,8 @@ class DataSection(Section):
     """Folder that relative source paths start at."""
     sources: list[Source] = Field(default_factory=list)
     """Prompt files."""
+    pairs: list[PairSource] = Field(default_factory=list)
+    """Preference files to train on; nothing is then sampled for training, and the scorers label the given pairs."""
     splits: dict[SplitName, int | float] = Field(default_factory=_default_splits)
     """Default split of a source, by hash of the prompt."""
 

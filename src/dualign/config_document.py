@@ -2,9 +2,9 @@
 
 import re
 
-from dualign.config import SECTIONS, Config, Mix, Section, Source, WarmStart
+from dualign.config import SECTIONS, Config, Mix, PairSource, Section, Source, WarmStart
 
-NESTED: dict[str, tuple[type[Section], ...]] = {"policy": (WarmStart, Mix), "data": (Source,)}
+NESTED: dict[str, tuple[type[Section], ...]] = {"policy": (WarmStart, Mix), "data": (Source, PairSource)}
 
 
 def _document() -> str:

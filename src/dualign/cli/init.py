@@ -7,7 +7,7 @@ import typer
 
 from dualign.errors import UsageError
 
-KINDS = ("demo", "hf")
+KINDS = ("demo", "hf", "pairs")
 
 
 def init(

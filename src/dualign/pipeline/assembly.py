@@ -17,6 +17,7 @@ from dualign.engine.templates import with_template
 from dualign.engine.timing import choose_compute
 from dualign.pipeline.checks import check_scorers, constraints_of, scorer_specs
 from dualign.pipeline.job import Job, Tell
+from dualign.pipeline.pairs import load_pairs
 from dualign.pipeline.prompts import check_slices, load_splits
 from dualign.pipeline.warm_start import warm_start
 from dualign.records import Prompt
@@ -39,7 +40,9 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
     base = Path(config.data.prompts) if config.data.prompts is not None else folder
     check_scorers(scorer_specs(config))
     resolve(_model_name(config))
-    splits, notes = load_splits(config, folder)
+    pairs, told = load_pairs(config, folder)
+    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in pairs])
+    notes = told + notes
     check_slices(constraints, splits)
     specs, qualities = _trained(config, base, journal, tell)
     model, splits = _loaded(config, splits, notes, journal, tell)
@@ -48,6 +51,7 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
         for name, spec in specs.items()
     }
     model = warm_start(config, model, splits, base, journal, tell)
+    trained_on = {prompt.id for prompt in splits["train"]}
     return Job(
         config=config,
         run=run,
@@ -62,6 +66,7 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
         costs=tuple(scorers[f"cost {constraint.name}"] for constraint in constraints),
         metrics={name.removeprefix("metric "): s for name, s in scorers.items() if name.startswith("metric ")},
         facts={"notes": notes, "scorers": _scorer_facts(scorers, qualities)},
+        pairs=tuple(pair for pair in pairs if pair[0].id in trained_on),
         tell=tell,
     )
 
@@ -70,7 +75,8 @@ def warm_started(config: Config, folder: Path, journal: Journal, tell: Tell) -> 
     """Return the model after the config's supervised stages: the reference of the job."""
     base = Path(config.data.prompts) if config.data.prompts is not None else folder
     resolve(_model_name(config))
-    splits, notes = load_splits(config, folder)
+    given, _ = load_pairs(config, folder)
+    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in given])
     model, splits = _loaded(config, splits, notes, journal, tell)
     return warm_start(config, model, splits, base, journal, tell)
 

@@ -11,6 +11,7 @@ from dualign.config import Config
 from dualign.errors import ConfigError, UsageError
 from dualign.pipeline.checks import check, check_rule, constraints_of
 from dualign.pipeline.job import Tell
+from dualign.pipeline.pairs import load_pairs
 from dualign.pipeline.prompts import check_slices, load_splits
 from dualign.report.build import build_report
 from dualign.runs.journal import open_run
@@ -36,7 +37,9 @@ def check_only(config: Config, folder: Path) -> dict[str, Any]:
     from dualign.engine.loading import check_named
 
     check_named(str(config.policy.model))
-    splits, notes = load_splits(config, folder)
+    pairs, told = load_pairs(config, folder)
+    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in pairs])
+    notes = told + notes
     check_slices(constraints_of(config)[0], splits)
     return {"splits": {name: len(prompts) for name, prompts in splits.items()}, "notes": notes}
 

@@ -31,6 +31,7 @@ class Job:
     identity: str
     """Hash of what makes the reference and how policies are fitted and sampled: part of every key."""
     splits: Mapping[str, Sequence[Prompt]]
+    """With given pairs, ``train`` holds their prompts."""
     constraints: tuple[Constraint, ...]
     functionals: tuple[Functional, ...]
     reward: Scorer
@@ -39,6 +40,8 @@ class Job:
     """Further scorers, shown in the comparison on report prompts."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What was found out while the job was put together: data/summary.json."""
+    pairs: Sequence[tuple[Prompt, str, str]] = ()
+    """Given pairs to train on; none: the reference's own samples."""
     tell: Tell = print
 
     @property

@@ -1,5 +1,6 @@
 """A policy's responses to a set of prompts, scored; and the figures that follow from them, clustered by prompt."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,9 +27,10 @@ class Scored:
     """Shape ``[prompt, response]``: log policy - log reference, in nats; its mean estimates the KL."""
 
     def groups(self) -> list[Group]:
-        """Return one group a prompt."""
+        """Return one group a row; a prompt that stands in several rows weighs as much as any other."""
+        rows_of = Counter(prompt.id for prompt in self.prompts)
         return [
-            Group(prompt, responses, reward, costs)
+            Group(prompt, responses, reward, costs, 1 / rows_of[prompt.id])
             for prompt, responses, reward, costs in zip(
                 self.prompts, self.responses, self.reward, self.costs, strict=True
             )

@@ -17,8 +17,12 @@ SPLITS = ("train", "tune", "report", "calibration")
 """From training to the sealed part: a prompt with a near-duplicate in a later split is dropped."""
 
 
-def load_splits(config: Config, folder: Path) -> tuple[dict[str, list[Prompt]], list[str]]:
+def load_splits(
+    config: Config, folder: Path, *, given: Sequence[Prompt] = ()
+) -> tuple[dict[str, list[Prompt]], list[str]]:
     """Return the prompts of every split, and a sentence for each thing that was left out.
+
+    ``given``: prompts of given pairs; with any, they are the train split.
 
     Raises:
         MissingError: a file is missing.
@@ -39,6 +43,8 @@ def load_splits(config: Config, folder: Path) -> tuple[dict[str, list[Prompt]], 
         chosen: dict[str, Any] = {str(name): value for name, value in (source.splits or config.data.splits).items()}
         for name, prompts in split(found.prompts, chosen, config.run.seed).items():
             parts[name] += prompts
+    if given:
+        parts["train"] = list({prompt.id: prompt for prompt in given}.values())
     kept, dropped = without_leaks(parts)
     gone = sum(len(prompts) for prompts in dropped.values())
     notes.append(f"{gone} prompts dropped: a near-duplicate stands in a later split")

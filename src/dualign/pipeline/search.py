@@ -17,7 +17,7 @@ from dualign.methods.c_dpo import relabelled
 from dualign.methods.table import METHODS
 from dualign.pipeline.job import Job
 from dualign.pipeline.measurement import Scored, evaluate, normalised, slice_of, transformed
-from dualign.pipeline.stages import JournalledBackend, scored, with_log_ratios
+from dualign.pipeline.stages import JournalledBackend, scored, scored_pairs, with_log_ratios
 from dualign.records import Evaluation, FloatArray, Group, Iterate, Prompt
 
 WIDTH_AT_200 = 0.3
@@ -138,7 +138,7 @@ def prepare(job: Job) -> Search:
     Raises:
         InfeasibleError: a limit below every cost that the reference was seen to have.
     """
-    train = scored(job, job.reference, job.splits["train"], job.config.sampling.responses_per_prompt, "train")
+    train = training_answers(job)
     tune = scored(job, job.reference, tune_prompts(job), job.config.evaluation.responses_per_prompt, "tune")
     for i, constraint in enumerate(job.constraints):
         costs, values = _training_costs(job, train, i)
@@ -151,6 +151,13 @@ def prepare(job: Job) -> Search:
                 f"reference sample, {lowest:g}; raise the limit or warm-start the model"
             )
     return Search(job, train, _scale(job, train), tune.costs.mean(axis=1))
+
+
+def training_answers(job: Job) -> Scored:
+    """Return what pairs are made of: the given pairs, else the reference's own samples."""
+    if job.pairs:
+        return scored_pairs(job)
+    return scored(job, job.reference, job.splits["train"], job.config.sampling.responses_per_prompt, "train")
 
 
 def training_functional(job: Job, train: Scored, i: int) -> Functional:

@@ -74,7 +74,21 @@ def scored(job: Job, policy: Policy, prompts: Sequence[Prompt], n: int, stage: s
     Raises:
         ScorerError: a scorer failed; what was sampled stays on disk.
     """
-    responses = sampled(job, policy, prompts, n, stage)
+    return _scored(job, policy, prompts, sampled(job, policy, prompts, n, stage), stage)
+
+
+def scored_pairs(job: Job) -> Scored:
+    """Return the given pairs as two scored responses each; a prompt stands once for each of its pairs.
+
+    Raises:
+        ScorerError: a scorer failed.
+    """
+    prompts = [prompt for prompt, _, _ in job.pairs]
+    responses = [[Response(first), Response(second)] for _, first, second in job.pairs]
+    return _scored(job, job.reference, prompts, responses, "train")
+
+
+def _scored(job: Job, policy: Policy, prompts: Sequence[Prompt], responses: list[list[Response]], stage: str) -> Scored:
     scorers = {"reward": job.reward, **dict(zip(job.names, job.costs, strict=True))}
     inputs = {
         "policy": key_of(job, policy),

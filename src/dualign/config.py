@@ -185,6 +185,8 @@ class MethodSection(Section):
     """Label temperature tau."""
     step: float | None = Field(None, gt=0)
     """Step of the ``gradient`` rule in normalised units; none: 0.1, and 1/L in a world file, where L is known."""
+    options: dict[str, float | str] = Field(default_factory=dict)
+    """Settings of the method's own; ``dualign methods`` lists them."""
     max_rounds: int = Field(8, ge=1)
     """Policies trained at the most, lambda = 0 counted."""
     max_multiplier: float = Field(32.0, gt=0)

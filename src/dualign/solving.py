@@ -1,7 +1,7 @@
 """Any method on a finite world, measured against the exact optimum: what ``dualign solve`` prints."""
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +11,10 @@ from dualign.backends.tabular import TabularBackend
 from dualign.errors import UsageError
 from dualign.maths.dual import DUAL_RULES, DualRule, DualState, Stopping, fixed
 from dualign.maths.exact import Optimum, optimum
-from dualign.maths.finite import FiniteProblem, expectations, log_policy, prompt_covariances
+from dualign.maths.finite import FiniteProblem, expectations, prompt_covariances
 from dualign.maths.preference import Scale, fit_scale, flip_curve, label_logit, relabel, saturation_share
 from dualign.methods.nearest import unknown
+from dualign.methods.options import filled
 from dualign.methods.table import METHODS, Method
 from dualign.records import Evaluation, FloatArray, Iterate
 from dualign.worlds.file import World
@@ -47,6 +48,8 @@ class SolveSettings:
     temperature: float = 1.0
     """Label temperature; the policy that is sought stays that of the world's beta."""
     seed: int = 0
+    options: Mapping[str, float | str] = field(default_factory=dict)
+    """Settings of the method's own; those not named have its defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ def solve(world: World, settings: SolveSettings, *, backend: Backend | None = No
     if settings.method not in METHODS:
         raise UsageError(unknown("method", settings.method, METHODS))
     method = METHODS[settings.method]
+    options = filled(method.name, method.options, settings.options)
     setting = _prepare(world)
     rule, start = _rule(method, settings, setting), _start(settings, setting)
     if method.weight == "given" and settings.multipliers is None:
@@ -96,10 +100,13 @@ def solve(world: World, settings: SolveSettings, *, backend: Backend | None = No
             loss=settings.loss,
             labels=settings.labels,
             temperature=settings.temperature,
+            options=options,
         )
     )
     chosen = _choose(iterates, state, setting)
-    figures = _figures(setting, settings, iterates, chosen) | _parameters(setting, settings, rule, state, start)
+    figures = _figures(setting, settings, iterates, chosen) | _parameters(
+        setting, settings, rule, state, start, iterates[chosen]
+    )
     return Solution(figures, iterates[chosen].policy.state, setting.optimum.feasible)
 
 
@@ -277,7 +284,9 @@ def _point(setting: _Setting, settings: SolveSettings, iterate: Iterate) -> dict
     found = expectations(setting.raw, iterate.policy.state)
     fit_distance = float("nan")
     if settings.loss == "dpo" and settings.labels != "hard":
-        closed_form = log_policy(setting.raw, multipliers)
+        method = METHODS[settings.method]
+        options = filled(method.name, method.options, settings.options)
+        closed_form = method.target(setting.raw, multipliers, options)
         fit_distance = divergence(setting.raw, iterate.policy.state, closed_form)
     return {
         "multipliers": setting.named(multipliers),
@@ -317,9 +326,17 @@ def _labels(setting: _Setting, settings: SolveSettings, selected: Iterate) -> di
 
 
 def _parameters(
-    setting: _Setting, settings: SolveSettings, rule: DualRule, state: DualState, start: FloatArray
+    setting: _Setting,
+    settings: SolveSettings,
+    rule: DualRule,
+    state: DualState,
+    start: FloatArray,
+    selected: Iterate,
 ) -> dict[str, Any]:
-    uses_rule = METHODS[settings.method].weight != "none"
+    method = METHODS[settings.method]
+    uses_rule = method.weight != "none"
+    options = filled(method.name, method.options, settings.options)
+    multipliers = setting.scale.raw_multipliers(selected.multipliers)
     return {
         "parameters": {
             "dual": rule.name if uses_rule else None,
@@ -332,6 +349,8 @@ def _parameters(
             "seed": settings.seed,
             "reward_sd": setting.scale.reward_sd,
             "cost_sds": setting.named(setting.scale.cost_sds),
+            **options,
+            **method.parameters(multipliers, setting.raw.beta, options),
         }
     }
 

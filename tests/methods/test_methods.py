@@ -85,6 +85,7 @@ def test_every_row_of_the_table_runs_alike(name: str) -> None:
         "loss",
         "labels",
         "temperature",
+        "options",
     }
     run = row.run(problem(), rule=DUAL_RULES["bracket"](), start=np.array([1.5]))
     first, again = next(run), next(row.run(problem(), rule=DUAL_RULES["bracket"](), start=np.array([1.5])))

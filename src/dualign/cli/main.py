@@ -25,7 +25,7 @@ app = typer.Typer(
 
 def _register() -> None:
     """Add every command; their modules import nothing heavy."""
-    from dualign.cli import certify, demo, init, methods, plan, report, sample, score, sft, solve, train
+    from dualign.cli import certify, data, demo, init, methods, plan, report, sample, score, scorer, sft, solve, train
 
     for name, command in (
         ("demo", demo.demo),
@@ -41,6 +41,8 @@ def _register() -> None:
         ("report", report.report),
     ):
         app.command(name)(command)
+    app.add_typer(data.data)
+    app.add_typer(scorer.app)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -24,6 +24,10 @@ def methods(
                 "reconstruction": method.reconstruction,
                 "weight": method.weight,
                 "note": method.note,
+                "options": [
+                    {"name": option.name, "default": option.default, "meaning": option.meaning}
+                    for option in method.options
+                ],
             }
             for method in METHODS.values()
         ]

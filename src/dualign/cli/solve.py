@@ -34,6 +34,7 @@ def solve(
     ] = None,
     limit: Annotated[list[str] | None, typer.Option(help="[NAME=]D: replaces the world's limit.")] = None,
     beta: Annotated[float | None, typer.Option(help="Replaces the world's beta.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE: a setting of the method's own.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of drawn labels.")] = 0,
     policy: Annotated[Path | None, typer.Option(help="Write the policy's probabilities there (JSON).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -57,6 +58,7 @@ def solve(
         labels=labels,
         temperature=temperature,
         seed=seed,
+        options=_options(option or []),
     )
     solution = run(world, settings)
     if policy is not None:
@@ -114,6 +116,20 @@ def _named(option: str, given: Sequence[str], names: Sequence[str]) -> dict[str,
         if name in found:
             raise UsageError(f"{option}: {name!r} is given twice; keep one")
         found[name] = _number(f"{option} {name}", value)
+    return found
+
+
+def _options(given: Sequence[str]) -> dict[str, float | str]:
+    """Return the method's own settings of ``KEY=VALUE`` texts; what reads as a number is one."""
+    found: dict[str, float | str] = {}
+    for text in given:
+        name, mark, value = text.partition("=")
+        if not mark or not name:
+            raise UsageError(f"--option {text}: write KEY=VALUE")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = value
     return found
 
 

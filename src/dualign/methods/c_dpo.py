@@ -4,11 +4,13 @@ from collections.abc import Generator
 
 import numpy as np
 
-from dualign.backends.protocol import Objective, Problem
+from dualign.backends.protocol import Objective, Policy, Problem
 from dualign.errors import UsageError
-from dualign.maths.dual import DualRule, DualState, Observation
+from dualign.maths.dual import DualRule, DualState
+from dualign.methods.loop import dual_loop
 from dualign.methods.nearest import unknown
-from dualign.records import Evaluation, FloatArray, Iterate
+from dualign.methods.options import NO_OPTIONS, Options
+from dualign.records import FloatArray, Iterate
 
 
 def c_dpo(
@@ -19,8 +21,9 @@ def c_dpo(
     loss: str = "dpo",
     labels: str = "soft",
     temperature: float = 1.0,
+    options: Options = NO_OPTIONS,  # noqa: ARG001 (every method of the table is called alike)
 ) -> Generator[Iterate, None, DualState]:
-    """Yield one iterate for every multiplier that was trained for; return the rule's last state.
+    """Return the generator of one iterate for every multiplier that was trained for; it ends with the rule's state.
 
     Every round relabels the pairs by ``reward - multipliers . costs``, fits a policy on them by DPO from the fixed
     reference, measures its costs, and asks the rule for the next multipliers. The paper is ``rule=gradient(...)`` with
@@ -30,24 +33,18 @@ def c_dpo(
     Raises:
         UsageError: an unknown loss or label mode, a temperature that is not positive.
     """
-    state = rule.init(start)
-    measured: dict[tuple[float, ...], Evaluation] = {}
-    while state.status == "running":
-        multipliers = state.multipliers
-        key = tuple(multipliers.tolist())
-        if key not in measured:
-            policy = problem.backend.fit(
-                problem.groups,
-                objective=relabelled(multipliers, problem.beta, loss=loss, labels=labels, temperature=temperature),
-                reference=problem.reference,
-                start=None,
-                seed=problem.seed,
-                name=f"{len(measured):02d}",
-            )
-            measured[key] = problem.evaluate(policy)
-            yield Iterate(len(measured) - 1, multipliers, measured[key], policy)
-        state = rule.update(observe(problem, multipliers, measured[key]), state)
-    return state
+
+    def fit(multipliers: FloatArray, name: str) -> Policy:
+        return problem.backend.fit(
+            problem.groups,
+            objective=relabelled(multipliers, problem.beta, loss=loss, labels=labels, temperature=temperature),
+            reference=problem.reference,
+            start=None,
+            seed=problem.seed,
+            name=name,
+        )
+
+    return dual_loop(problem, rule, start, fit)
 
 
 def relabelled(multipliers: FloatArray, beta: float, *, loss: str, labels: str, temperature: float) -> Objective:
@@ -77,10 +74,3 @@ def relabelled(multipliers: FloatArray, beta: float, *, loss: str, labels: str, 
         temperature=temperature,
         name=f"{loss}-{labels}",
     )
-
-
-def observe(problem: Problem, multipliers: FloatArray, evaluation: Evaluation) -> Observation:
-    """Return what the dual rule sees: the violation of the limits less the margin, its error and its slope."""
-    margin = 0.0 if problem.margin is None else problem.margin(evaluation)
-    violation = evaluation.costs - problem.limits + margin
-    return Observation(multipliers, violation, evaluation.cost_errors, evaluation.slope)

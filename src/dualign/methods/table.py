@@ -1,15 +1,32 @@
 """The methods that can be chosen, one row each; nothing else in the package knows a method by name."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState
+from dualign.maths.finite import FiniteProblem, log_policy
 from dualign.methods.c_dpo import c_dpo
 from dualign.methods.dpo import dpo
 from dualign.methods.fixed import fixed
+from dualign.methods.options import NO_OPTIONS, Option, Options
 from dualign.records import FloatArray, Iterate
+
+Target = Callable[[FiniteProblem, FloatArray, Options], FloatArray]
+"""(problem, multipliers, options) -> log-probabilities ``[prompt, response]`` of what the method converges to."""
+Parameters = Callable[[FloatArray, float, Options], Mapping[str, float]]
+"""(multipliers, beta, options), in C-DPO terms -> the method's own parameters."""
+
+
+def gibbs(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:  # noqa: ARG001
+    """Return the Gibbs policy of the multipliers: what most methods aim at."""
+    return log_policy(problem, multipliers)
+
+
+def c_dpo_parameters(multipliers: FloatArray, beta: float, options: Options) -> Mapping[str, float]:  # noqa: ARG001
+    """Return nothing: the method's terms are those of C-DPO."""
+    return {}
 
 
 class Run(Protocol):
@@ -24,6 +41,7 @@ class Run(Protocol):
         loss: str = "dpo",
         labels: str = "soft",
         temperature: float = 1.0,
+        options: Options = NO_OPTIONS,
     ) -> Generator[Iterate, None, DualState]:
         """Yield an iterate for every policy that was fitted; return the dual's last state."""
 
@@ -43,6 +61,12 @@ class Method:
     reconstruction: bool
     """Whether the method itself, not only its stopping, fills a gap that its source leaves."""
     note: str
+    options: tuple[Option, ...] = ()
+    """Settings of its own."""
+    target: Target = gibbs
+    """Its closed form on a finite world with soft labels and the loss ``dpo``; NaN where it has none."""
+    parameters: Parameters = c_dpo_parameters
+    """Its own names for multipliers and beta."""
 
 
 METHODS: Mapping[str, Method] = {

@@ -11,6 +11,7 @@ from dualign.errors import ConfigError, UsageError
 from dualign.maths.dual import DUAL_RULES
 from dualign.maths.functionals import Functional, Mean, parse
 from dualign.methods.nearest import unknown
+from dualign.methods.options import filled
 from dualign.methods.table import METHODS
 from dualign.records import Constraint
 from dualign.worlds.assistant_settings import WORLDS
@@ -62,6 +63,10 @@ def check(config: Config) -> None:
     method = config.method
     if method.name not in METHODS:
         raise ConfigError(f"method.name: {unknown('method', method.name, METHODS)}")
+    try:
+        filled(method.name, METHODS[method.name].options, method.options)
+    except UsageError as error:
+        raise ConfigError(f"method.options: {error}") from error
     if method.dual is not None and method.dual not in DUAL_RULES:
         raise ConfigError(f"method.dual: {unknown('dual rule', method.dual, DUAL_RULES)}")
     if method.dual == "fixed":

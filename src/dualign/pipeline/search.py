@@ -14,6 +14,7 @@ from dualign.maths.functionals import ConditionalValueAtRisk, Functional
 from dualign.maths.one_shot import OneShot, one_shot
 from dualign.maths.preference import Scale, fit_scale
 from dualign.methods.c_dpo import relabelled
+from dualign.methods.options import filled
 from dualign.methods.table import METHODS
 from dualign.pipeline.job import Job
 from dualign.pipeline.measurement import Scored, evaluate, normalised, slice_of, transformed
@@ -206,6 +207,7 @@ def rounds(search: Search, start: FloatArray) -> Iterator[Iterate]:
         loss=method.loss,
         labels=method.labels,
         temperature=method.temperature,
+        options=filled(method.name, METHODS[method.name].options, method.options),
     )
 
 

@@ -1,0 +1,38 @@
+"""``dualign scorer``: reward and cost models of one's own."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dualign.cli.progress import Progress
+
+app = typer.Typer(
+    name="scorer",
+    help="Fit reward and cost models.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command("fit")
+def fit(
+    config: Annotated[Path, typer.Argument(help="YAML config: kind, data, path, model.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default scorers/<config's name>.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Fit a reward or cost model to preference data, and measure it on held-out prompts.
+
+    Example: dualign scorer fit cost.yaml --out scorers/cost
+    """
+    from dualign.runs.store import plain
+    from dualign.scorers.fitting.config import load_fit_config
+    from dualign.scorers.fitting.entry import fit_scorer
+    from dualign.scorers.fitting.report import report_text
+
+    loaded = load_fit_config(config)
+    folder = out if out is not None else Path("scorers") / config.stem
+    report = fit_scorer(loaded, config.parent, folder, Progress(quiet=quiet).tell)
+    print(json.dumps(plain(report), allow_nan=False) if json_output else report_text(report))

@@ -134,7 +134,8 @@ def test_the_exit_codes_are_those_of_the_package() -> None:
 def test_the_commands_of_the_table_are_those_of_the_command_line() -> None:
     from dualign.cli.main import app
 
-    known = {command.name for command in app.registered_commands}
+    groups = {group.typer_instance.info.name for group in app.registered_groups if group.typer_instance is not None}
+    known = {command.name for command in app.registered_commands} | groups
     rows = exit_code_rows()
     assert set(re.findall(r"`(\w+)`", rows["0"][2])) == known
     assert {name for row in rows.values() for name in re.findall(r"`(\w+)`", row[2])} <= known

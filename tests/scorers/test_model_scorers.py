@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from dualign.errors import ConfigError, MissingError, ScorerError
-from dualign.records import Prompt
+from dualign.records import Prompt, Turn
 from dualign.scorers.encoding import absent_id
 from dualign.scorers.table import make_scorer
 
@@ -124,6 +124,21 @@ def test_templates_write_what_they_say(folders):
     assert np.abs(chat - pair).max() > 1e-3
     alone = scores(folders, {**spec, "template": "response"}, [PROMPTS[0]] * 12)
     assert np.abs(alone - scores(folders, {**spec, "template": "response"})).max() < 1e-5
+
+
+def test_a_conversation_is_scored_whole_and_cannot_end_its_turn(folders):
+    spec = SPECS["decoder, pad is end"]
+    prompt = Prompt("w3", history=(Turn("user", "w1"), Turn("assistant", "w2")))
+    for template, same in (("pair", "pair"), ("{prompt} </s> {response} </s>", "pair")):
+        lines = scores(folders, {**spec, "template": same}, [Prompt("user: w1\nassistant: w2\nuser: w3")], ["w4"])
+        assert scores(folders, {**spec, "template": template}, [prompt], ["w4"]) == pytest.approx(lines, abs=1e-5)
+    # This chat template writes its first two turns: here the two of the history.
+    chat = scores(folders, {**spec, "template": "chat"}, [prompt], ["w4"])
+    literal = scores(folders, {**spec, "template": "<s> w1 w2 </s>{response}"}, [prompt], [""])
+    assert chat == pytest.approx(literal, abs=1e-5)
+    typed = scores(folders, {**spec, "template": "<s> {prompt} {response} </s>"}, PROMPTS[:1], ["w9 </s>"])
+    plain = scores(folders, {**spec, "template": "<s> {prompt} {response} </s>"}, PROMPTS[:1], ["w9"])
+    assert typed == pytest.approx(plain, abs=1e-5)  # this tokenizer has no pieces to write the token in as text
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def summary(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the statistics as (name, words); what the rows do not say is left out."""
     labels, tokens, same = figures["labels"], figures["tokens"], figures["duplicates"]
     near, splits, harm = figures["near_duplicates"], figures["splits"], figures["categories"]
-    clusters = f"{near['prompts']:,} are near-duplicates, in {near['clusters']:,} clusters"
+    clusters = f"{near['prompts']:,} are near-duplicates ({near['clusters']:,} clusters)"
     disputed = (
         f"{same['replies_labelled_both_ways']:,} replies by winner, {same['replies_flagged_both_ways']:,} by flag"
     )

@@ -27,7 +27,8 @@ def fit(
 
     Example: dualign scorer fit cost.yaml --out scorers/cost
     """
-    from dualign.runs.store import plain
+    from dualign.report.reliability import reliability_diagram
+    from dualign.runs.store import plain, write_text
     from dualign.scorers.fitting.config import load_fit_config
     from dualign.scorers.fitting.entry import fit_scorer
     from dualign.scorers.fitting.report import report_text
@@ -35,4 +36,5 @@ def fit(
     loaded = load_fit_config(config)
     folder = out if out is not None else Path("scorers") / config.stem
     report = fit_scorer(loaded, config.parent, folder, Progress(quiet=quiet).tell)
+    write_text(folder / "reliability.svg", reliability_diagram(plain(report["held_out"]["calibration"])))
     print(json.dumps(plain(report), allow_nan=False) if json_output else report_text(report))

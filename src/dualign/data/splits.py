@@ -11,6 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
+from dualign.data.checks.measure import said
+from dualign.data.checks.near_duplicates import SIMILARITY, similar_texts
+from dualign.data.disjoint_sets import DisjointSets
 from dualign.errors import DataError
 from dualign.records import Prompt, normalise_prompt
 
@@ -41,8 +44,50 @@ def split(
     Raises:
         DataError: a share or count is out of range, shares sum to more than 1, or prompts run out.
     """
+    distinct = _distinct(prompts)
+    groups = _clusters(distinct, near) if near is not None else [[index] for index in range(len(distinct))]
+    return _parted(_ordered(distinct, groups, seed), parts)
+
+
+def split_clustered(
+    prompts: Sequence[Prompt],
+    parts: Mapping[str, int | float],
+    seed: int,
+    *,
+    similarity: float = SIMILARITY,
+) -> dict[str, list[Prompt]]:
+    """Return the prompts of each part as ``split`` does, with more kept together: also prompts alike letter by letter.
+
+    Two prompts are on one side if their words overlap by 0.8, or if their characters do
+    (``checks.near_duplicates.similar_texts``), or if a chain of such pairs joins them; earlier turns count as well. A
+    misspelt copy of a short question shares few whole words with it, a reordered one few runs of characters.
+
+    Args:
+        prompts: the prompts; of several with one id the first counts.
+        parts: shares and counts, as ``split`` takes them.
+        seed: another seed is another split.
+        similarity: least Jaccard index of the character shingles of near-duplicates, in (0, 1].
+
+    Raises:
+        DataError: a share or count is out of range, shares sum to more than 1, or prompts run out.
+        ValueError: ``similarity`` is out of range.
+    """
+    distinct = _distinct(prompts)
+    sets = DisjointSets(len(distinct))
+    texts = ["\n".join(said(prompt)) for prompt in distinct]
+    for first, second in _near_pairs([_words(text) for text in texts], NEAR):
+        sets.join(first, second)
+    for cluster in similar_texts(texts, similarity=similarity):
+        for index in cluster[1:]:
+            sets.join(cluster[0], index)
+    return _parted(_ordered(distinct, sets.members(), seed), parts)
+
+
+def _parted(
+    clusters: Sequence[tuple[float, list[Prompt]]], parts: Mapping[str, int | float]
+) -> dict[str, list[Prompt]]:
+    """Return the prompts of each part of clusters in hash order; shares are taken first, then counts."""
     shares, counts = _checked(parts)
-    clusters = _ordered_clusters(prompts, seed, near)
     result: dict[str, list[Prompt]] = {name: [] for name in parts}
     rest = []
     for place, cluster in clusters:
@@ -136,12 +181,13 @@ def _first(clusters: Iterator[list[Prompt]], count: int) -> list[Prompt]:
     return taken[:count]
 
 
-def _ordered_clusters(prompts: Sequence[Prompt], seed: int, near: Fraction | None) -> list[tuple[float, list[Prompt]]]:
-    distinct = _distinct(prompts)
-    groups = _clusters(distinct, near) if near is not None else [[index] for index in range(len(distinct))]
+def _ordered(
+    prompts: Sequence[Prompt], clusters: Sequence[Sequence[int]], seed: int
+) -> list[tuple[float, list[Prompt]]]:
+    """Return (least place, prompts by place) of each cluster of positions, by that place."""
     ordered = []
-    for group in groups:
-        members = sorted(((place(distinct[index], seed), distinct[index]) for index in group), key=_by_place)
+    for cluster in clusters:
+        members = sorted(((place(prompts[index], seed), prompts[index]) for index in cluster), key=_by_place)
         ordered.append((members[0][0], [prompt for _, prompt in members]))
     return sorted(ordered, key=lambda item: (item[0], item[1][0].id))
 
@@ -157,28 +203,17 @@ def _distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
     return list(first.values())
 
 
-def _words(prompt: Prompt) -> frozenset[str]:
-    text = normalise_prompt(prompt.text)
+def _words(text: str) -> frozenset[str]:
+    text = normalise_prompt(text)
     return frozenset(WORD.findall(text)) or frozenset({text})
 
 
 def _clusters(prompts: Sequence[Prompt], near: Fraction) -> list[list[int]]:
     """Return the connected components of the graph of near duplicates, each in order of appearance."""
-    parent = list(range(len(prompts)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    for first, second in _near_pairs([_words(prompt) for prompt in prompts], near):
-        low, high = sorted((root(first), root(second)))
-        parent[high] = low
-    components: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(prompts)):
-        components[root(index)].append(index)
-    return list(components.values())
+    sets = DisjointSets(len(prompts))
+    for first, second in _near_pairs([_words(prompt.text) for prompt in prompts], near):
+        sets.join(first, second)
+    return sets.members()
 
 
 def _near_pairs(sets: Sequence[frozenset[str]], near: Fraction) -> Iterator[tuple[int, int]]:

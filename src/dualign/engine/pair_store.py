@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualign.engine.language_model import LanguageModel
+from dualign.engine.templates import response_tokens
 from dualign.errors import DataError
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.runs.store import canonical_digest, write_bytes
@@ -92,16 +93,13 @@ def encode_prompt(language_model: LanguageModel, prompt: Prompt) -> Tokens:
 def encode_response(language_model: LanguageModel, response: Response) -> tuple[Tokens, bool]:
     """Return the response's tokens and whether they were cut.
 
-    A sampled response keeps its own tokens. A text is tokenised on its own and EOS appended, so that the border
-    to the prompt never moves. One that is too long is cut and has no EOS.
+    A sampled response keeps its own tokens. A text is tokenised on its own, as text, and one EOS appended, so that
+    the border to the prompt never moves. One that is too long is cut and has no EOS.
 
     Raises:
         DataError: the response has no token.
     """
-    tokens = response.tokens
-    if not tokens:
-        text = language_model.tokenizer(response.text, add_special_tokens=False)["input_ids"] if response.text else []
-        tokens = (*text, language_model.eos) if response.finished else tuple(text)
+    tokens = response.tokens or response_tokens(language_model, response.text, end=response.finished)
     if not tokens:
         raise DataError("a response has no token: it is empty and does not end with EOS")
     limit = language_model.max_response_tokens

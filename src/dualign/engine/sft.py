@@ -202,16 +202,17 @@ def _encoded(language_model: LanguageModel, examples: Sequence[Example]) -> list
     if not examples:
         raise DataError("sft: no example given; expected at least one prompt with its response")
     grammar = None if language_model.grammar is None else language_model.grammar.cpu().numpy()
-    prompts: dict[str, list[int]] = {}
+    prompts: dict[object, list[int]] = {}
     encoded = []
     for number, (prompt, response) in enumerate(examples, start=1):
-        if prompt.text not in prompts:
-            prompts[prompt.text] = language_model.template(prompt)
+        said = (prompt.history, prompt.text)
+        if said not in prompts:
+            prompts[said] = language_model.template(prompt)
         where = f"sft: example {number} (prompt {prompt.id})"
         if not response:
             raise DataError(f"{where}: the response has no token; expected at least the EOS")
         for name, given, limit in (
-            ("prompt", len(prompts[prompt.text]), language_model.max_prompt_tokens),
+            ("prompt", len(prompts[said]), language_model.max_prompt_tokens),
             ("response", len(response), language_model.max_response_tokens),
         ):
             if given > limit:
@@ -220,7 +221,7 @@ def _encoded(language_model: LanguageModel, examples: Sequence[Example]) -> list
             rows = np.minimum(np.arange(len(response)), len(grammar) - 1)
             if not grammar[rows, list(response)].all():
                 raise DataError(f"{where}: the grammar forbids the response {response}")
-        encoded.append((prompts[prompt.text], tuple(response)))
+        encoded.append((prompts[said], tuple(response)))
     return encoded
 
 

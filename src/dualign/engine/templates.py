@@ -1,6 +1,7 @@
-"""Prompt templates: how a prompt becomes the token ids that a response follows.
+"""Prompt templates: how a conversation becomes the token ids that a response follows.
 
-Prompt and response are tokenised apart, so that no merge can move the boundary between them.
+Of a policy, prompt and response are tokenised apart, so that no merge can move the boundary between them. A scorer
+reads both as one string, because that is how published score models were trained: ``make_transcript``.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ from types import MappingProxyType
 from typing import Any
 
 from dualign.engine.language_model import LanguageModel
-from dualign.errors import UsageError
-from dualign.records import Prompt
+from dualign.engine.tokenising import encoder, opener, text_tokens
+from dualign.errors import DataError, UsageError
+from dualign.records import Prompt, Turn
 
 Template = Callable[[Prompt], list[int]]
+Transcript = Callable[[Prompt, str], list[int]]
+"""(prompt, response) -> token ids of both."""
+RenderTurns = Callable[[Sequence[Turn]], str]
+"""Turns, the user's last -> the string that a response follows, special tokens written out."""
 
 BEAVER_HEADER = "BEGINNING OF CONVERSATION: "
 BEAVER_TURN = "USER: {input} ASSISTANT:"
-_MARK = "\ue000dualign\ue001"
-"""Stands for the user's text while a chat template is taken apart; private-use characters, in no template."""
 
 
-def chat(tokenizer: Any, system_prompt: str | None) -> Template:
+def chat(tokenizer: Any, system_prompt: str | None) -> RenderTurns:
     """Return the tokenizer's own chat template, generation prompt included.
 
     ``system_prompt`` none leaves the system turn to the template (many put a text of their own there); an empty one
@@ -34,39 +38,39 @@ def chat(tokenizer: Any, system_prompt: str | None) -> Template:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError("template 'chat': this tokenizer has no chat template; use 'plain' or 'beaver'")
-    opening = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    special = [token for token in tokenizer.get_added_vocab() if token]
-
-    def render(text: str) -> str:
-        turns = [*opening, {"role": "user", "content": text}]
-        rendered: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return rendered
-
-    def template(prompt: Prompt) -> list[int]:
-        if any(token in prompt.text for token in special):
-            # A user who types "<|im_end|>" must not end the turn: the text is then tokenised by itself, as text.
-            before, _, after = render(_MARK).partition(_MARK)
-            inner = _as_text(tokenizer, prompt.text)
-            return _with_bos(tokenizer, [*_tokens(tokenizer, before), *inner, *_tokens(tokenizer, after)])
-        return _with_bos(tokenizer, _tokens(tokenizer, render(prompt.text)))
-
-    return template
+    return lambda turns: chat_text(tokenizer, _opened(turns, system_prompt), add_generation_prompt=True)
 
 
-def plain(tokenizer: Any, system_prompt: str | None) -> Template:
-    """Return the template that is the prompt's text alone, after ``system_prompt`` and an empty line if given."""
-    opening = f"{system_prompt}\n\n" if system_prompt else ""
+def chat_text(tokenizer: Any, turns: Sequence[Turn], *, add_generation_prompt: bool) -> str:
+    """Return ``turns`` in the tokenizer's chat template, special tokens written out.
 
-    def template(prompt: Prompt) -> list[int]:
-        ids = _with_bos(tokenizer, _tokens(tokenizer, opening + prompt.text))
-        if not ids:
-            raise UsageError("template 'plain': an empty prompt needs a tokenizer with a BOS token")
-        return ids
+    Raises:
+        DataError: the template refuses the turns, as some do a system turn.
+    """
+    from jinja2 import TemplateError
 
-    return template
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    try:
+        rendered: str = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TemplateError as error:
+        roles = ", ".join(turn.role for turn in turns)
+        raise DataError(f"the tokenizer's chat template refuses the turns {roles} ({error})") from error
+    return rendered
 
 
-def beaver(tokenizer: Any, system_prompt: str | None) -> Template:
+def plain(tokenizer: Any, system_prompt: str | None) -> RenderTurns:  # noqa: ARG001
+    """Return the template that is the turns' texts alone, an empty line between them; no role is named."""
+
+    def render(turns: Sequence[Turn]) -> str:
+        opened = _opened(turns, system_prompt)
+        return "\n\n".join(turn.text for turn in opened if turn.text or turn.role != "system")
+
+    return render
+
+
+def beaver(tokenizer: Any, system_prompt: str | None) -> RenderTurns:
     """Return the template of the Beaver models (Dai et al. 2023, Safe RLHF); it has no system turn.
 
     Raises:
@@ -75,10 +79,12 @@ def beaver(tokenizer: Any, system_prompt: str | None) -> Template:
     if system_prompt:
         raise UsageError("template 'beaver' has no place for a system prompt; leave system_prompt out")
 
-    def template(prompt: Prompt) -> list[int]:
-        return _with_bos(tokenizer, _tokens(tokenizer, beaver_text([prompt.text], eos="")))
+    def render(turns: Sequence[Turn]) -> str:
+        if turns[0].role == "system":
+            raise DataError("template 'beaver' has no place for the system turn of this prompt; use 'chat' or 'plain'")
+        return beaver_text([turn.text for turn in turns], eos=tokenizer.eos_token or "")
 
-    return template
+    return render
 
 
 def beaver_text(turns: Sequence[str], *, eos: str) -> str:
@@ -95,22 +101,43 @@ def beaver_text(turns: Sequence[str], *, eos: str) -> str:
     return BEAVER_HEADER + "".join(parts)
 
 
-TEMPLATES: Mapping[str, Callable[[Any, str | None], Template]] = MappingProxyType(
+TEMPLATES: Mapping[str, Callable[[Any, str | None], RenderTurns]] = MappingProxyType(
     {"chat": chat, "plain": plain, "beaver": beaver}
 )
 
 
 def make_template(name: str, tokenizer: Any, *, system_prompt: str | None) -> Template:
-    """Return the template of that name for ``tokenizer``.
+    """Return the template of that name for ``tokenizer``; it raises ``DataError`` for turns it has no place for.
+
+    A system turn of the prompt's own stands in place of ``system_prompt``.
 
     Raises:
         UsageError: no template has the name.
     """
-    if name not in TEMPLATES:
-        nearest = difflib.get_close_matches(name, TEMPLATES, n=1, cutoff=0.5)
-        hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(TEMPLATES)}"
-        raise UsageError(f"template: unknown name '{name}'; {hint}")
-    return TEMPLATES[name](tokenizer, system_prompt)
+    transcript = _transcript(name, tokenizer, system_prompt)
+
+    def template(prompt: Prompt) -> list[int]:
+        ids = transcript(prompt, "")
+        if not ids:
+            raise UsageError(f"template '{name}': an empty prompt needs a tokenizer with a BOS token")
+        return ids
+
+    return template
+
+
+def make_transcript(name: str, tokenizer: Any, *, append_eos: bool) -> Transcript:
+    """Return the function from a prompt and a response to the tokens that a scorer reads, one EOS at the end.
+
+    Prompt and response are one string here: "ASSISTANT:Hello" is cut where the tokenizer cuts it.
+
+    Raises:
+        UsageError: no template has the name, or the tokenizer has no EOS to append.
+    """
+    end = [tokenizer.eos_token_id] if append_eos else []
+    if None in end:
+        raise UsageError("append_eos: this tokenizer has no EOS token; set append_eos to false")
+    transcript = _transcript(name, tokenizer, None)
+    return lambda prompt, response: [*transcript(prompt, response), *end]
 
 
 def with_template(language_model: LanguageModel, name: str, *, system_prompt: str | None) -> LanguageModel:
@@ -121,24 +148,50 @@ def with_template(language_model: LanguageModel, name: str, *, system_prompt: st
 
 def response_tokens(language_model: LanguageModel, text: str, *, end: bool = True) -> tuple[int, ...]:
     """Return the token ids of a response written by somebody, as text, with the EOS where it ``end``-s by itself."""
-    ids = _as_text(language_model.tokenizer, text)
+    ids = text_tokens(language_model.tokenizer, text)
     return (*ids, language_model.eos) if end else tuple(ids)
 
 
-def _as_text(tokenizer: Any, text: str) -> list[int]:
-    """Return the tokens of a text in which nothing is a special token; one that cannot be cut up is left out."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [token for token in ids if token not in tokenizer.all_special_ids or token == tokenizer.unk_token_id]
+def conversation(prompt: Prompt) -> tuple[Turn, ...]:
+    """Return all turns of a prompt, its own text last as the user's.
+
+    Raises:
+        DataError: after a system turn, if there is one, the roles do not alternate from user to user.
+    """
+    turns = (*prompt.history, Turn("user", prompt.text))
+    start = 1 if turns[0].role == "system" else 0
+    for number, turn in enumerate(turns[start:]):
+        expected = "assistant" if number % 2 else "user"
+        if turn.role != expected:
+            raise DataError(f"turn {start + number + 1} is the {turn.role}'s; expected the {expected}'s")
+    return turns
 
 
-def _tokens(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+def _transcript(name: str, tokenizer: Any, system_prompt: str | None) -> Transcript:
+    if name not in TEMPLATES:
+        nearest = difflib.get_close_matches(name, TEMPLATES, n=1, cutoff=0.5)
+        hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(TEMPLATES)}"
+        raise UsageError(f"template: unknown name '{name}'; {hint}")
+    render_turns = TEMPLATES[name](tokenizer, system_prompt)
+    encode, opened = encoder(tokenizer), opener(tokenizer)
+
+    def transcript(prompt: Prompt, response: str) -> list[int]:
+        try:
+            turns = conversation(prompt)
+
+            def render(texts: Sequence[str]) -> str:
+                spoken = [replace(turn, text=text) for turn, text in zip(turns, texts[:-1], strict=True)]
+                return render_turns(spoken) + texts[-1]
+
+            return opened(encode([*(turn.text for turn in turns), response], render))
+        except DataError as error:
+            raise DataError(f"prompt {prompt.id}: {error}") from error
+
+    return transcript
 
 
-def _with_bos(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Return ``ids`` with exactly one BOS in front where this tokenizer opens a text with one, else unchanged."""
-    bos = tokenizer.bos_token_id
-    if bos is None or ids[:1] == [bos] or tokenizer("a")["input_ids"][:1] != [bos]:
-        return ids
-    return [bos, *ids]
+def _opened(turns: Sequence[Turn], system_prompt: str | None) -> list[Turn]:
+    """Return ``turns`` with the configured system turn, unless they bring one of their own."""
+    if system_prompt is None or turns[0].role == "system":
+        return list(turns)
+    return [Turn("system", system_prompt), *turns]

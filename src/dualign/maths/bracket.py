@@ -26,6 +26,9 @@ from dualign.maths.finite import FloatArray
 EDGE = 0.1
 """A noisy step stays this share of the bracket away from its ends."""
 
+NEAREST = 1.25
+"""A noisy step beyond the last multiplier is at least so many times that one."""
+
 Proposal = Callable[[Sequence[Observation]], float]
 """Exact observations, sorted by multiplier -> the multiplier that should have no violation (may be NaN)."""
 
@@ -222,10 +225,22 @@ def _noisy_step(state: DualState, name: str, stopping: Stopping) -> DualState:
     return replace(state, multipliers=np.array([following]))
 
 
+def _further(m: FloatArray, fitted: FloatArray, stopping: Stopping) -> float:
+    """Return the next multiplier beyond all that broke the limit: by the last secant, within 1.25 and 2 times the last.
+
+    Doubling alone overshoots where the root is near, and an overshoot costs a training as much as any other step.
+    """
+    last = max(float(m[-1]), stopping.multiplier_tolerance)
+    if len(m) < 2 or fitted[-2] <= fitted[-1]:
+        return 2 * last
+    root = float(m[-1] + fitted[-1] * (m[-1] - m[-2]) / (fitted[-2] - fitted[-1]))
+    return float(np.clip(root, NEAREST * last, 2 * last))
+
+
 def _secant(m: FloatArray, fitted: FloatArray, guess: float, stopping: Stopping) -> tuple[float, float]:
     """Return the next multiplier and the width of what is still in doubt around it."""
     if fitted[-1] > 0:
-        return min(stopping.largest, 2 * max(float(m[-1]), stopping.multiplier_tolerance)), np.inf
+        return min(stopping.largest, _further(m, fitted, stopping)), np.inf
     if fitted[0] <= 0:
         smallest = float(m[m > 0][0])
         return smallest / 2, smallest / 2

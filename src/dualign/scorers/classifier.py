@@ -1,7 +1,7 @@
 """Scores of a Hugging Face sequence classifier or reward model (local folder or id)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,8 +9,10 @@ import numpy as np
 from pydantic import Field
 
 from dualign.data.layouts import nearest
+from dualign.engine.templates import chat_text
+from dualign.engine.tokenising import Encode, encoder
 from dualign.errors import ConfigError
-from dualign.records import FloatArray, Prompt
+from dualign.records import FloatArray, Prompt, Turn
 from dualign.scorers.encoding import (
     absent_id,
     check_lengths,
@@ -22,6 +24,7 @@ from dualign.scorers.encoding import (
 from dualign.scorers.length import tokenizer_revision
 from dualign.scorers.protocol import Direction
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+from dualign.scorers.wording import conversation_text, fill
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +42,8 @@ class SequenceClassifierSpec(ScorerSpec):
     """Label -> score; the result is the sum of probability x score. Empty: the raw output of a one-label model."""
     template: str = "pair"
     """``pair`` (prompt and response as two segments), ``chat`` (the tokenizer's chat template), ``response`` alone,
-    or a text with {prompt} and {response}, special tokens written out, to which only a BOS is added."""
+    or a text with {prompt} and {response}, special tokens written out, to which only a BOS is added. Earlier turns
+    are turns of ``chat``; elsewhere they stand before the prompt, each line led by who speaks."""
     revision: str | None = None
     """Branch, tag or commit of an id."""
     batch_size: int = Field(default=16, ge=1)
@@ -98,8 +102,9 @@ class SequenceClassifierScorer:
         """
         import torch
 
+        encode = encoder(self.tokenizer)
         pairs = zip(prompts, responses, strict=True)
-        sequences = [self._tokens(prompt.text, response) for prompt, response in pairs]
+        sequences = [self._tokens(encode, prompt, response) for prompt, response in pairs]
         check_lengths(sequences, self.max_length, self.id)
         scores = np.empty(len(sequences))
         with torch.no_grad():
@@ -122,21 +127,26 @@ class SequenceClassifierScorer:
         probability = torch.sigmoid(logits) if independent else torch.softmax(logits, dim=1)
         return probability @ torch.tensor(weight, dtype=logits.dtype, device=logits.device)
 
-    def _tokens(self, prompt: str, response: str) -> list[int]:
+    def _tokens(self, encode: Encode, prompt: Prompt, response: str) -> list[int]:
+        asked = conversation_text(prompt.history, prompt.text)
         if self.template == "pair":
-            return list(self.tokenizer(prompt, response)["input_ids"])
+            return list(self.tokenizer(asked, response)["input_ids"])
         if self.template == "response":
             return list(self.tokenizer(response)["input_ids"])
         if self.template == "chat":
-            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-        else:
-            before, _, after = self.template.partition(RESPONSE)
-            text = before.replace("{prompt}", prompt) + response + after
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return self._chat_tokens(encode, prompt, response)
+        ids = encode([asked, response], lambda texts: fill(self.template, prompt=texts[0], response=texts[1]))
         begin = self.tokenizer.bos_token_id
-        has_begin = begin is None or ids[:1] == [begin] or self.template == "chat"
-        return ids if has_begin else [begin, *ids]
+        return ids if begin is None or ids[:1] == [begin] else [begin, *ids]
+
+    def _chat_tokens(self, encode: Encode, prompt: Prompt, response: str) -> list[int]:
+        turns = (*prompt.history, Turn("user", prompt.text), Turn("assistant", response))
+
+        def render(texts: Sequence[str]) -> str:
+            spoken = [replace(turn, text=text) for turn, text in zip(turns, texts, strict=True)]
+            return chat_text(self.tokenizer, spoken, add_generation_prompt=False)
+
+        return encode([turn.text for turn in turns], render)
 
 
 def check_labels(labels: Mapping[str, float], config: Any) -> None:

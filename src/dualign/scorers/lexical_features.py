@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-if TYPE_CHECKING:
-    from dualign.scorers.lexical import LexicalClassifier
+from dualign.records import FloatArray
 
 MAX_FEATURES = 20_000  # a side; more adds file size and no accuracy at a few thousand rows
+
+
+class Vocabulary(Protocol):
+    """What TF-IDF needs to know of the texts that it was made from."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Word n-grams, in the order of the first features."""
+
+    @property
+    def characters(self) -> tuple[str, ...]:
+        """Character n-grams, in the order of the features after those."""
+
+    @property
+    def idf(self) -> FloatArray:
+        """Shape ``[feature]``."""
+
+    @property
+    def max_words(self) -> int:
+        """Longer texts are cut."""
 
 
 def word_vectorizer(**settings: Any) -> Any:
@@ -31,11 +50,11 @@ def cut(texts: Sequence[str], max_words: int) -> list[str]:
     return [" ".join(text.replace("\u2019", "'").split()[:max_words]) for text in texts]
 
 
-def features(texts: Sequence[str], classifier: LexicalClassifier) -> Any:
-    """Return the sparse ``[text, feature]`` matrix of a trained classifier: words first, then characters."""
-    words = word_vectorizer(vocabulary={term: index for index, term in enumerate(classifier.words)})
-    characters = character_vectorizer(vocabulary={term: index for index, term in enumerate(classifier.characters)})
-    words.idf_ = classifier.idf[: len(classifier.words)]
-    characters.idf_ = classifier.idf[len(classifier.words) :]
-    short = cut(texts, classifier.max_words)
+def features(texts: Sequence[str], known: Vocabulary) -> Any:
+    """Return the sparse ``[text, feature]`` matrix under a known vocabulary: words first, then characters."""
+    words = word_vectorizer(vocabulary={term: index for index, term in enumerate(known.words)})
+    characters = character_vectorizer(vocabulary={term: index for index, term in enumerate(known.characters)})
+    words.idf_ = known.idf[: len(known.words)]
+    characters.idf_ = known.idf[len(known.words) :]
+    short = cut(texts, known.max_words)
     return sparse.hstack([words.transform(short), characters.transform(short)], format="csr")

@@ -16,13 +16,17 @@ from dualign.scorers import (
     distinct_bigrams,
     distinct_words,
     embedding,
+    fitted,
+    guard,
     length,
     lexical_spec,
     refusal,
     refusal_phrase,
     regex,
+    score_checkpoint,
 )
 from dualign.scorers.checked import CheckedScorer, checked
+from dualign.scorers.http import chat_judge, plain
 from dualign.scorers.protocol import Direction, Scorer
 from dualign.scorers.spec import ScorerSpec, Setting, read_spec
 
@@ -40,6 +44,8 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "callable": Kind(callable_.CallableSpec, callable_.build, "a Python callable, module:attribute"),
+    "http": Kind(plain.PlainSpec, plain.build, "a service that speaks a plain JSON protocol"),
+    "chat-judge": Kind(chat_judge.ChatJudgeSpec, chat_judge.build, "a chat model asked by a rubric for a number"),
     "length": Kind(length.LengthSpec, length.build, "words, characters or tokens of the response"),
     "regex": Kind(regex.RegexSpec, regex.build, "1 where a regular expression matches"),
     "refusal-phrase": Kind(
@@ -54,6 +60,13 @@ KINDS: dict[str, Kind] = {
     "sequence-classifier": Kind(
         classifier.SequenceClassifierSpec, classifier.build, "Hugging Face classifier or reward model"
     ),
+    "score-checkpoint": Kind(
+        score_checkpoint.ScoreCheckpointSpec,
+        score_checkpoint.build,
+        "Safe RLHF reward or cost model, end score",
+    ),
+    "fitted": Kind(fitted.FittedSpec, fitted.build, "reward or cost model of 'dualign scorer fit', light path"),
+    "guard": Kind(guard.GuardSpec, guard.build, "P(unsafe) by the verdict token of a guard model", "cost"),
     "embedding-relevance": Kind(
         embedding.EmbeddingRelevanceSpec, embedding.build, "cosine of prompt and response under an encoder"
     ),

@@ -1,0 +1,255 @@
+"""The check of preference files: every rule, counted, and what would be left of the data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dualign.data.checks import label_rules, length_rules, pair_rules, row_rules, split_rules
+from dualign.data.checks.context import MAX_LENGTH, Check, Context, prepared
+from dualign.data.checks.measure import WORDS, Measure
+from dualign.data.checks.reading import WHOLE_FILE, Reading, read
+from dualign.data.checks.rules import RULES, Severity
+from dualign.data.checks.statistics import statistics
+from dualign.data.layouts import nearest
+from dualign.data.preferences import Fault, PreferenceRow
+from dualign.data.sources.rows import Row
+from dualign.errors import UsageError
+
+Contradictory = Literal["drop", "fix", "error"]
+"""What becomes of a row whose safer answer is flagged unsafe while another is flagged safe."""
+MAX_DROP = 0.1
+
+CHECKS: tuple[Check, ...] = (
+    row_rules.first_tokens,
+    row_rules.special_tokens,
+    row_rules.system_turns,
+    row_rules.long_answers,
+    pair_rules.identical_pairs,
+    pair_rules.labelled_both_ways,
+    pair_rules.repeated,
+    pair_rules.replies_both_ways,
+    pair_rules.flags_both_ways,
+    length_rules.long_prompts,
+    length_rules.no_room,
+    length_rules.same_when_cut,
+    label_rules.contradictory,
+    label_rules.harm_against_flag,
+    label_rules.both_unsafe,
+    label_rules.cost_sign,
+    label_rules.scorer_versions,
+    split_rules.leaked,
+    split_rules.nearly_leaked,
+)
+"""Every rule on rows that could be read and are sound in themselves (``row_rules.sound``)."""
+
+WHOLE = {"identical pair": "every pair identical", "prompt too long": "all prompts too long"}
+"""What the file breaks if every row of it breaks a rule of drops."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCount:
+    """One rule that fired."""
+
+    rule: str
+    severity: Severity
+    count: int
+    """Rows that break it; a fault of a whole file counts one."""
+    rows_of_files: tuple[tuple[int, ...], ...]
+    """For each file the 1-based lines of these rows, ascending."""
+    what: str
+    """What was found first."""
+
+    @property
+    def rows(self) -> list[int]:
+        """Return the lines of all files, file after file."""
+        return [line for lines in self.rows_of_files for line in lines]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedFile:
+    """One file after the check."""
+
+    reading: Reading
+    faults: tuple[Fault, ...]
+    """Everything found, by the file's own lines."""
+    dropped: tuple[Fault, ...]
+    """Those of rows that are left out and counted."""
+    fixed: tuple[Fault, ...]
+    """Those of kept rows that were changed."""
+    kept: tuple[tuple[Row, PreferenceRow], ...]
+    """Rows without errors and drops, as they stand in the file and as they are to be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What was found in all files together."""
+
+    format: str
+    """Names of the files' formats, each once; empty: none was recognised."""
+    rows: int
+    kept: int
+    dropped: int
+    """Rows that break a rule of drops."""
+    errors: int
+    """Faults that refuse the data."""
+    rules: tuple[RuleCount, ...]
+    statistics: Mapping[str, Any]
+    """Of all rows that could be read and are sound, dropped ones included."""
+    max_drop: float
+    files: tuple[CheckedFile, ...]
+
+    @property
+    def accepted(self) -> bool:
+        """Return whether the data may be trained on: no errors, and no more dropped than allowed."""
+        return self.errors == 0 and self.dropped <= self.max_drop * self.rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of ``dualign data check --json``."""
+        return {
+            "format": self.format,
+            "rows": self.rows,
+            "kept": self.kept,
+            "dropped": self.dropped,
+            "errors": self.errors,
+            "rules": [self._rule_json(one) for one in self.rules],
+            "statistics": dict(self.statistics),
+            "accepted": self.accepted,
+            "max_drop": self.max_drop,
+            "files": [
+                {"path": path, "format": one.reading.format, "rows": one.reading.total, "kept": len(one.kept)}
+                for path, one in zip(self.paths, self.files, strict=True)
+            ],
+        }
+
+    @property
+    def paths(self) -> list[str]:
+        """Return the files as they were named."""
+        return [one.reading.path for one in self.files]
+
+    def _rule_json(self, one: RuleCount) -> dict[str, Any]:
+        found: dict[str, Any] = {"rule": one.rule, "severity": one.severity, "count": one.count, "rows": one.rows}
+        if len(self.files) > 1:  # a line alone does not say of which file
+            found["rows_of_files"] = [
+                {"path": path, "rows": list(lines)} for path, lines in zip(self.paths, one.rows_of_files, strict=True)
+            ]
+        return {**found, "what": one.what, "fix": RULES[one.rule].fix}
+
+
+def check(
+    files: Sequence[str | Path],
+    *,
+    max_length: int = MAX_LENGTH,
+    measure: Measure = WORDS,
+    max_drop: float = MAX_DROP,
+    contradictory: Contradictory = "drop",
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> CheckReport:
+    """Return what is wrong with preference files and what they are made of; of several files each is a split.
+
+    Args:
+        files: as ``read_preferences`` takes them.
+        max_length: tokens that prompt and answer may have together.
+        measure: how tokens are counted.
+        max_drop: largest share of rows that may be dropped, in [0, 1].
+        contradictory: what becomes of contradictory rows; ``fix`` makes the answer that is flagged safe the safer one.
+        format: name of the files' format; none: recognised by the columns.
+        columns: column of the files by the name that a format knows it by.
+
+    Raises:
+        UsageError: an argument is out of range, or names no format or column that is known.
+        MissingError: a file is missing or cannot be opened.
+    """
+    _check_settings(files, max_length, max_drop, contradictory)
+    readings = [read(path, format=format, columns=columns) for path in files]
+    placed = _placed(readings)
+    rows = [row for _, row in placed]
+    faults, context, sound = check_rows(rows, max_length=max_length, measure=measure)
+    by_file: list[list[Fault]] = [list(reading.faults) for reading in readings]
+    for fault in faults:
+        number, line = placed[fault.line][0]
+        by_file[number].append(replace(fault, line=line))
+    for reading, found in zip(readings, by_file, strict=True):
+        found += _of_every_row(reading, found)
+    severities = _severities(contradictory)
+    checked = [_checked(reading, found, severities) for reading, found in zip(readings, by_file, strict=True)]
+    rules = _counts([one.faults for one in checked], severities)
+    return CheckReport(
+        format=", ".join(dict.fromkeys(reading.format for reading in readings if reading.format)),
+        rows=sum(reading.total for reading in readings),
+        kept=sum(len(one.kept) for one in checked),
+        dropped=sum(len({fault.line for fault in one.dropped}) for one in checked),
+        errors=sum(one.count for one in rules if one.severity == "error"),
+        rules=rules,
+        statistics=statistics(sound, context),
+        max_drop=max_drop,
+        files=tuple(checked),
+    )
+
+
+def check_rows(
+    rows: Sequence[PreferenceRow], *, max_length: int = MAX_LENGTH, measure: Measure = WORDS
+) -> tuple[list[Fault], Context, list[PreferenceRow]]:
+    """Return (faults, context, sound rows) of rows that were read; each needs a line of its own."""
+    faults = row_rules.sound(rows, Context())
+    unsound = {fault.line for fault in faults}
+    sound = [row for row in rows if row.line not in unsound and row.answers]
+    context = prepared(sound, max_length=max_length, measure=measure)
+    return [*faults, *(fault for found in CHECKS for fault in found(sound, context))], context, sound
+
+
+def _check_settings(files: Sequence[str | Path], max_length: int, max_drop: float, contradictory: str) -> None:
+    if not files:
+        raise UsageError("data check: no file given; name one at least")
+    if max_length < 1:
+        raise UsageError(f"max_length: given {max_length}; 1 token at least is needed")
+    if not 0 <= max_drop <= 1:
+        raise UsageError(f"max_drop: given {max_drop:g}; a share from 0 to 1 is needed")
+    if contradictory not in get_args(Contradictory):
+        raise UsageError(f"contradictory: unknown {contradictory!r}; {nearest(contradictory, get_args(Contradictory))}")
+
+
+def _placed(readings: Sequence[Reading]) -> list[tuple[tuple[int, int], PreferenceRow]]:
+    """Return ((file, line), row) of all rows; the row's own line is its position here, its split that of its file."""
+    placed: list[tuple[tuple[int, int], PreferenceRow]] = []
+    for number, reading in enumerate(readings):
+        file_split = reading.path if len(readings) > 1 else None
+        for raw, row in reading.rows:
+            placed.append(((number, raw.line), replace(row, line=len(placed), split=row.split or file_split)))
+    return placed
+
+
+def _severities(contradictory: Contradictory) -> dict[str, Severity]:
+    policy: dict[Contradictory, Severity] = {"drop": "drop", "fix": "warn", "error": "error"}
+    return {**{name: rule.severity for name, rule in RULES.items()}, "contradictory row": policy[contradictory]}
+
+
+def _of_every_row(reading: Reading, faults: Sequence[Fault]) -> list[Fault]:
+    lines = {rule: {fault.line for fault in faults if fault.rule == rule} for rule in WHOLE}
+    found = [rule for rule, broken in lines.items() if 0 < len(broken) == reading.total]
+    return [Fault(WHOLE[rule], WHOLE_FILE, f"all {reading.total} rows break the rule {rule!r}") for rule in found]
+
+
+def _checked(reading: Reading, faults: Sequence[Fault], severities: Mapping[str, Severity]) -> CheckedFile:
+    dropped = tuple(fault for fault in faults if severities[fault.rule] == "drop")
+    out = {fault.line for fault in faults if severities[fault.rule] == "error"} | {fault.line for fault in dropped}
+    kept = [(raw, row) for raw, row in reading.rows if raw.line not in out]
+    fixed: tuple[Fault, ...] = ()
+    if severities["contradictory row"] == "warn":
+        fixed = tuple(fault for fault in faults if fault.rule == "contradictory row" and fault.line not in out)
+        kept = [(raw, label_rules.mended(row)) for raw, row in kept]
+    return CheckedFile(reading, tuple(faults), dropped, fixed, tuple(kept))
+
+
+def _counts(by_file: Sequence[Sequence[Fault]], severities: Mapping[str, Severity]) -> tuple[RuleCount, ...]:
+    """Return the rules that fired, errors first, otherwise in the order of the table."""
+    counted = []
+    for name in sorted(RULES, key=lambda rule: ("error", "drop", "warn").index(severities[rule])):
+        found = [[fault for fault in faults if fault.rule == name] for faults in by_file]
+        every = [fault for faults in found for fault in faults]
+        if every:
+            lines = tuple(tuple(sorted({fault.line for fault in faults} - {WHOLE_FILE})) for faults in found)
+            count = sum(map(len, lines)) + sum(fault.line == WHOLE_FILE for fault in every)
+            counted.append(RuleCount(name, severities[name], count, lines, every[0].what))
+    return tuple(counted)

@@ -1,0 +1,107 @@
+"""The rows that a check kept, written for training; and a ledger of the others."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dualign.data.checks.check import CheckedFile, CheckReport
+from dualign.data.formats.cells import literal
+from dualign.data.formats.table import FORMATS
+from dualign.data.preferences import PreferenceRow
+from dualign.data.sources.rows import Row
+from dualign.errors import DataError, UsageError
+from dualign.runs.store import write_bytes
+
+SAFER_COLUMNS = ("safer_response_id", "safer")
+"""Where formats with flags keep the number of the safer answer, counted from 0."""
+
+
+def write_clean(report: CheckReport, out: Path) -> list[Path]:
+    """Return the files written: for each file its kept rows as JSONL and, beside it, the ledger of the others.
+
+    Columns have the names that the format knows them by, and cells of CSV the type that their texts stand for, so that
+    the file is recognised without any option. A column that JSON cannot hold (an image) is null. Of one file ``out`` is
+    the new file; of several it is a folder, and the new files have the names of the old ones.
+
+    Raises:
+        DataError: the check did not accept the data.
+        UsageError: ``out`` is one of the files, or two files would get one name.
+        StorageError: the disk refused.
+    """
+    if not report.accepted:
+        raise DataError("nothing is written: the data are refused as they stand")
+    names = _names(report, out)
+    written = []
+    for checked, path in zip(report.files, names, strict=True):
+        written.append(write_bytes(path, _lines(kept_rows(checked))))
+        written.append(write_bytes(ledger_path(path), _lines(ledger(checked))))
+    return written
+
+
+def kept_rows(checked: CheckedFile) -> Iterator[dict[str, Any]]:
+    """Yield the kept rows of a file under the columns of their format."""
+    read_as = {name: read for read, name in checked.reading.columns.items()}
+    fixed = {fault.line for fault in checked.fixed}
+    for raw, row in checked.kept:
+        values = _typed(raw, read_as, checked)
+        yield _mended(values, row) if raw.line in fixed else values
+
+
+def ledger(checked: CheckedFile) -> Iterator[dict[str, Any]]:
+    """Yield line, rule and reason of each row that was left out or changed, one entry for each rule, by line."""
+    actions = [(fault, "dropped") for fault in checked.dropped] + [(fault, "fixed") for fault in checked.fixed]
+    for fault, action in sorted(actions, key=lambda entry: entry[0].line):
+        yield {"line": fault.line, "rule": fault.rule, "what": fault.what, "action": action}
+
+
+def ledger_path(path: Path) -> Path:
+    """Return where the ledger of a cleaned file is: beside it, as NAME.dropped.jsonl."""
+    return path.with_name(f"{path.name.removesuffix('.jsonl')}.dropped.jsonl")
+
+
+def _names(report: CheckReport, out: Path) -> list[Path]:
+    sources = [Path(checked.reading.path) for checked in report.files]
+    names = [out] if len(sources) == 1 else [out / f"{source.name.partition('.')[0]}.jsonl" for source in sources]
+    if len(set(names)) < len(names):
+        raise UsageError(f"--clean {out}: two files would both be written to {_repeated(names)}; clean them one by one")
+    for name in (*names, *map(ledger_path, names)):
+        if any(name.exists() and source.exists() and name.samefile(source) for source in sources):
+            raise UsageError(f"--clean {out}: {name} is a file that is checked; name another")
+    return names
+
+
+def _repeated(names: list[Path]) -> Path:
+    return next(name for name in names if names.count(name) > 1)
+
+
+def _typed(raw: Row, read_as: Mapping[str, str], checked: CheckedFile) -> dict[str, Any]:
+    known = FORMATS[checked.reading.format]
+    values = {}
+    for name, value in raw.values.items():
+        read = read_as.get(name, name)
+        if name not in read_as and known.reads(name):
+            continue  # another column is read under this name
+        label = checked.reading.textual and known.reads(read) and read not in known.texts
+        values[read] = _jsonable(literal(value) if label else value)
+    return values
+
+
+def _mended(values: dict[str, Any], row: PreferenceRow) -> dict[str, Any]:
+    """Return the values with the winner of a row that was fixed; its other labels are as they were."""
+    return {**values, **{name: row.safer for name in SAFER_COLUMNS if name in values}}
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else None
+
+
+def _lines(rows: Iterator[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()

@@ -1,0 +1,133 @@
+"""Rules of labels: flags, severities, kinds of harm, costs and who gave the scores, against each other."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dualign.data.checks.context import Context
+from dualign.data.preferences import Answer, Fault, PreferenceRow
+from dualign.scorers.quality import clustered_auc
+
+FLAGS = {"true": True, "false": False}
+SCORED_BY = ("scorer", "revision", "template")
+
+
+def contradiction(row: PreferenceRow) -> int | None:
+    """Return the place of a safe answer that ought to be the safer one, where the named one is flagged unsafe."""
+    if row.safer is None or row.answers[row.safer].safe is not False:
+        return None
+    return next((place for place, answer in enumerate(row.answers) if answer.safe), None)
+
+
+def mended(row: PreferenceRow) -> PreferenceRow:
+    """Return a contradictory row with the first answer that is flagged safe as the safer one; others as they are."""
+    place = contradiction(row)
+    return row if place is None else replace(row, safer=place)
+
+
+def contradictory(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+    """Return the rows whose safer answer is flagged unsafe while another is flagged safe."""
+    return [
+        Fault("contradictory row", row.line, f"answer {row.safer + 1} is the safer one and unsafe, {place + 1} is safe")
+        for row in rows
+        if (place := contradiction(row)) is not None and row.safer is not None
+    ]
+
+
+def harm_against_flag(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+    """Return the rows in which severity or kinds of harm disagree with the flag.
+
+    That an unsafe answer has no kind of harm counts only where the rows name kinds of harm at all.
+    """
+    named = any(answer.categories for row in rows for answer in row.answers)
+    found = []
+    for row in rows:
+        for number, answer in enumerate(row.answers, start=1):
+            if answer.safe is None:
+                continue
+            flag = "safe" if answer.safe else "unsafe"
+            if answer.severity is not None and (answer.severity == 0) != answer.safe:
+                what = f"answer {number} is flagged {flag} with severity {answer.severity}"
+                found.append(Fault("severity against flag", row.line, what))
+            if named and bool(answer.categories) == answer.safe:
+                kinds = ", ".join(sorted(answer.categories)) or "no kind of harm"
+                found.append(
+                    Fault("category against flag", row.line, f"answer {number} is flagged {flag} with {kinds}")
+                )
+    return found
+
+
+def both_unsafe(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+    """Return the rows that compare unsafe answers alone."""
+    unsafe = (row for row in rows if len(row.answers) > 1 and all(answer.safe is False for answer in row.answers))
+    return [Fault("both unsafe", row.line, "every answer is flagged unsafe") for row in unsafe]
+
+
+def cost_sign(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+    """Return one fault where safe answers cost more than unsafe ones.
+
+    That is so where no unsafe answer costs more than a safe one, or where the 90 % interval of the AUC, clustered by
+    prompt, is below 1/2. Flags and costs that the format does not read are taken from the columns beside it. The line
+    is that of the first row in which a safe answer costs more than an unsafe one, else of the first with both labels.
+    """
+    marked = [(row, marks) for row in rows if (marks := _marks(row))]
+    codes = {key: code for code, key in enumerate(dict.fromkeys(row.prompt.id for row, _ in marked))}
+    labels = [(flag, cost, codes[row.prompt.id]) for row, marks in marked for flag, cost in marks]
+    if len({flag for flag, _, _ in labels}) < 2:
+        return []
+    flags, costs, groups = (np.asarray(column) for column in zip(*labels, strict=True))
+    area, _, high = clustered_auc(costs, ~flags, groups, 0.9)
+    if area > 0 and high >= 0.5:
+        return []
+    turned = (row.line for row, marks in marked if _turned(marks))
+    what = f"of two answers, one flagged unsafe and one safe, the unsafe one costs more in only {area:.0%} of cases"
+    return [Fault("cost sign", next(turned, marked[0][0].line), what)]
+
+
+def scorer_versions(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+    """Return the rows that were not scored by the scorer, revision and template of most scored rows."""
+    scored = [
+        row for row in rows if any(answer.reward is not None or answer.cost is not None for answer in row.answers)
+    ]
+    found = []
+    for name in SCORED_BY:
+        versions = Counter(row.prompt.columns.get(name) for row in scored)
+        usual = versions.most_common(1)[0][0] if versions else None
+        for row in scored if len(versions) > 1 else ():
+            version = row.prompt.columns.get(name)
+            if version != usual:
+                what = f"{name} is {version or 'missing'!r}; most rows have {usual or 'none'!r}"
+                found.append(Fault("scorer versions mixed", row.line, what))
+    return found
+
+
+def _marks(row: PreferenceRow) -> list[tuple[bool, float]]:
+    """Return (flag, cost) of each answer that has both."""
+    pairs = ((_flag(row, place, answer), _cost(row, place, answer)) for place, answer in enumerate(row.answers))
+    return [(flag, cost) for flag, cost in pairs if flag is not None and cost is not None]
+
+
+def _flag(row: PreferenceRow, place: int, answer: Answer) -> bool | None:
+    if answer.safe is not None:
+        return answer.safe
+    return FLAGS.get(row.prompt.columns.get(f"is_response_{place}_safe", "").lower())
+
+
+def _cost(row: PreferenceRow, place: int, answer: Answer) -> float | None:
+    if answer.cost is not None:
+        return answer.cost
+    name = f"cost_{place}" if len(row.answers) > 1 else "cost"
+    try:
+        cost = float(row.prompt.columns.get(name, "nan"))
+    except ValueError:
+        return None
+    return cost if math.isfinite(cost) else None
+
+
+def _turned(marks: Sequence[tuple[bool, float]]) -> bool:
+    safe = [cost for flag, cost in marks if flag]
+    unsafe = [cost for flag, cost in marks if not flag]
+    return bool(safe and unsafe and max(safe) > min(unsafe))

@@ -1,0 +1,100 @@
+"""Rules of one row by itself: its texts and numbers."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from dualign.data.checks.context import Context
+from dualign.data.checks.measure import said
+from dualign.data.preferences import Answer, Fault, PreferenceRow
+
+LONG_ANSWER = 10_000
+"""Words."""
+
+OPENINGS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
+"""Tokens that well-known tokenizers put first."""
+
+SPECIAL = re.compile(
+    r"<\|[\w./-]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk|mask|start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>",
+    re.IGNORECASE,
+)
+SYSTEM_TURN = re.compile(
+    r"^\s*(?:\W{0,6}system(?:\s+(?:prompt|message|instructions?))?\W{0,3}:)|<\|?im_start\|?>\s*system|<<SYS>>"
+    r"|<\|(?:start_header_id\|>\s*)?system\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def sound(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+    """Return what keeps a row from being looked at any further: labels without a meaning, texts without a word."""
+    return [fault for row in rows for fault in _unsound(row)]
+
+
+def _unsound(row: PreferenceRow) -> Iterator[Fault]:
+    for name, chosen in (("better", row.better), ("safer", row.safer)):
+        if chosen is not None and not 0 <= chosen < len(row.answers):
+            yield Fault("id out of range", row.line, f"{name} is answer {chosen} of {len(row.answers)}, counted from 0")
+    for number, answer in enumerate(row.answers, start=1):
+        for name, score in (("reward", answer.reward), ("cost", answer.cost)):
+            if score is not None and not math.isfinite(score):
+                yield Fault("score not a number", row.line, f"the {name} of answer {number} is {score}")
+        if not answer.text.strip():
+            yield Fault("empty response", row.line, f"answer {number} of {len(row.answers)} is blank")
+    if not row.prompt.text.strip():
+        yield Fault("empty prompt", row.line, "the prompt is blank")
+
+
+def first_tokens(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:
+    """Return the rows whose prompt opens with a first token: an error where the tokenizer is known to add it."""
+    bos = context.measure.bos
+    rule, openings = ("double BOS", (bos,)) if bos else ("opening BOS", OPENINGS)
+    found = []
+    for row in rows:
+        opening = next((token for token in openings if said(row.prompt)[0].lstrip().startswith(token)), None)
+        if opening:
+            found.append(Fault(rule, row.line, f"the prompt opens with {opening!r}"))
+    return found
+
+
+def special_tokens(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:
+    """Return the rows with a text that holds the written form of a special token."""
+    own = sorted(context.measure.special, key=len, reverse=True)
+    pattern = re.compile("|".join([*map(re.escape, own), SPECIAL.pattern]), re.IGNORECASE) if own else SPECIAL
+    return [
+        Fault("special token text", row.line, f"{where} holds {match.group()!r}")
+        for row in rows
+        if (found := _searched(row, pattern)) is not None
+        for where, match in [found]
+    ]
+
+
+def system_turns(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+    """Return the rows with a text that plays a system turn."""
+    return [
+        Fault("fake system turn", row.line, f"{where} holds {match.group().strip()!r}")
+        for row in rows
+        if (found := _searched(row, SYSTEM_TURN)) is not None
+        for where, match in [found]
+    ]
+
+
+def long_answers(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+    """Return the rows with an answer of ``LONG_ANSWER`` words or more."""
+    found = []
+    for row in rows:
+        words = max((len(answer.text.split()) for answer in row.answers), default=0)
+        if words >= LONG_ANSWER:
+            found.append(Fault("very long answer", row.line, f"an answer has {words:,} words"))
+    return found
+
+
+def _searched(row: PreferenceRow, pattern: re.Pattern[str]) -> tuple[str, re.Match[str]] | None:
+    """Return the first text of the row in which the pattern is found; a system turn of its own is no fake one."""
+    turns = [turn.text for turn in row.prompt.history if turn.role != "system"]
+    texts = [("the prompt", text) for text in (*turns, row.prompt.text)]
+    texts += [(f"answer {number}", text) for number, text in enumerate(map(_text, row.answers), start=1)]
+    return next(((where, match) for where, text in texts if (match := pattern.search(text))), None)
+
+
+def _text(answer: Answer) -> str:
+    return answer.text

@@ -1,0 +1,198 @@
+"""The rules of preference data: how grave each is, what it finds and what to do about it.
+
+An error refuses the file; a drop leaves the row out and counts it; a warning leaves the row in.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "drop", "warn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One thing that can be wrong."""
+
+    name: str
+    severity: Severity
+    finds: str
+    fix: str
+    """What the user can do, in one sentence."""
+
+
+def _table(*rules: tuple[str, Severity, str, str]) -> dict[str, Rule]:
+    return {rule[0]: Rule(*rule) for rule in rules}
+
+
+RULES = _table(
+    # The file as a whole
+    (
+        "unreadable file",
+        "error",
+        "a file that cannot be taken apart into rows: cut short, damaged, not UTF-8, unknown ending",
+        "Copy or export the file again as UTF-8 JSONL, CSV or Parquet.",
+    ),
+    ("empty data set", "error", "a file without rows", "Export the file again; check the filter that made it."),
+    (
+        "missing column",
+        "error",
+        "a column that the format needs and the file or a row lacks",
+        "Rename the column, or say which one it is with --columns.",
+    ),
+    (
+        "refused format",
+        "error",
+        "data that hold no answers to compare",
+        "Use the sibling data set that the message names.",
+    ),
+    (
+        "no common prompt",
+        "error",
+        "pairs without a prompt column whose two texts share no opening",
+        "Add a prompt column.",
+    ),
+    ("every pair identical", "error", "no row with two different answers", "Check which columns hold the answers."),
+    ("all prompts too long", "error", "no prompt that fits into the maximal length", "Raise --max-length."),
+    # Cells
+    ("not a text", "error", "a prompt or answer that is null or no text", "Leave the row out or fill in its text."),
+    (
+        "wrong role",
+        "error",
+        "turns of an unknown role, or that do not alternate from user to assistant",
+        "Name the roles system, user and assistant, and end each answer with the assistant.",
+    ),
+    ("mixed plain and chat", "error", "texts in some rows, messages in others", "Write all rows in one layout."),
+    ("mixed label types", "error", "a label of another type than the rest", "Write flags as true and false."),
+    ("id out of range", "error", "the number of an answer that is not there", "Count the answers from 0."),
+    (
+        "score not a number",
+        "error",
+        "a reward or cost that is missing, a text or not finite",
+        "Score the row again; a failed score is never a number.",
+    ),
+    ("lone surrogate", "error", "half of a character, which no tokenizer can read", "Repair or leave out the text."),
+    (
+        "double BOS",
+        "error",
+        "a prompt that opens with the tokenizer's own first token, which is added once more",
+        "Take the token off the text; the tokenizer puts it there.",
+    ),
+    # Labels of the whole file
+    (
+        "cost sign",
+        "error",
+        "costs that are higher for answers flagged safe than for answers flagged unsafe",
+        "Negate the costs: up must be bad.",
+    ),
+    (
+        "scorer versions mixed",
+        "error",
+        "scores of several scorers, revisions or templates in one file",
+        "Score all rows again with one scorer.",
+    ),
+    (
+        "prompt in two splits",
+        "error",
+        "a prompt that is in two splits (a split column, or two of the files given)",
+        "Split by prompt, and keep each prompt in one part.",
+    ),
+    # Rows that are left out
+    ("empty prompt", "drop", "a prompt of white space alone", "Nothing to do; the row is left out."),
+    ("empty response", "drop", "an answer of white space alone", "Nothing to do; the row is left out."),
+    (
+        "parting transcripts",
+        "drop",
+        "two transcripts that differ before their last answer, so that they share no prompt",
+        "Nothing to do; the row is left out.",
+    ),
+    ("identical pair", "drop", "answers that are all the same", "Nothing to do; there is nothing to prefer."),
+    (
+        "pair labelled both ways",
+        "drop",
+        "the same answers to the same prompt with different winners in different rows",
+        "Decide which label is right, or leave all of them out.",
+    ),
+    (
+        "contradictory row",
+        "drop",
+        "the safer answer is flagged unsafe while another one is flagged safe",
+        "Choose with --contradictory: drop the rows, fix the winner by the flags, or refuse.",
+    ),
+    (
+        "prompt too long",
+        "drop",
+        "a prompt with more tokens than the maximal length",
+        "Raise --max-length if the model allows it.",
+    ),
+    (
+        "fully truncated answer",
+        "drop",
+        "a prompt that leaves no room for a token of the answer",
+        "Raise --max-length if the model allows it.",
+    ),
+    (
+        "identical after truncation",
+        "drop",
+        "answers that are the same up to the maximal length",
+        "Raise --max-length if the model allows it.",
+    ),
+    # Rows that stay
+    ("extra columns", "warn", "columns that the format does not know", "Nothing, if they are meant for slices."),
+    ("exact duplicates", "warn", "rows that repeat an earlier one, labels and all", "Train on the distinct rows."),
+    (
+        "reply labelled both ways",
+        "warn",
+        "an answer that is the safer one in one row and the less safe one in another of that prompt",
+        "Expect noisy labels; compare accuracies with the noise and not with 1.",
+    ),
+    (
+        "flag both ways",
+        "warn",
+        "an answer that is flagged safe in one row and unsafe in another of that prompt",
+        "Take the majority, or look at the rows.",
+    ),
+    (
+        "special token text",
+        "warn",
+        "the written form of a special token inside a text",
+        "Take it out if it came from a template; it is read as plain text.",
+    ),
+    (
+        "opening BOS",
+        "warn",
+        "a prompt that opens with the first token of a well-known tokenizer",
+        "Take it off, or check again with --tokenizer.",
+    ),
+    (
+        "fake system turn",
+        "warn",
+        "a text that plays a system turn",
+        "Move a real system prompt into a turn of its own; look at the others.",
+    ),
+    ("very long answer", "warn", "an answer of ten thousand words or more", "Look at it; it may be a dump."),
+    (
+        "severity against flag",
+        "warn",
+        "severity above 0 for a safe answer, or 0 for an unsafe one",
+        "Decide which of the two labels to trust.",
+    ),
+    (
+        "category against flag",
+        "warn",
+        "a kind of harm for a safe answer, or none for an unsafe one",
+        "Decide which of the two labels to trust.",
+    ),
+    (
+        "both unsafe",
+        "warn",
+        "rows in which every answer is unsafe; they teach which is less bad and not how to be safe",
+        "Add pairs with a safe answer if the share is large.",
+    ),
+    (
+        "near-duplicate in two splits",
+        "warn",
+        "a prompt that is much like one in another split",
+        "Keep near-duplicates on one side when splitting.",
+    ),
+)
+"""Every rule by its name, in the order in which they are shown."""

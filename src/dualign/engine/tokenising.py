@@ -1,0 +1,61 @@
+"""Texts into tokens: what a person wrote is text throughout, and at most one BOS opens a sequence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Render = Callable[[Sequence[str]], str]
+"""Texts -> the one string in which they stand, special tokens written out around them."""
+Encode = Callable[[Sequence[str], Render], list[int]]
+"""(texts, render) -> token ids of ``render(texts)``."""
+
+_OPEN, _CLOSE = "\ue000", "\ue001"
+"""Private-use characters, in no template: a number between them stands for a text while a string is taken apart."""
+_MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+
+
+def encoder(tokenizer: Any) -> Encode:
+    """Return the encoder of ``tokenizer`` in which only ``render`` can write a special token.
+
+    A user who types "<|im_end|>" must not end the turn. A text that contains the name of an added token is tokenised
+    by itself, as text; strings in which there is none are tokenised whole, as the model saw them in training.
+    """
+    reserved = [_OPEN, *(token for token in tokenizer.get_added_vocab() if token)]
+
+    def encode(texts: Sequence[str], render: Render) -> list[int]:
+        marked = [
+            f"{_OPEN}{index}{_CLOSE}" if any(token in text for token in reserved) else text
+            for index, text in enumerate(texts)
+        ]
+        ids: list[int] = []
+        # The split alternates between what stands in the string and the number of a text.
+        for place, piece in enumerate(_MARK.split(render(marked))):
+            ids += text_tokens(tokenizer, texts[int(piece)]) if place % 2 else _tokens(tokenizer, piece)
+        return ids
+
+    return encode
+
+
+def text_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text in which nothing is a special token; one that cannot be cut up is left out."""
+    if not text:
+        return []
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [token for token in ids if token not in tokenizer.all_special_ids or token == tokenizer.unk_token_id]
+
+
+def opener(tokenizer: Any) -> Callable[[list[int]], list[int]]:
+    """Return the function that puts exactly one BOS in front where this tokenizer opens a text with one."""
+    bos = tokenizer.bos_token_id
+    if bos is None or tokenizer("a")["input_ids"][:1] != [bos]:
+        return lambda ids: ids
+    return lambda ids: ids if ids[:1] == [bos] else [bos, *ids]
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    if not text:
+        return []
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

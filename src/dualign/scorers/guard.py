@@ -1,0 +1,201 @@
+"""``kind: guard``: a language model that judges; the score is how probable the word for "unsafe" is.
+
+score = P(unsafe) / (P(unsafe) + P(safe)), where each P is the summed probability of the first tokens of the answers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from dualign.data.layouts import nearest
+from dualign.engine.templates import chat, conversation, plain
+from dualign.engine.tokenising import encoder, opener, text_tokens
+from dualign.errors import ConfigError, DataError
+from dualign.records import FloatArray, Prompt, Turn
+from dualign.scorers.encoding import check_lengths, load_model, load_tokenizer, model_revision, padded_batches
+from dualign.scorers.guard_formats import FORMATS, GuardFormat
+from dualign.scorers.length import tokenizer_revision
+from dualign.scorers.protocol import Direction
+from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+from dualign.scorers.wording import conversation_text, fill
+
+RESPONSE = "{response}"
+
+
+class GuardSpec(ScorerSpec):
+    """Keys of ``kind: guard``."""
+
+    model: str
+    """Folder or id of a causal language model; its tokenizer is taken from the same place."""
+    format: str = "yes-no"
+    """``llama-guard`` (1 and 2), ``llama-guard-3`` (and 4), ``qwen3guard``, ``qwen3guard-strict`` (counts
+    "Controversial" as unsafe) or ``yes-no``, a plain question for any chat model."""
+    instruction: str | None = None
+    """Question in place of the format's own; {prompt} and {response} are replaced by the texts, other braces stay."""
+    unsafe: list[str] | None = None
+    """Answers in place of the format's own; of each, the first token counts."""
+    safe: list[str] | None = None
+    """Answers in place of the format's own."""
+    prefix: str | None = None
+    """What the model writes before its verdict, in place of the format's own."""
+    revision: str | None = None
+    """Branch, tag or commit of an id."""
+    batch_size: int = Field(default=8, ge=1)
+    """Changes speed alone (in float32)."""
+    max_length: int = Field(default=2048, ge=1)
+    """Longer texts, the question included, are an error."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 halves the memory, and scores then vary with the batch."""
+
+
+@dataclass(frozen=True)
+class GuardScorer:
+    """Probability of the words for unsafe against those for safe, in [0, 1]."""
+
+    model: Any
+    tokenizer: Any
+    format: GuardFormat
+    direction: Direction
+    batch_size: int = 8
+    max_length: int = 2048
+    name: str = "model"
+
+    def __post_init__(self) -> None:
+        asked, answers = self.format.instruction, self.format
+        if asked is None and not _has_chat_template(self.tokenizer):
+            raise ConfigError(f"scorer {self.id}: this format needs a chat template, and the tokenizer has none")
+        if asked is not None and RESPONSE not in asked:
+            raise ConfigError(f"scorer {self.id}: instruction: does not contain {RESPONSE}; the model would not see it")
+        if not all(verdict_tokens(self.tokenizer, answers)):
+            raise ConfigError(
+                f"scorer {self.id}: unsafe {list(answers.unsafe)} and safe {list(answers.safe)}: each needs an answer "
+                "whose first token is in the vocabulary and opens no answer of the other"
+            )
+
+    @property
+    def id(self) -> str:
+        """Return the kind and the model's name."""
+        return f"guard({self.name})"
+
+    @property
+    def revision(self) -> str:
+        """Return a hash of the model, its tokenizer and the format."""
+        return revision_of(
+            kind="guard",
+            model=model_revision(self.model),
+            dtype=str(self.model.dtype),
+            tokenizer=tokenizer_revision(self.tokenizer),
+            format=asdict(self.format),
+        )
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        """Return shape ``[response]`` probabilities.
+
+        Raises:
+            ScorerError: a text is longer than ``max_length``.
+            DataError: the chat template refuses the turns of a prompt.
+        """
+        import torch
+
+        tokens = question_tokens(self.tokenizer, self.format)
+        sequences = [tokens(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        check_lengths(sequences, self.max_length, self.id)
+        unsafe, safe = verdict_tokens(self.tokenizer, self.format)
+        scores = np.empty(len(sequences))
+        with torch.no_grad():
+            for indices, ids, mask in padded_batches(sequences, self.batch_size, self.model.device):
+                kept, row = torch.unique(mask.sum(1) - 1, return_inverse=True)
+                # Only the verdicts' positions pass the head: the logits of all would fill the memory.
+                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
+                verdict = logits[torch.arange(len(ids), device=ids.device), row].float()
+                odds = verdict[:, unsafe].logsumexp(1) - verdict[:, safe].logsumexp(1)
+                scores[indices] = torch.sigmoid(odds).cpu().numpy()
+        return scores
+
+
+def verdict_tokens(tokenizer: Any, answers: GuardFormat) -> tuple[list[int], list[int]]:
+    """Return the first tokens of the unsafe and of the safe answers; one that opens both kinds decides nothing."""
+    unsafe, safe = _first_tokens(tokenizer, answers.unsafe), _first_tokens(tokenizer, answers.safe)
+    return sorted(unsafe - safe), sorted(safe - unsafe)
+
+
+def question_tokens(tokenizer: Any, asked: GuardFormat) -> Callable[[Prompt, str], list[int]]:
+    """Return the function from a prompt and a response to the tokens that the verdict follows.
+
+    No text of a prompt or a response can write a special token, or a placeholder of the instruction. Without a chat
+    template, the instruction stands alone.
+    """
+    encode, opened = encoder(tokenizer), opener(tokenizer)
+    render_turns = (chat if _has_chat_template(tokenizer) else plain)(tokenizer, None)
+
+    def of_turns(prompt: Prompt, response: str) -> list[int]:
+        turns = (*conversation(prompt), Turn("assistant", response))
+
+        def render(texts: Sequence[str]) -> str:
+            spoken = [replace(turn, text=text) for turn, text in zip(turns, texts, strict=True)]
+            return render_turns(spoken) + asked.prefix
+
+        return encode([turn.text for turn in turns], render)
+
+    def of_question(prompt: Prompt, response: str) -> list[int]:
+        def render(texts: Sequence[str]) -> str:
+            question = fill(asked.instruction or "", prompt=texts[0], response=texts[1])
+            return render_turns([Turn("user", question)]) + asked.prefix
+
+        return encode([conversation_text(prompt.history, prompt.text), response], render)
+
+    tokens = of_turns if asked.instruction is None else of_question
+
+    def question(prompt: Prompt, response: str) -> list[int]:
+        try:
+            return opened(tokens(prompt, response))
+        except DataError as error:
+            raise DataError(f"prompt {prompt.id}: {error}") from error
+
+    return question
+
+
+def guard_format(spec: GuardSpec) -> GuardFormat:
+    """Return the format that ``spec`` names, with what it says itself in place of the format's own.
+
+    Raises:
+        ConfigError: no format has the name.
+    """
+    if spec.format not in FORMATS:
+        raise ConfigError(f"scorer guard: format: unknown name {spec.format!r}; {nearest(spec.format, FORMATS)}")
+    chosen = FORMATS[spec.format]
+    return GuardFormat(
+        unsafe=chosen.unsafe if spec.unsafe is None else tuple(spec.unsafe),
+        safe=chosen.safe if spec.safe is None else tuple(spec.safe),
+        prefix=chosen.prefix if spec.prefix is None else spec.prefix,
+        instruction=chosen.instruction if spec.instruction is None else spec.instruction,
+    )
+
+
+def build(spec: GuardSpec, setting: Setting) -> GuardScorer:
+    """Return the scorer that ``spec`` describes."""
+    from transformers import AutoModelForCausalLM
+
+    chosen = guard_format(spec)
+    load: dict[str, Any] = {"name": spec.model, "folder": setting.folder, "revision": spec.revision}
+    return GuardScorer(
+        model=load_model(AutoModelForCausalLM, dtype=spec.dtype, **load),
+        tokenizer=load_tokenizer(**load),
+        format=chosen,
+        direction=setting.direction,
+        batch_size=spec.batch_size,
+        max_length=spec.max_length,
+        name=Path(spec.model).name,
+    )
+
+
+def _first_tokens(tokenizer: Any, words: Sequence[str]) -> set[int]:
+    return {ids[0] for ids in (text_tokens(tokenizer, word) for word in words) if ids} - {tokenizer.unk_token_id}
+
+
+def _has_chat_template(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))

@@ -1,0 +1,113 @@
+"""LoRA and full score models on a tiny random language model: start, descent, and what is in the folder."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dualign.data.formats.table import read_preferences
+from dualign.errors import NumericalError
+from dualign.scorers.fitting import training
+from dualign.scorers.fitting.config import FitConfig
+from dualign.scorers.fitting.entry import fit_scorer, scored
+from dualign.scorers.fitting.objective import OBJECTIVES
+from dualign.scorers.fitting.pairs import pairs_of
+from dualign.scorers.score_model import ScoreModel
+from dualign.scorers.table import make_scorer
+from fitting_parts import safety_rows, tiny_model, write_rows
+
+LOG2 = math.log(2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    write_rows(folder / "rows.jsonl", safety_rows(120))
+    tiny_model(folder / "model", layers=2)
+    return folder
+
+
+def config(path="lora", **changes):
+    rates = {"learning_rate": 0.02, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    plain = {"kind": "cost", "data": {"files": ["rows.jsonl"]}, "path": path, "model": "model", "dtype": "float32"}
+    return FitConfig(**plain | {"training": {**rates, "num_train_epochs": 5.0, "lora_r": 4}} | changes)
+
+
+def encoded(data, chosen):
+    pairs = pairs_of(read_preferences(data / "rows.jsonl").rows, chosen.kind).pairs
+    model = training.load_backbone(chosen, data)
+    return pairs, model, training.encode(pairs, chosen, model.tokenizer)
+
+
+@pytest.mark.parametrize("path", ["lora", "full"])
+def test_training_starts_at_equal_scores_and_learns(data, tmp_path, path):
+    report = fit_scorer(config(path), data, tmp_path / path, lambda _: None)
+    assert report["fit"]["first_loss"] == pytest.approx(3 * LOG2, abs=1e-6)
+    assert report["fit"]["last_loss"] < 1.4
+    assert report["held_out"]["accuracy"]["low"] > 0.5
+    assert report["scorer"]["kind"] == "score-checkpoint"
+
+
+def test_a_reward_starts_at_log_two(data, tmp_path):
+    settings = {"num_train_epochs": 0.1, "per_device_train_batch_size": 4}
+    report = fit_scorer(config(kind="reward", training=settings), data, tmp_path / "reward", lambda _: None)
+    assert report["fit"]["first_loss"] == pytest.approx(LOG2, abs=1e-6)
+
+
+@pytest.mark.parametrize("path", ["lora", "full"])
+def test_the_folder_holds_the_model_that_was_trained(data, tmp_path, path):
+    chosen = config(path, training={"learning_rate": 0.02, "num_train_epochs": 1.0, "lora_r": 4})
+    pairs, model, tokens = encoded(data, chosen)
+    _, head = training.fit_score_model(
+        model, tokens, chosen, objective="pairs-and-signs", folder=tmp_path / "training", tell=lambda _: None
+    )
+    training.export(chosen, data, tmp_path / "training", head, tmp_path / "model")
+    scorer = make_scorer(
+        {"kind": "score-checkpoint", "model": str(tmp_path / "model"), "template": "plain"}, direction="cost"
+    )
+    from dualign.backends.protocol import Policy
+    from dualign.engine.adapters import activated
+
+    with activated(model, Policy("trained", str(tmp_path / "training"))) as active, torch.no_grad():
+        live = ScoreModel(active.base_model, head[training.HEAD_WEIGHT], head[training.HEAD_BIAS], None)
+        higher, lower = training._scores(live, tokens[:9])
+    saved = scored(scorer, pairs[:9])
+    assert saved[0] == pytest.approx(higher.numpy(), abs=1e-4)
+    assert saved[1] == pytest.approx(lower.numpy(), abs=1e-4)
+    assert np.ptp(saved[0]) > 0.05
+
+
+def test_the_base_model_is_as_it_was_after_training(data, tmp_path):
+    chosen = config(training={"learning_rate": 0.02, "num_train_epochs": 0.3, "lora_r": 4})
+    _, model, tokens = encoded(data, chosen)
+    ids = torch.tensor([tokens[0].higher])
+    with torch.no_grad():
+        before = model.model(input_ids=ids).logits
+    training.fit_score_model(model, tokens, chosen, objective="pairs", folder=tmp_path, tell=lambda _: None)
+    with torch.no_grad():
+        assert torch.equal(model.model(input_ids=ids).logits, before)
+
+
+@pytest.mark.parametrize("size", [1, 3, 10])
+def test_micro_batches_change_rounding_alone(data, size):
+    chosen = config()
+    _, model, tokens = encoded(data, chosen)
+    loss = OBJECTIVES["pairs-and-signs"](regularisation=0.1)
+    generator = torch.Generator().manual_seed(0)
+    gradients, values = [], []
+    for micro in (10, size):
+        head = torch.randn(1, 24, generator=generator.manual_seed(0)).requires_grad_()
+        live = ScoreModel(model.model.base_model, head, torch.zeros(1), None)
+        values.append(training._backward(live, tokens[:10], loss, micro))
+        gradients.append(head.grad)
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "pairs", lambda **_: lambda higher, lower, *_: (higher - lower) / 0)
+    chosen = config()
+    _, model, tokens = encoded(data, chosen)
+    with pytest.raises(NumericalError, match="lower learning_rate"):
+        training.fit_score_model(model, tokens, chosen, objective="pairs", folder=tmp_path, tell=lambda _: None)

@@ -47,7 +47,7 @@ def test_a_live_writer_is_named_and_a_killed_one_is_taken_over(tmp_path: Path) -
 def test_a_lock_of_an_earlier_boot_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / "LOCK").write_text(json.dumps({"pid": 1, "boot": "earlier", "host": socket.gethostname()}))
     with run_lock(tmp_path):
-        pass
+        assert json.loads((tmp_path / "LOCK").read_text())["pid"] == os.getpid()
 
 
 def test_a_second_lock_in_one_process_is_refused(tmp_path: Path) -> None:

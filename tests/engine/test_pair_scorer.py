@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from dualign.engine import layouts, pair_scorer
 from dualign.engine.layouts import LAYOUTS
 from dualign.engine.pair_scorer import PairScorer, choose_layout
 from dualign.engine.pair_store import build_store
+from dualign.errors import UsageError
 from engine_parts import EOS, PAD, groups, independent_log_prob, language_model, tiny_llama
 
 
@@ -70,6 +72,26 @@ def test_grammar_normalises_over_the_allowed_tokens() -> None:
         + logits[3, EOS] - logits[3, [EOS, 9, 11]].logsumexp(0)
     )  # fmt: skip
     assert torch.allclose(value[0, 0], expected, rtol=0, atol=1e-10)
+
+
+def test_the_side_on_which_a_tokenizer_pads_changes_nothing() -> None:
+    model = language_model()
+    values = []
+    for side in ("left", "right"):
+        model.tokenizer.padding_side = side
+        values.append(PairScorer(model)(layouts.rows(sequences(model), PAD)))
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("layout", ["auto", "rows"])
+def test_a_model_that_caps_its_logits_after_the_head_is_refused(layout) -> None:
+    config = Gemma2Config(
+        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.1, pad_token_id=PAD, eos_token_id=EOS,
+    )  # fmt: skip
+    capped = language_model(Gemma2ForCausalLM(config).double())
+    with pytest.raises(UsageError, match="Gemma2ForCausalLM changes its logits after the output head"):
+        choose_layout(PairScorer(capped), sequences(capped, 1), PAD, layout)
 
 
 def test_a_model_that_cannot_share_falls_back_and_says_so(monkeypatch) -> None:

@@ -261,6 +261,9 @@ class EvaluationSection(Section):
     """Samples a tune prompt."""
     metrics: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Further scorers shown on report prompts, by name: ``refusal: {kind: refusal}``."""
+    judge: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """An independent scorer a constraint (or ``reward``), by name: ``harm: {kind: guard, model: ...}``. It is asked on
+    report prompts alone; without it the score reported is the score trained on, and the report says so."""
 
 
 class CertificateSection(Section):

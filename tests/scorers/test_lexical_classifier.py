@@ -10,10 +10,12 @@ import pytest
 
 from dualign.data.prompts import load_demonstrations
 from dualign.errors import DataError, MissingError
+from dualign.maths.auc import clustered_auc
+from dualign.maths.calibration import wilson
 from dualign.records import Prompt
 from dualign.scorers.lexical import load_lexical
 from dualign.scorers.lexical_training import LabelledText, fit_lexical, refusal_rows
-from dualign.scorers.quality import clustered_auc, quality, wilson
+from dualign.scorers.quality import quality
 from dualign.scorers.table import make_scorer
 from dualign.scorers.training import trained
 

@@ -1,26 +1,23 @@
 """``dualign score``: a file of responses and a scorer -> the same rows with one more column."""
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dualign.errors import ConfigError, MissingError, UsageError
+from dualign.cli.named_scorer import Direction, named_scorer
+from dualign.errors import UsageError
 
 if TYPE_CHECKING:
     from dualign.data.responses import ResponseFile
     from dualign.records import FloatArray
     from dualign.scorers.protocol import Scorer
 
-Direction = Literal["reward", "cost"]
-FILES = (".yaml", ".yml", ".json")
-
 
 def score(
     responses: Annotated[Path, typer.Argument(help="JSONL, CSV or Parquet with columns prompt, response.")],
-    scorer: Annotated[str, typer.Option(help="A kind, a YAML or JSON file with kind and keys, or module:attribute.")],
+    scorer: Annotated[str, typer.Option(help="A kind, kind=K,key=value, a YAML or JSON file, or module:attribute.")],
     out: Annotated[Path, typer.Option(help="Where to write the rows: .jsonl, .csv or .parquet.")],
     direction: Annotated[
         Direction | None,
@@ -44,13 +41,12 @@ def score(
     write = writer_for(out)
     if out.exists() and responses.exists() and out.samefile(responses):
         raise UsageError(f"--out {out}: is the file of the responses; name another")
-    spec, folder = described(scorer, settings or [])
-    direction = direction or natural_direction(spec)
+    named = named_scorer(scorer, settings or [], direction=direction, default="reward")
     content = read_responses(responses)
-    name = column or direction
+    name = column or named.direction
     if any(name in row for row in content.rows):
         raise UsageError(f"--column {name}: {responses} has such a column already; name another")
-    built = _built(spec, direction, folder, typed=Path(scorer).suffix not in FILES)
+    built = named.build()
     scores = built(content.prompts, content.responses)
     write_bytes(out, write(with_scores(content, name, scores, built)))
     figures = summary(scores, built, name, out)
@@ -61,39 +57,6 @@ def score(
             f"{figures['rows']} responses, {name} by {built.id} ({built.direction}): "
             f"mean {figures['mean']:.4g}, from {figures['min']:.4g} to {figures['max']:.4g} -> {out}"
         )
-
-
-def described(scorer: str, settings: Sequence[str]) -> tuple[dict[str, Any], Path]:
-    """Return the scorer's keys as typed or as in its file, and the folder that its paths start at.
-
-    Raises:
-        UsageError: a ``--set`` is not key=value.
-        MissingError, ConfigError: the file is missing or broken.
-    """
-    from dualign.yaml_core import parse_yaml
-
-    folder = Path()
-    if Path(scorer).suffix in FILES:
-        spec = _read(Path(scorer))
-        folder = Path(scorer).parent
-    elif ":" in scorer:
-        spec = {"kind": "callable", "target": scorer}
-    else:
-        spec = {"kind": scorer}
-    for setting in settings:
-        key, sign, value = setting.partition("=")
-        if not sign or not key:
-            raise UsageError(f"--set {setting!r}: key=value is needed, such as unit=words")
-        spec[key] = parse_yaml(value, f"--set {key}")
-    return spec, folder
-
-
-def natural_direction(spec: Mapping[str, Any]) -> Direction:
-    """Return the only direction that the kind allows, else ``reward``."""
-    from dualign.scorers.table import KINDS
-
-    kind = KINDS.get(str(spec.get("kind")))
-    return (kind.direction if kind else None) or "reward"
 
 
 def with_scores(content: "ResponseFile", name: str, scores: "FloatArray", scorer: "Scorer") -> list[dict[str, Any]]:
@@ -120,29 +83,3 @@ def summary(scores: "FloatArray", scorer: "Scorer", column: str, out: Path) -> d
         "max": float(scores.max()),
         "out": str(out),
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    from dualign.yaml_core import parse_yaml
-
-    try:
-        value = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise MissingError(f"--scorer {path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--scorer {path}: is not UTF-8 ({error.reason})") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: {type(value).__name__}; a mapping with 'kind' is needed")
-    return value
-
-
-def _built(spec: Mapping[str, Any], direction: Direction, folder: Path, *, typed: bool) -> "Scorer":
-    """Return the scorer; a mistake in what was typed is a mistake of usage, one in a file of the file."""
-    from dualign.scorers.table import make_scorer
-
-    try:
-        return make_scorer(spec, direction=direction, folder=folder)
-    except ConfigError as error:
-        if typed:
-            raise UsageError(str(error)) from None
-        raise

@@ -1,4 +1,4 @@
-"""``dualign scorer``: reward and cost models of one's own."""
+"""``dualign scorer``: reward and cost models of one's own, and how far any scorer can be trusted."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
+from dualign.cli import scorer_check
 from dualign.cli.progress import Progress
 
 app = typer.Typer(
     name="scorer",
-    help="Fit reward and cost models.",
+    help="Fit reward and cost models, and check scorers against labels.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -38,3 +39,6 @@ def fit(
     report = fit_scorer(loaded, config.parent, folder, Progress(quiet=quiet).tell)
     write_text(folder / "reliability.svg", reliability_diagram(plain(report["held_out"]["calibration"])))
     print(json.dumps(plain(report), allow_nan=False) if json_output else report_text(report))
+
+
+app.command("check")(scorer_check.check)

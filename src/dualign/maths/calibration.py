@@ -72,6 +72,17 @@ def clustered_share(values: ArrayLike, prompt_index: ArrayLike, *, confidence: f
     return Share(mean, low, high, error, data.size, prompts)
 
 
+def wilson(share: float, trials: int, confidence: float) -> tuple[float, float]:
+    """Return Wilson's score interval (1927) of a share seen in ``trials`` trials."""
+    from scipy.special import ndtri
+
+    z = float(ndtri((1 + confidence) / 2))
+    centre = share + z**2 / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    scale = 1 + z**2 / trials
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
 def reliability_table(
     forecast: ArrayLike, outcome: ArrayLike, prompt_index: ArrayLike, *, edges: ArrayLike
 ) -> tuple[ReliabilityBin, ...]:

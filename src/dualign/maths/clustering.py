@@ -38,6 +38,13 @@ def prompt_means(values: ArrayLike, prompt_index: ArrayLike) -> FloatArray:
     return np.asarray(np.bincount(place, weights=data[order], minlength=counts.size) / counts)
 
 
+def rows_of_prompts(prompt_index: ArrayLike) -> list[NDArray[np.int64]]:
+    """Return the rows of each prompt, in the order of the sorted prompt numbers."""
+    index = np.asarray(prompt_index)
+    order = np.argsort(index, kind="stable").astype(np.int64)
+    return np.split(order, np.flatnonzero(np.diff(index[order])) + 1)
+
+
 def clustered_error(values: ArrayLike, prompt_index: ArrayLike) -> float:
     """Return the standard error of the mean of prompt means, ``s / sqrt(prompts)``; infinite below two prompts."""
     return standard_error(prompt_means(values, prompt_index))

@@ -15,7 +15,7 @@ from dualign.engine.loading import load_language_model, resolve
 from dualign.engine.settings import TrainingSettings
 from dualign.engine.templates import with_template
 from dualign.engine.timing import choose_compute
-from dualign.pipeline.checks import check_scorers, constraints_of, scorer_specs
+from dualign.pipeline.checks import check_scorers, constraints_of, direction_of, scorer_specs
 from dualign.pipeline.job import Job, Tell
 from dualign.pipeline.pairs import load_pairs
 from dualign.pipeline.prompts import check_slices, load_splits
@@ -65,6 +65,7 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
         reward=scorers["reward"],
         costs=tuple(scorers[f"cost {constraint.name}"] for constraint in constraints),
         metrics={name.removeprefix("metric "): s for name, s in scorers.items() if name.startswith("metric ")},
+        judges={name.removeprefix("judge "): s for name, s in scorers.items() if name.startswith("judge ")},
         facts={"notes": notes, "scorers": _scorer_facts(scorers, qualities)},
         pairs=tuple(pair for pair in pairs if pair[0].id in trained_on),
         tell=tell,
@@ -136,11 +137,8 @@ def _trained(
 
 
 def _direction(name: str, spec: Mapping[str, Any]) -> Direction:
-    """Return what a scorer is used as; a metric may be of either kind, and is a cost where its kind leaves it open."""
-    if name == "reward":
-        return "reward"
-    only = KINDS[spec["kind"]].direction if name.startswith("metric ") else None
-    return only or "cost"
+    """Return what a scorer is used as; a metric is of its kind's direction, a cost where the kind leaves it open."""
+    return direction_of(name) or KINDS[spec["kind"]].direction or "cost"
 
 
 def _scorer_facts(scorers: Mapping[str, Any], qualities: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from dualign.certify import Requirement, Terms, check_terms
 from dualign.config import Config, ConstraintSection
@@ -85,6 +85,10 @@ def check(config: Config) -> None:
         raise ConfigError("evaluation.responses_per_prompt: Newton rules need at least 2: "
                           "the slope is a covariance within the prompt")  # fmt: skip
     constraints_of(config)
+    for name in config.evaluation.judge:
+        known = ["reward", *(section.name for section in config.constraints)]
+        if name not in known:
+            raise ConfigError(f"evaluation.judge: {unknown('score', name, known)}")
 
 
 def check_rule(dual: str | None, limits: int) -> None:
@@ -99,6 +103,10 @@ def check_rule(dual: str | None, limits: int) -> None:
 
 def _check_embedded(config: Config) -> None:
     """Check that the scorers are those that the embedded world learns."""
+    if config.evaluation.judge:
+        raise ConfigError(
+            f"evaluation.judge: the {config.policy.world} world is judged by its hidden scores; leave it out"
+        )
     if config.reward is None or len(config.constraints) != 1:
         raise ConfigError(
             f"policy.world: the {config.policy.world} world has a reward and one limit, {len(config.constraints)} "
@@ -120,10 +128,11 @@ def _check_world_file(config: Config) -> None:
 
 
 def scorer_specs(config: Config) -> dict[str, dict[str, Any]]:
-    """Return every scorer that the config describes: ``reward``, ``cost NAME``, ``metric NAME``."""
+    """Return every scorer that the config describes: ``reward``, ``cost NAME``, ``metric NAME``, ``judge NAME``."""
     specs = {} if config.reward is None else {"reward": config.reward.scorer}
     specs |= {f"cost {section.name}": section.scorer for section in config.constraints}
-    return specs | {f"metric {name}": spec for name, spec in config.evaluation.metrics.items()}
+    specs |= {f"metric {name}": spec for name, spec in config.evaluation.metrics.items()}
+    return specs | {f"judge {name}": spec for name, spec in config.evaluation.judge.items()}
 
 
 def check_scorers(specs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -133,8 +142,14 @@ def check_scorers(specs: Mapping[str, Mapping[str, Any]]) -> None:
         ConfigError: an unknown kind or key, or a kind that cannot be used as what it is given for.
     """
     for name, spec in specs.items():
-        use = name.split()[0]
-        _check_scorer(spec, f"scorer of {name}", None if use == "metric" else use)
+        _check_scorer(spec, f"scorer of {name}", direction_of(name))
+
+
+def direction_of(name: str) -> Literal["reward", "cost"] | None:
+    """Return what the scorer of that name is used as; none: a metric, which may be either."""
+    if name.startswith("metric "):
+        return None
+    return "reward" if name in ("reward", "judge reward") else "cost"
 
 
 def _check_scorer(spec: Mapping[str, Any], where: str, direction: str | None) -> None:

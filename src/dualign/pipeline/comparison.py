@@ -10,6 +10,7 @@ import numpy as np
 from dualign.backends.protocol import Policy
 from dualign.maths.clustering import paired_difference
 from dualign.pipeline.job import Job
+from dualign.pipeline.judging import judge_column, where_of
 from dualign.pipeline.measurement import Scored, slice_of
 from dualign.pipeline.stages import score_rows, scored
 from dualign.records import FloatArray, Prompt
@@ -47,6 +48,11 @@ def metrics(job: Job, made: Scored) -> dict[str, FloatArray]:
         rows = slice_of(made.prompts, constraint.where)
         values[rows] = made.costs[rows, :, i].mean(axis=1)
         table[f"cost_{constraint.name}"] = values
+    for name, judge in job.judges.items():
+        rows = slice_of(made.prompts, where_of(job, name))
+        table[judge_column(name)] = np.full(len(made.prompts), np.nan)
+        answers = [made.responses[k] for k in rows]
+        table[judge_column(name)][rows] = score_rows(judge, [made.prompts[k] for k in rows], answers).mean(axis=1)
     for name, scorer in job.metrics.items():
         table[name] = score_rows(scorer, made.prompts, made.responses).mean(axis=1)
     table["tokens"] = np.array([np.mean([len(r.tokens) for r in row]) for row in made.responses])

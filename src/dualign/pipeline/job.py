@@ -38,6 +38,8 @@ class Job:
     costs: tuple[Scorer, ...]
     metrics: Mapping[str, Scorer] = field(default_factory=dict)
     """Further scorers, shown in the comparison on report prompts."""
+    judges: Mapping[str, Scorer] = field(default_factory=dict)
+    """Independent scorers of the reward (``reward``) and of constraints (their name), asked on report prompts."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What was found out while the job was put together: data/summary.json."""
     pairs: Sequence[tuple[Prompt, str, str]] = ()

@@ -12,12 +12,13 @@ from dualign.certify import VERDICT_CODES
 from dualign.maths.one_shot import OneShot
 from dualign.pipeline.comparison import compare, slice_name
 from dualign.pipeline.job import Job
+from dualign.pipeline.judging import judge_figures, warnings_of
 from dualign.pipeline.measurement import matches
 from dualign.pipeline.search import Search, extra_round, first_multipliers, prepare, rounds
 from dualign.pipeline.stages import score_rows
 from dualign.pipeline.verdict import ladder, limits_met, open_calibration, preferred
 from dualign.records import Certificate, Evaluation, FloatArray, Iterate
-from dualign.runs.store import write_json, write_table
+from dualign.runs.store import read_table, write_json, write_table
 
 
 def run_job(job: Job) -> tuple[dict[str, Any], int]:
@@ -41,6 +42,9 @@ def run_job(job: Job) -> tuple[dict[str, Any], int]:
     roles["selected"] = selected.policy
     compare(job, roles)
     result = _result(search, [*measured, *([extra] if extra else [])], selected, certificate)
+    result |= {"judges": _judged(job), "warnings": warnings_of(job)}
+    for line in result["warnings"]:
+        job.tell(f"warning: {line}")
     write_json(job.run / "result.json", result, run=job.run)
     return result, VERDICT_CODES[certificate.verdict]
 
@@ -61,6 +65,11 @@ def _told(search: Search, iterates: Any) -> Any:
 def _raw(search: Search, iterate: Iterate) -> Iterate:
     """Return the iterate with raw multipliers and raw figures (looked up: it was measured already)."""
     return Iterate(iterate.round, search.raw(iterate.multipliers), search.measure(iterate.policy), iterate.policy)
+
+
+def _judged(job: Job) -> dict[str, Any]:
+    """Return what the judges say of the selected policy's answers to the report prompts."""
+    return judge_figures(job, read_table(job.run / "report" / "answers.parquet", run=job.run)) if job.judges else {}
 
 
 def _cost_only(search: Search) -> Iterate | None:

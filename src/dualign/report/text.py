@@ -13,6 +13,9 @@ def summary_text(run: Path) -> str:
     lines += _table(files)
     if files.exact:
         lines += ["", *_wrapped(_exact_line(files))]
+    warnings = files.result.get("warnings")
+    for line in warnings if isinstance(warnings, list) else []:
+        lines += ["", *_wrapped(f"Warning: {line}.")]
     if (run / "report.html").exists():
         lines += ["", f"report: {run / 'report.html'}"]
     return "\n".join(_printable(line) for line in lines)

@@ -9,7 +9,7 @@ import numpy as np
 
 from dualign.data.checks.context import Context
 from dualign.data.preferences import Answer, Fault, PreferenceRow
-from dualign.scorers.quality import clustered_auc
+from dualign.maths.auc import clustered_auc
 
 FLAGS = {"true": True, "false": False}
 SCORED_BY = ("scorer", "revision", "template")

@@ -65,15 +65,28 @@ def answers(pairs: Sequence[LabelledPair]) -> Answers:
 
 
 def pairs_of(rows: Iterable[PreferenceRow], direction: Direction) -> PairSet:
-    """Return the pairs that ``rows`` label for a reward or a cost.
+    """Return the pairs that ``rows`` label for a reward or a cost, and those left out.
+
+    Raises:
+        DataError: nothing is left, or a cost's rows have safety flags in part.
+    """
+    kept, left_out = labelled_pairs(rows, direction)
+    if not kept:
+        wanted = "more helpful" if direction == "reward" else "safer"
+        told = "; ".join(f"{reason}: {count}" for reason, count in left_out.items()) or "no rows"
+        raise DataError(f"data: no pair says which answer is {wanted} ({told})")
+    return PairSet(kept, direction == "cost" and _signed(kept), left_out)
+
+
+def labelled_pairs(
+    rows: Iterable[PreferenceRow], direction: Direction
+) -> tuple[tuple[LabelledPair, ...], dict[str, int]]:
+    """Return the pairs that ``rows`` label, and how many were left out by reason.
 
     Single answers with safety flags are grouped by prompt first. A row of K answers gives the pairs of its winner
     with each other answer; one that names no safer answer gives the pairs of an unsafe with a safe answer.
     Left out and counted: rows without a label, blank and identical answers, a safer answer that is flagged unsafe
     while the other is safe, repetitions, and both rows of a pair that is labelled both ways.
-
-    Raises:
-        DataError: nothing is left, or a cost's rows have safety flags in part.
     """
     left_out: Counter[str] = Counter()
     found = []
@@ -87,12 +100,7 @@ def pairs_of(rows: Iterable[PreferenceRow], direction: Direction) -> PairSet:
                 found.append(pair)
     del left_out["kept"]
     kept = _undisputed(found, left_out)
-    counts = {reason: count for reason, count in left_out.items() if count}
-    if not kept:
-        wanted = "more helpful" if direction == "reward" else "safer"
-        told = "; ".join(f"{reason}: {count}" for reason, count in counts.items()) or "no rows"
-        raise DataError(f"data: no pair says which answer is {wanted} ({told})")
-    return PairSet(kept, direction == "cost" and _signed(kept), counts)
+    return kept, {reason: count for reason, count in left_out.items() if count}
 
 
 def signs(answers: Sequence[Answer]) -> FloatArray:

@@ -1,0 +1,83 @@
+"""The figures of a scorer's check -> one sentence, and what a user should be warned of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dualign.scorers.protocol import Direction
+
+Figures = Mapping[str, Any]
+MANY = 0.5
+"""From this share on, ties, answers at one extreme and saturated labels are warned of."""
+
+
+def verdict(figures: Figures, direction: Direction) -> dict[str, str]:
+    """Return ``word`` (usable, wrong sign, at chance or constant) and ``sentence``.
+
+    What decides is the 95 % interval of what training uses: the order of labelled pairs; without pairs, the AUC
+    against flags.
+    """
+    ends = figures["extremes"]
+    if ends["constant"]:
+        return {"word": "constant", "sentence": f"Constant: every answer scores {ends['min']:.6g}; it says nothing."}
+    found, says = _evidence(figures, direction)
+    if found["low"] > 0.5:
+        return {"word": "usable", "sentence": f"Usable as a {direction}: {says}."}
+    if found["high"] < 0.5:
+        other = "reward" if direction == "cost" else "cost"
+        turned = f"turn its sign, or use it as a {other}"
+        return {"word": "wrong sign", "sentence": f"The sign is wrong for a {direction}: {says}; {turned}."}
+    return {"word": "at chance", "sentence": f"At chance as a {direction}: {says}; the interval holds one half."}
+
+
+def _evidence(figures: Figures, direction: Direction) -> tuple[Figures, str]:
+    """Return what decides, and what it says."""
+    order = figures["order"]
+    if order is not None:
+        side = "less safe" if direction == "cost" else "more helpful"
+        of = f"{order['n']:,} pairs of {order['n_prompts']:,} prompts"
+        return order, f"the {side} answer scores higher in {_share(order)} of {of}"
+    area = figures["detection"]["auc"]
+    kinds = f"{figures['detection']['unsafe']:,} unsafe, {figures['detection']['safe']:,} safe"
+    return area, f"an unsafe answer scores higher than a safe one with probability {_share(area)} ({kinds})"
+
+
+def _share(found: Figures) -> str:
+    return f"{found['value']:.1%} (95 %: {found['low']:.1%} to {found['high']:.1%})"
+
+
+def warnings(figures: Figures) -> Iterator[str]:
+    """Yield one line for each thing that a user should know before trusting the scorer."""
+    ends, order, detection, parity = (figures[name] for name in ("extremes", "order", "detection", "parity"))
+    if not parity["held"]:
+        yield (
+            f"an answer's score changes by up to {parity['largest_change']:.3g} when it is scored alone "
+            f"({parity['allowed']:.1g} is rounding): batch or padding leaks into the score"
+        )
+    if ends["constant"]:
+        return
+    for side in ("min", "max"):
+        if ends[f"at_{side}"] >= MANY:
+            what = f"{ends[f'at_{side}']:.0%} of the answers score exactly {ends[side]:.6g}, the {side}imum"
+            yield f"{what}: capped, or of few values; it cannot tell them apart"
+    if order is not None and order["ties"] >= MANY:
+        yield f"{order['ties']:.0%} of the pairs tie, and teach nothing"
+    if figures["scale"]["saturated"]["normalised"] >= MANY:
+        yield "most labels are outside [0.01, 0.99] even in units of the within-prompt SD; raise the temperature"
+    if detection is not None:
+        yield from _about_flags(detection, order)
+
+
+def _about_flags(detection: Figures, order: Figures | None) -> Iterator[str]:
+    area, sign = detection["auc"], detection["sign"]
+    if sign["value"] < detection["commoner_flag"] and area["low"] > 0.5:
+        yield (
+            f"its zero does not part safe from unsafe: the sign is right for {sign['value']:.1%} of the flagged "
+            f"answers, the commoner flag alone for {detection['commoner_flag']:.1%}; choose the limit on its own scale"
+        )
+    if order is not None and (area["low"] > 0.5 > order["high"] or area["high"] < 0.5 < order["low"]):
+        yield (
+            f"pairs and flags contradict each other: AUC {area['value']:.3f} against flags of all prompts, "
+            f"{order['value']:.1%} of pairs within a prompt"
+        )

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from dualign.cli.methods import methods
 from dualign.cli.solve import solve
 from dualign.errors import DataError, DualignError, MissingError, UsageError
+from dualign.methods.table import METHODS
 from dualign.worlds.file import World
 from small_worlds import raw_world, small_world, write_world
 
@@ -193,7 +194,7 @@ def test_the_table_for_people(tmp_path: Path) -> None:
 def test_methods_are_listed() -> None:
     code, text, _ = run("methods", "--json")
     rows = {row["name"]: row for row in json.loads(text)["methods"]}
-    assert code == 0 and set(rows) == {"c-dpo", "dpo", "fixed"}
+    assert code == 0 and set(rows) == set(METHODS)
     assert all({"name", "source", "needs", "reconstruction"} <= set(row) for row in rows.values())
     assert "c-dpo" in run("methods")[1]
 

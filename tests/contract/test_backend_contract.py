@@ -1,4 +1,4 @@
-"""Three tiny objectives that ask a backend for more than DPO does; a table can give two of them."""
+"""Three tiny objectives that ask a backend for more than DPO does, on a table."""
 
 from dataclasses import replace
 
@@ -8,7 +8,6 @@ import torch
 
 from dualign.backends.protocol import Objective, PairBatch, Policy, Side
 from dualign.backends.tabular import TabularBackend
-from dualign.errors import UsageError
 from dualign.maths.losses import soft
 from dualign.records import Group
 from small_worlds import objective, small_world
@@ -34,12 +33,22 @@ def weighed() -> Objective:
     return replace(objective(1.0, beta=0.5), weigh=weigh, name="weighed")
 
 
+def contradicting() -> Objective:
+    """Coefficients that depend on both sides: no policy has every pair at its least loss, and penalties stay."""
+
+    def loss(preferred: Side, other: Side) -> torch.Tensor:
+        share = preferred.columns["scale"] / (preferred.columns["scale"] + other.columns["scale"])
+        return -torch.nn.functional.logsigmoid(share * preferred.log_ratio - (1 - share) * other.log_ratio)
+
+    return replace(columns(), loss=loss, name="contradicting")
+
+
 def embeddings() -> Objective:
     def penalty(batch: PairBatch, losses: torch.Tensor) -> torch.Tensor:
         assert batch.embedding_gradient is not None
         return batch.embedding_gradient(losses)
 
-    return replace(objective(1.0, beta=0.5), penalty=penalty, name="embeddings")
+    return replace(contradicting(), penalty=penalty, name="embeddings")
 
 
 def groups() -> list[Group]:
@@ -61,14 +70,20 @@ def pair_losses(asked: Objective, state: np.ndarray) -> tuple[torch.Tensor, torc
         i, j = torch.triu_indices(len(group.reward), len(group.reward), offset=1)
         score = torch.from_numpy(group.reward - group.costs @ asked.multipliers)
         scale = torch.from_numpy(group.columns["scale"])
-        one, other = (Side(ratios[row][k], {"scale": scale[k]}) for k in (i, j))
+        # Half of it on either side: what the loss's slope by the pair's difference is seen through.
+        apart = torch.zeros(len(i), dtype=torch.float64, requires_grad=True)
+        one = Side(ratios[row][i] + apart / 2, {"scale": scale[i]})
+        other = Side(ratios[row][j] - apart / 2, {"scale": scale[j]})
         p = torch.sigmoid(score[i] - score[j])
-        losses.append(p * asked.loss(one, other) + (1 - p) * asked.loss(other, one))
+        values = p * asked.loss(one, other) + (1 - p) * asked.loss(other, one)
+        if asked.penalty is not None:
+            values = values + torch.autograd.grad(values.sum(), apart, create_graph=True)[0] ** 2
+        losses.append(values)
         weights.append(torch.full_like(p, group.weight / len(p)))
     return torch.cat(losses), torch.cat(weights), logits
 
 
-@pytest.mark.parametrize("asked", [columns(), weighed()], ids=lambda asked: asked.name)
+@pytest.mark.parametrize("asked", [columns(), weighed(), contradicting(), embeddings()], ids=lambda asked: asked.name)
 def test_the_fit_is_a_stationary_point_of_the_loss(asked: Objective) -> None:
     _, policy = fit(asked)
     losses, weights, logits = pair_losses(asked, policy.state)
@@ -92,12 +107,12 @@ def test_whole_batch_weights_minimise_the_exponential_mean() -> None:
         assert value(policy.state + 0.01 * rng.normal(size=policy.state.shape)) > best
 
 
-def test_embedding_gradients_are_refused_by_a_table() -> None:
-    with pytest.raises(UsageError, match="input-embeddings"):
-        fit(embeddings())
+def test_the_penalty_moves_the_optimum() -> None:
+    one, other = (fit(asked)[1].state for asked in (embeddings(), contradicting()))
+    assert np.abs(np.exp(one) - np.exp(other)).max() > 1e-4
 
 
-@pytest.mark.parametrize("asked", [columns(), weighed()], ids=lambda asked: asked.name)
+@pytest.mark.parametrize("asked", [columns(), weighed(), contradicting(), embeddings()], ids=lambda asked: asked.name)
 def test_fits_are_finite_normalised_and_repeat(asked: Objective) -> None:
     _, policy = fit(asked, seed=3)
     probabilities = np.exp(policy.state)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dualign.backends.protocol import Objective, Side
+from dualign.backends.protocol import Objective, PairBatch, Side
 from dualign.errors import NumericalError
 
 STEP_TOLERANCE = 1e-8
@@ -43,6 +43,8 @@ class PairTable:
     wins: Tensor
     loses: Tensor
     """Shape ``[group, pair]``: probability that the first side wins, and its complement, both to full precision."""
+    label_logit: Tensor
+    """Shape ``[group, pair]``: logit of the label before anything was drawn."""
     columns: Mapping[str, Tensor]
     """Per-response columns, each ``[group, response]``."""
 
@@ -84,7 +86,8 @@ def minimise(table: PairTable, objective: Objective, *, start: Tensor, budget: i
 
     A step is damped by halving until the loss falls, or until the next step, with the same curvature, is shorter
     (the natural monotonicity test of Deuflhard 2011, section 3.3): near the optimum the loss itself is lost in
-    rounding, and whole-batch weights have no common loss to lower.
+    rounding, and whole-batch weights have no common loss to lower. Weights and penalties tie the groups together: they
+    get one length for all.
 
     Raises:
         NumericalError: a loss that is not finite.
@@ -111,16 +114,19 @@ def _damped(table: PairTable, objective: Objective, gaps: Tensor, model: _Model,
     size = torch.linalg.vector_norm(step, dim=1)
     descent = (model.gradient * step).sum(dim=1)
     before = model.losses.sum(dim=1)
+    tied = objective.weigh is not None or objective.penalty is not None
     for _ in range(HALVINGS):
         trial = _slopes(table, objective, gaps + length * step)
         gradient = _gradient(table, gaps + length * step, trial)
         following = torch.linalg.vector_norm(torch.einsum("ngh,nh->ng", model.inverse, gradient), dim=1)
-        better = following <= (1 - length[:, 0] / 4) * size
-        if objective.weigh is None:
-            better |= trial.losses.sum(dim=1) <= before + 1e-4 * length[:, 0] * descent
+        after, goal = trial.losses.sum(dim=1), before + 1e-4 * length[:, 0] * descent
+        if tied:
+            better = following.norm() <= (1 - length.min() / 4) * size.norm()
+            if objective.weigh is None:
+                better |= after.sum() <= goal.sum()
+            better = better.expand(len(gaps))
         else:
-            # The weights tie the groups together: one length for all, judged on all.
-            better = (following.norm() <= (1 - length[0, 0] / 4) * size.norm()).expand(len(gaps))
+            better = (following <= (1 - length[:, 0] / 4) * size) | (after <= goal)
         better = better | (objective.beta * size * length[:, 0] <= STEP_TOLERANCE)
         if better.all():
             return length * step
@@ -164,9 +170,11 @@ def _slopes(
     ratios = torch.einsum("nkg,ng->nk", table.spans, gaps)
     normaliser = torch.logsumexp(table.log_reference + ratios, dim=1, keepdim=True)
     one, other = ratios.gather(1, table.first), ratios.gather(1, table.second)
-    apart = ((one - other)[table.real] + difference).requires_grad_()
-    height = (((one + other) / 2 - normaliser)[table.real] + level).requires_grad_()
-    losses = _softened(table, objective, height + apart / 2, height - apart / 2)
+    here = (one - other)[table.real], ((one + other) / 2 - normaliser)[table.real]
+    apart, height = (here[0] + difference).requires_grad_(), (here[1] + level).requires_grad_()
+    losses = _softened(table, objective, _sides(table, apart, height))
+    if objective.penalty is not None:
+        losses = losses + _penalty(table, objective, here, (apart, height))
     if not bool(torch.isfinite(losses).all()):
         raise NumericalError(f"objective {objective.name!r}: a loss is not finite in a finite world")
     slopes = torch.autograd.grad(losses.sum(), (apart, height), allow_unused=True, materialize_grads=True)
@@ -180,14 +188,53 @@ def _slopes(
     return _Slopes(loss, by_difference, by_level, weights)
 
 
-def _softened(table: PairTable, objective: Objective, one: Tensor, other: Tensor) -> Tensor:
-    """Return the expected loss of each real pair under its label."""
-    sides = [
-        Side(ratio, {name: values.gather(1, index)[table.real] for name, values in table.columns.items()})
-        for ratio, index in ((one, table.first), (other, table.second))
+def _sides(table: PairTable, apart: Tensor, height: Tensor) -> tuple[Side, Side]:
+    """Return both sides of each real pair, from their difference and their mean level."""
+    columns = [
+        {name: values.gather(1, index)[table.real] for name, values in table.columns.items()}
+        for index in (table.first, table.second)
     ]
+    return Side(height + apart / 2, columns[0]), Side(height - apart / 2, columns[1])
+
+
+def _softened(table: PairTable, objective: Objective, sides: tuple[Side, Side]) -> Tensor:
+    """Return the expected loss of each real pair under its label."""
     won, lost = objective.loss(*sides), objective.loss(*reversed(sides))
     return table.wins[table.real] * won + table.loses[table.real] * lost
+
+
+def _penalty(
+    table: PairTable, objective: Objective, here: tuple[Tensor, Tensor], moved: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Return the penalty of each real pair at ``moved``.
+
+    The batch holds every pair twice: with its weight at ``here``, and without weight at ``moved``. What a penalty
+    takes of the whole batch is so that of ``here``, and a difference quotient sees a pair's own curvature alone.
+    A table has no embeddings: its convention is a margin whose gradient by them has norm 1, so that the squared norm
+    of a loss's gradient is its squared derivative by the margin.
+    """
+    still = tuple(part.requires_grad_() for part in here)
+    places = (still, moved)
+    both = [_sides(table, *place) for place in places]
+    losses = torch.cat([_softened(table, objective, sides) for sides in both])
+
+    def embedding_gradient(values: Tensor) -> Tensor:
+        slopes = torch.autograd.grad(values.sum(), [apart for apart, _ in places], create_graph=True)
+        return torch.cat(slopes) ** 2
+
+    first, second = (
+        Side(
+            torch.cat([sides[k].log_ratio for sides in both]),
+            {name: torch.cat([sides[k].columns[name] for sides in both]) for name in table.columns},
+        )
+        for k in (0, 1)
+    )
+    weight, logit = table.weight[table.real], table.label_logit[table.real]
+    batch = PairBatch(
+        first, second, torch.cat([logit, logit]), torch.cat([weight, torch.zeros_like(weight)]), embedding_gradient
+    )
+    assert objective.penalty is not None
+    return objective.penalty(batch, losses)[len(weight) :]
 
 
 def _spread(table: PairTable) -> Tensor:

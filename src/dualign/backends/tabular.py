@@ -44,23 +44,22 @@ class TabularBackend:
         """Return the policy that minimises ``objective`` over all unordered pairs of each group.
 
         Prompts without a group keep the reference's probabilities. Drawn labels are drawn once a pair, from ``seed``,
-        in the order of the world: the same seed draws the same uniform number for a pair at every multiplier.
+        in the order of the world: the same seed draws the same uniform number for a pair at every multiplier. In the
+        place of a gradient by embeddings stands that by the margin, as if their product had norm 1 in every pair.
         The report's history holds one row: the largest entry of the gradient, and ``converged`` 1 or 0.
 
         Raises:
             NumericalError: a score or a loss is not finite.
             UsageError: the objective needs what a table does not have.
         """
-        missing = objective.needs & {Need.INPUT_EMBEDDINGS, Need.TOKENS}
-        if missing:
-            wants = ", ".join(sorted(missing))
-            raise UsageError(f"objective {objective.name!r} needs {wants}: a finite world has none; train a model")
+        if Need.TOKENS in objective.needs:
+            raise UsageError(f"objective {objective.name!r} needs tokens: a finite world has none; train a model")
         began = time.perf_counter()
         log_reference = self.table(reference)
         rows = [self._row(group) for group in groups]
         if len(set(rows)) < len(rows):
             raise ValueError("a prompt may have one group only")
-        table, logits, order = _pair_table(groups, objective, log_reference[rows], seed)
+        table, order = _pair_table(groups, objective, log_reference[rows], seed)
         origin = np.zeros_like(log_reference)
         if start is not None:
             np.subtract(self.table(start), log_reference, out=origin, where=np.isfinite(log_reference))
@@ -68,7 +67,7 @@ class TabularBackend:
         logits_of_policy = log_reference.copy()
         logits_of_policy[rows] += fitted.log_ratios.numpy()
         log_probs = logits_of_policy - np.logaddexp.reduce(logits_of_policy, axis=1, keepdims=True)
-        report = _report(table, fitted, logits, objective.beta, time.perf_counter() - began)
+        report = _report(table, fitted, objective.beta, time.perf_counter() - began)
         return Policy(name, log_probs, report)
 
     def sample(self, policy: Policy, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Response]]:
@@ -89,6 +88,25 @@ class TabularBackend:
         table = self.table(policy)
         return [table[self._row(group), : len(group.responses)].copy() for group in groups]
 
+    def mutual_information(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
+        """Return for each group ``[response]``: log pi(y|x) - log pi(y), in nats; a response is one token.
+
+        pi(y) is the mean of pi(y|x) over the prompts that can get a response of the text y, by their weights.
+        """
+        table = self.table(policy)
+        mass: dict[str, float] = {}
+        weight: dict[str, float] = {}
+        for row, prompt in enumerate(self._world.prompts):
+            # Prompts of weight 0 count where a text has no others.
+            share = prompt.weight or 1e-300
+            for response, log_prob in zip(prompt.responses, table[row], strict=False):
+                mass[response.text] = mass.get(response.text, 0.0) + share * float(np.exp(log_prob))
+                weight[response.text] = weight.get(response.text, 0.0) + share
+        means = [
+            np.array([mass[response.text] / weight[response.text] for response in group.responses]) for group in groups
+        ]
+        return [values - np.log(mean) for values, mean in zip(self.log_probs(policy, groups), means, strict=True)]
+
     def table(self, policy: Policy) -> FloatArray:
         """Return the policy's ``[prompt, response]`` log-probabilities."""
         if policy.state is None:
@@ -106,8 +124,8 @@ class TabularBackend:
 
 def _pair_table(
     groups: Sequence[Group], objective: Objective, log_reference: FloatArray, seed: int
-) -> tuple[PairTable, Tensor, Tensor]:
-    """Return the pairs of ``groups``, their label logits, and ``[group, rank]`` columns, worst score first."""
+) -> tuple[PairTable, Tensor]:
+    """Return the pairs of ``groups``, and their ``[group, rank]`` columns, worst score first."""
     counts = torch.tensor([len(group.responses) for group in groups])
     width = log_reference.shape[1]
     scores = _padded([group.reward - group.costs @ objective.multipliers for group in groups], width)
@@ -132,9 +150,10 @@ def _pair_table(
         weight=share[:, None] * real,
         wins=torch.zeros_like(logits).masked_scatter(real, wins),
         loses=torch.zeros_like(logits).masked_scatter(real, loses),
+        label_logit=logits,
         columns=columns,
     )
-    return table, logits, order
+    return table, order
 
 
 def _labels(objective: Objective, logits: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -162,10 +181,10 @@ def _gaps(log_ratios: FloatArray, order: Tensor) -> Tensor:
     return torch.from_numpy(log_ratios).gather(1, order).diff(dim=1)
 
 
-def _report(table: PairTable, fitted: Fitted, logits: Tensor, beta: float, seconds: float) -> FitReport:
+def _report(table: PairTable, fitted: Fitted, beta: float, seconds: float) -> FitReport:
     """Return the report, with the slope through the origin of beta * h on the labels' logits (1 = fitted)."""
     h = fitted.log_ratios.gather(1, table.first) - fitted.log_ratios.gather(1, table.second)
-    spread = float((table.weight * logits**2).sum())
-    slope = beta * float((table.weight * h * logits).sum()) / spread if spread > 0 else 1.0
+    spread = float((table.weight * table.label_logit**2).sum())
+    slope = beta * float((table.weight * h * table.label_logit).sum()) / spread if spread > 0 else 1.0
     verdict = {"gradient": fitted.gradient, "converged": float(fitted.converged)}
     return FitReport(steps=fitted.steps, loss=fitted.loss, slope=slope, seconds=seconds, history=(verdict,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,21 @@ class TransformerBackend:
             NumericalError: one is not finite.
         """
         return self._log_probs(policy, build_store(self.language_model, groups))
+
+    def mutual_information(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
+        """Return for each group ``[response]``: (log pi(y|x) - log pi(y)) / |y|, in nats a token, EOS included.
+
+        pi(y) is the probability of the response after an empty prompt in the template.
+
+        Raises:
+            DataError: the template of an empty prompt has no token.
+            NumericalError: a log-probability is not finite.
+        """
+        bare = [replace(group, prompt=Prompt("", id=group.prompt.id)) for group in groups]
+        stores = [build_store(self.language_model, made) for made in (groups, bare)]
+        given, alone = (self._log_probs(policy, store) for store in stores)
+        lengths = [np.array([len(row.responses[i]) for i in row.index]) for row in stores[0].groups]
+        return [(one - other) / length for one, other, length in zip(given, alone, lengths, strict=True)]
 
     def layout(self, store: PairStore) -> str:
         """Return the layout in use; it is tried on the longest group once."""

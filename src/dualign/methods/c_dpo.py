@@ -1,16 +1,24 @@
 """C-DPO: preference optimisation under limits on expected costs (Liu, Sun & Zheng 2024, arXiv 2403.02475)."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
-import numpy as np
-
-from dualign.backends.protocol import Objective, Policy, Problem
+from dualign.backends.protocol import Objective, Problem
 from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
-from dualign.methods.loop import dual_loop
+from dualign.methods.b_dpo import B_DPO
+from dualign.methods.dr_dpo import DR_DPO
+from dualign.methods.kldpo import KLDPO
 from dualign.methods.nearest import unknown
-from dualign.methods.options import NO_OPTIONS, Options
+from dualign.methods.options import NO_OPTIONS, Options, filled
+from dualign.methods.plain import DPO, IPO, conservative
+from dualign.methods.recipe import Recipe, objective, trained
+from dualign.methods.wdpo import WDPO
 from dualign.records import FloatArray, Iterate
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe for recipe in (DPO, IPO, conservative("dpo"), KLDPO, WDPO, B_DPO, DR_DPO)
+}
+"""The losses that the dual loop can be run with. All but the first are new in it: no source has them under limits."""
 
 
 def c_dpo(
@@ -28,49 +36,34 @@ def c_dpo(
     Every round relabels the pairs by ``reward - multipliers . costs``, fits a policy on them by DPO from the fixed
     reference, measures its costs, and asks the rule for the next multipliers. The paper is ``rule=gradient(...)`` with
     its reference fixed and its pairs relabelled; projection, stop and the other rules are reconstructions, and so are
-    soft labels, whose minimiser is the Gibbs policy of the multipliers.
+    soft labels, whose minimiser is the Gibbs policy of the multipliers. Another loss of ``RECIPES`` has its default
+    options here.
+
+    Raises:
+        UsageError: an unknown loss or label mode, a temperature that is not positive, a rule that reads a slope which
+            policies of the loss do not have.
+    """
+    recipe = recipe_of(loss)
+    return trained(problem, recipe, rule=rule, start=start, labels=labels, temperature=temperature)
+
+
+def recipe_of(loss: str) -> Recipe:
+    """Return the loss of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if loss not in RECIPES:
+        raise UsageError(unknown("loss", loss, RECIPES))
+    return RECIPES[loss]
+
+
+def relabelled(multipliers: FloatArray, beta: float, *, loss: str, labels: str, temperature: float) -> Objective:
+    """Return the objective of a round of ``c_dpo``: labels that prefer the larger ``reward - multipliers . costs``.
 
     Raises:
         UsageError: an unknown loss or label mode, a temperature that is not positive.
     """
-
-    def fit(multipliers: FloatArray, name: str) -> Policy:
-        return problem.backend.fit(
-            problem.groups,
-            objective=relabelled(multipliers, problem.beta, loss=loss, labels=labels, temperature=temperature),
-            reference=problem.reference,
-            start=None,
-            seed=problem.seed,
-            name=name,
-        )
-
-    return dual_loop(problem, rule, start, fit)
-
-
-def relabelled(multipliers: FloatArray, beta: float, *, loss: str, labels: str, temperature: float) -> Objective:
-    """Return the objective whose labels prefer the larger ``reward - multipliers . costs``.
-
-    ``beta`` is that of the problem. Labels at ``temperature`` and a loss with ``beta / temperature`` have the policy of
-    ``beta`` as their minimum, so the temperature moves how saturated labels are, and not the policy that is sought.
-
-    Raises:
-        UsageError: as ``c_dpo``.
-    """
-    # Here, not on top: the table of methods is printed without torch.
-    from dualign.maths.losses import LABELS, LOSSES
-
-    if loss not in LOSSES:
-        raise UsageError(unknown("loss", loss, LOSSES))
-    if labels not in LABELS:
-        raise UsageError(unknown("labels", labels, LABELS))
-    if not (temperature > 0 and np.isfinite(temperature)):
-        raise UsageError(f"temperature: must be a number above 0, got {temperature}")
-    pairwise, coefficient = LOSSES[loss], beta / temperature
-    return Objective(
-        loss=lambda preferred, other: pairwise(preferred.log_ratio, other.log_ratio, beta=coefficient),
-        labels=LABELS[labels],
-        multipliers=multipliers,
-        beta=coefficient,
-        temperature=temperature,
-        name=f"{loss}-{labels}",
-    )
+    recipe = recipe_of(loss)
+    defaults = filled(loss, recipe.options, NO_OPTIONS)
+    return objective(recipe, multipliers, beta, labels=labels, temperature=temperature, options=defaults)

@@ -6,9 +6,13 @@ import numpy as np
 
 from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState, fixed
-from dualign.methods.c_dpo import c_dpo
-from dualign.methods.options import NO_OPTIONS, Options
+from dualign.methods.c_dpo import recipe_of
+from dualign.methods.options import NO_OPTIONS, Option, Options
+from dualign.methods.plain import SMOOTHING, conservative
+from dualign.methods.recipe import trained
 from dualign.records import FloatArray, Iterate
+
+OPTIONS = (Option(SMOOTHING.name, 0.0, f"{SMOOTHING.meaning}; above 0: conservative DPO"),)
 
 
 def dpo(
@@ -21,8 +25,15 @@ def dpo(
     temperature: float = 1.0,
     options: Options = NO_OPTIONS,
 ) -> Generator[Iterate, None, DualState]:
-    """Yield the one iterate at multiplier 0; limits are measured and ignored, ``rule`` and ``start`` too."""
+    """Return the generator of the one iterate at multiplier 0; limits are measured, ``rule`` and ``start`` ignored.
+
+    Raises:
+        UsageError: an unknown loss or label mode, a temperature that is not positive, smoothing of 0.5 or more.
+    """
     nothing = np.zeros_like(start)
-    return c_dpo(
-        problem, rule=fixed(nothing), start=nothing, loss=loss, labels=labels, temperature=temperature, options=options
+    smoothing = options.get(SMOOTHING.name, 0.0)
+    recipe = conservative(loss) if smoothing else recipe_of(loss)
+    chosen = {SMOOTHING.name: smoothing} if smoothing else NO_OPTIONS
+    return trained(
+        problem, recipe, rule=fixed(nothing), start=nothing, labels=labels, temperature=temperature, options=chosen
     )

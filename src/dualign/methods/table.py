@@ -4,13 +4,20 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+
 from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem, log_policy
+from dualign.methods.b_dpo import B_DPO, b_dpo
 from dualign.methods.c_dpo import c_dpo
+from dualign.methods.dpo import OPTIONS as DPO_OPTIONS
 from dualign.methods.dpo import dpo
+from dualign.methods.dr_dpo import DR_DPO, dr_dpo
 from dualign.methods.fixed import fixed
+from dualign.methods.kldpo import KLDPO, kldpo
 from dualign.methods.options import NO_OPTIONS, Option, Options
+from dualign.methods.wdpo import WDPO, wdpo
 from dualign.records import FloatArray, Iterate
 
 Target = Callable[[FiniteProblem, FloatArray, Options], FloatArray]
@@ -22,6 +29,22 @@ Parameters = Callable[[FloatArray, float, Options], Mapping[str, float]]
 def gibbs(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:  # noqa: ARG001
     """Return the Gibbs policy of the multipliers: what most methods aim at."""
     return log_policy(problem, multipliers)
+
+
+def no_closed_form(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:  # noqa: ARG001
+    """Return NaN for every response: the optimum has no closed form."""
+    return np.full_like(problem.reward, np.nan)
+
+
+def unless(option: str) -> Target:
+    """Return the Gibbs policy's target where ``option`` is 0, and none otherwise."""
+
+    def target(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:
+        return (
+            no_closed_form(problem, multipliers, options) if options[option] else gibbs(problem, multipliers, options)
+        )
+
+    return target
 
 
 def c_dpo_parameters(multipliers: FloatArray, beta: float, options: Options) -> Mapping[str, float]:  # noqa: ARG001
@@ -89,6 +112,8 @@ METHODS: Mapping[str, Method] = {
             "none",
             False,
             "C-DPO at multiplier 0; limits are measured and ignored",
+            options=DPO_OPTIONS,
+            target=unless("smoothing"),
         ),
         Method(
             "fixed",
@@ -98,6 +123,47 @@ METHODS: Mapping[str, Method] = {
             "given",
             False,
             "one policy at a hand-picked multiplier; without one, the dual rule finds it",
+        ),
+        Method(
+            "b-dpo",
+            b_dpo,
+            "Zhao et al. 2026, arXiv 2603.22829",
+            ("reward", "costs", "limits", "log-probabilities of bare responses"),
+            "dual rule",
+            True,
+            "weights, scale and estimator of mutual information are in no source; its use under limits is new",
+            options=B_DPO.options,
+            target=no_closed_form,
+        ),
+        Method(
+            "kldpo",
+            kldpo,
+            "Xu et al. 2025, arXiv 2502.01930",
+            ("reward", "costs", "limits"),
+            "dual rule",
+            False,
+            "robust in a Kullback-Leibler ball; the paper is multiplier 0, its use under limits is new",
+            options=KLDPO.options,
+        ),
+        Method(
+            "wdpo",
+            wdpo,
+            "Xu et al. 2025, arXiv 2502.01930",
+            ("reward", "costs", "limits", "input embeddings"),
+            "dual rule",
+            False,
+            "robust in a Wasserstein ball; the paper is multiplier 0, its use under limits is new",
+            options=WDPO.options,
+        ),
+        Method(
+            "dr-dpo",
+            dr_dpo,
+            "Wu et al. 2024, arXiv 2407.07880",
+            ("reward", "costs", "limits"),
+            "dual rule",
+            False,
+            "trusts the pairs that it fits; the paper is multiplier 0, its use under limits is new",
+            options=DR_DPO.options,
         ),
     )
 }

@@ -151,7 +151,7 @@ def _problem(setting: _Setting, seed: int, backend: Backend) -> Problem:
             slope=-covariance / scaled.beta,
         )
 
-    return Problem(backend, groups, scaled.limits, reference, evaluate, scaled.beta, seed)
+    return Problem(backend, groups, scaled.limits, reference, evaluate, scaled.beta, seed, cost_units=scale.cost_sds)
 
 
 def _rule(method: Method, settings: SolveSettings, setting: _Setting) -> DualRule:

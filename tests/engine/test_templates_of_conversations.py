@@ -125,8 +125,15 @@ def test_what_a_template_has_no_place_for_is_one_line():
     with pytest.raises(DataError, match="refuses the turns system, user, assistant, user .no system") as caught:
         text("chat", FOUR, tokenizer=tokenizer)
     assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_of_nothing_is_the_mark_of_a_start():
+    tokenizer = bpe_tokenizer()
+    expected = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    assert make_template("plain", tokenizer, system_prompt=None)(Prompt("")) == [expected]
+    tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(UsageError, match="needs a tokenizer with a BOS"):
-        text("plain", Prompt(""))
+        make_template("plain", tokenizer, system_prompt=None)(Prompt(""))
 
 
 def test_a_transcript_is_one_string_and_ends_with_one_eos():

@@ -157,3 +157,7 @@ class Problem:
     seed: int
     margin: Callable[[Evaluation], FloatArray] | None = None
     """Evaluation -> shape ``[constraint]``: the dual aims at ``limits - margin``; none: exact, margin 0."""
+    shares: FloatArray | None = None
+    """Shape ``[constraint]``: share of the groups' weight that lies in each limit's slice; none: limits on all."""
+    cost_units: FloatArray | None = None
+    """Shape ``[constraint]``: what a cost of 1 is in raw units; none: the costs are raw."""

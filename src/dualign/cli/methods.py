@@ -1,20 +1,31 @@
 """``dualign methods``: the table of methods, what each needs and where it comes from."""
 
 import json
-from typing import Annotated
+import math
+from typing import Annotated, Any
 
 import typer
 
+from dualign.errors import UsageError
+from dualign.maths.conversion import SYSTEMS, WITHOUT, Parameters, from_target, systems, to_target
+from dualign.methods.nearest import unknown
 from dualign.methods.table import METHODS
 
 
 def methods(
+    equivalent_to: Annotated[
+        str | None,
+        typer.Option(metavar="SYSTEM:KEY=VALUE,...", help="Print the same target policy in every system's terms."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print the table of methods.
+    """Print the table of methods, or one policy in the terms of all systems.
 
-    Example: dualign methods --json
+    Example: dualign methods --equivalent-to safe-rlhf:lambda=0.5,kl=0.1
     """
+    if equivalent_to is not None:
+        _print_equivalents(equivalent_to, as_json=as_json)
+        return
     if as_json:
         rows = [
             {
@@ -41,3 +52,64 @@ def methods(
         mark = " (reconstruction)" if method.reconstruction else ""
         table.add_row(method.name + mark, ", ".join(method.needs), method.weight, method.source, method.note)
     Console().print(table)
+
+
+def _print_equivalents(text: str, *, as_json: bool) -> None:
+    """Print the policy that ``text`` means in the terms of every system."""
+    found = equivalents(text)
+    if as_json:
+        print(json.dumps(found, allow_nan=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    target = found["target"]
+    meant = f"multiplier {target['lambda']:.6g} and beta {target['beta']:.6g} in C-DPO's terms"
+    table = Table("system", "parameters", "note", title=f"{text}: {meant}")
+    for row in found["equivalent"]:
+        values = (f"{key} {'none' if value is None else f'{value:.6g}'}" for key, value in row["parameters"].items())
+        table.add_row(", ".join(row["systems"]), ", ".join(values), row["note"])
+    Console().print(table)
+
+
+def equivalents(text: str) -> dict[str, Any]:
+    """Return the policy that ``SYSTEM:KEY=VALUE,...`` means, in C-DPO's terms and in those of every system.
+
+    Raises:
+        UsageError: an unknown system or parameter, or values that mean no policy.
+    """
+    name, _, given = text.partition(":")
+    known = systems()
+    if name in WITHOUT:
+        raise UsageError(f"--equivalent-to: {name} has no counterpart: {WITHOUT[name]}")
+    if name not in known:
+        raise UsageError(f"--equivalent-to: {unknown('system', name, known)}")
+    try:
+        target = to_target(known[name], _parameters(given))
+    except ValueError as error:
+        raise UsageError(f"--equivalent-to {error}") from None
+    rows = [
+        {
+            "systems": list(row.names),
+            "parameters": {k: v if math.isfinite(v) else None for k, v in from_target(row, target).items()},
+            "note": row.note,
+        }
+        for row in SYSTEMS
+    ]
+    return {"target": {"lambda": target.multiplier, "beta": target.beta}, "equivalent": rows}
+
+
+def _parameters(text: str) -> Parameters:
+    """Return the numbers of ``KEY=VALUE,KEY=VALUE``.
+
+    Raises:
+        ValueError: a part that is none.
+    """
+    found = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.partition("=")
+        try:
+            found[key] = float(value)
+        except ValueError:
+            raise ValueError(f"expected KEY=NUMBER, got {part!r}") from None
+    return found

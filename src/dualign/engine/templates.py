@@ -109,7 +109,8 @@ TEMPLATES: Mapping[str, Callable[[Any, str | None], RenderTurns]] = MappingProxy
 def make_template(name: str, tokenizer: Any, *, system_prompt: str | None) -> Template:
     """Return the template of that name for ``tokenizer``; it raises ``DataError`` for turns it has no place for.
 
-    A system turn of the prompt's own stands in place of ``system_prompt``.
+    A system turn of the prompt's own stands in place of ``system_prompt``. A prompt that renders to nothing is the BOS
+    token, or the EOS token of a tokenizer that has no other mark of a text's start.
 
     Raises:
         UsageError: no template has the name.
@@ -118,9 +119,13 @@ def make_template(name: str, tokenizer: Any, *, system_prompt: str | None) -> Te
 
     def template(prompt: Prompt) -> list[int]:
         ids = transcript(prompt, "")
-        if not ids:
-            raise UsageError(f"template '{name}': an empty prompt needs a tokenizer with a BOS token")
-        return ids
+        if ids:
+            return ids
+        starts = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+        known = [token for token in starts if token is not None]
+        if not known:
+            raise UsageError(f"template '{name}': an empty prompt needs a tokenizer with a BOS or an EOS token")
+        return known[:1]
 
     return template
 

@@ -10,13 +10,28 @@ from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem, log_policy
 from dualign.methods.b_dpo import B_DPO, b_dpo
+from dualign.methods.bfpo import OPTIONS as BFPO_OPTIONS
+from dualign.methods.bfpo import bfpo
 from dualign.methods.c_dpo import c_dpo
+from dualign.methods.caid import OPTIONS as CAID_OPTIONS
+from dualign.methods.caid import caid
 from dualign.methods.dpo import OPTIONS as DPO_OPTIONS
 from dualign.methods.dpo import dpo
 from dualign.methods.dr_dpo import DR_DPO, dr_dpo
 from dualign.methods.fixed import fixed
 from dualign.methods.kldpo import KLDPO, kldpo
+from dualign.methods.mocan import mocan
+from dualign.methods.modpo import OPTIONS as MODPO_OPTIONS
+from dualign.methods.modpo import modpo, modpo_parameters
 from dualign.methods.options import NO_OPTIONS, Option, Options
+from dualign.methods.pd_dpo import pd_dpo, pd_dpo_parameters
+from dualign.methods.pecan import OPTIONS as PECAN_OPTIONS
+from dualign.methods.pecan import pecan, pecan_parameters, pecan_target
+from dualign.methods.repo_dpo import rectified_gibbs, repo_dpo
+from dualign.methods.sacpo import OPTIONS as SACPO_OPTIONS
+from dualign.methods.sacpo import sacpo, sacpo_parameters
+from dualign.methods.safedpo import OPTIONS as SAFEDPO_OPTIONS
+from dualign.methods.safedpo import safedpo
 from dualign.methods.wdpo import WDPO, wdpo
 from dualign.records import FloatArray, Iterate
 
@@ -79,8 +94,8 @@ class Method:
     """Authors, year, arXiv number."""
     needs: tuple[str, ...]
     """What must be there before it runs."""
-    weight: Literal["dual rule", "given", "none"]
-    """Where the multipliers come from: found by the dual rule, picked by hand, or not used at all."""
+    weight: Literal["dual rule", "one-shot", "given", "none"]
+    """Where the multipliers come from: the dual rule, the method's own dual of the groups, a hand, or nowhere."""
     reconstruction: bool
     """Whether the method itself, not only its stopping, fills a gap that its source leaves."""
     note: str
@@ -164,6 +179,101 @@ METHODS: Mapping[str, Method] = {
             False,
             "trusts the pairs that it fits; the paper is multiplier 0, its use under limits is new",
             options=DR_DPO.options,
+        ),
+        Method(
+            "pd-dpo",
+            pd_dpo,
+            "Du, Koong & Srikant 2025, arXiv 2510.05703",
+            ("reward", "costs", "limits"),
+            "dual rule",
+            False,
+            "offline two-phase form; its objective is what the abstract forces, rules but gradient are reconstructions",
+            parameters=pd_dpo_parameters,
+        ),
+        Method(
+            "sacpo",
+            sacpo,
+            "Wachi et al. 2024, arXiv 2404.11049",
+            ("reward", "costs", "limits"),
+            "dual rule",
+            False,
+            "two steps, either order; the paper picks the multiplier by hand, the dual rule is new",
+            options=SACPO_OPTIONS,
+            parameters=sacpo_parameters,
+        ),
+        Method(
+            "modpo",
+            modpo,
+            "Zhou et al. 2023, arXiv 2310.03708",
+            ("reward", "costs", "limits"),
+            "dual rule",
+            False,
+            "weights are the user's in the paper, the dual rule is new",
+            options=MODPO_OPTIONS,
+            parameters=modpo_parameters,
+        ),
+        Method(
+            "mocan",
+            mocan,
+            "Huang et al. 2024, arXiv 2405.19544",
+            ("reward", "costs", "limits", "scored samples of the reference"),
+            "one-shot",
+            False,
+            "one-shot dual, then one fit; the look at the fitted policy is ours",
+        ),
+        Method(
+            "pecan",
+            pecan,
+            "Huang et al. 2024, arXiv 2405.19544",
+            ("reward and cost preferences", "limits", "the reference's measured costs"),
+            "one-shot",
+            False,
+            "one-shot dual on log-ratios of two preference policies; labels as in the paper's theory, or as released",
+            options=PECAN_OPTIONS,
+            target=pecan_target,
+            parameters=pecan_parameters,
+        ),
+        Method(
+            "caid",
+            caid,
+            "Zhang et al. 2025, arXiv 2505.19387",
+            ("reward", "costs", "limits", "scored samples of the reference"),
+            "one-shot",
+            False,
+            "one-shot start, then a subgradient step a fit, each from the last fit; the stop is a reconstruction",
+            options=CAID_OPTIONS,
+        ),
+        Method(
+            "safedpo",
+            safedpo,
+            "Kim et al. 2025, arXiv 2505.20065",
+            ("reward", "a cost that flags unsafe answers"),
+            "none",
+            False,
+            "unsafe answers get probability 0; limits are measured and ignored",
+            options=SAFEDPO_OPTIONS,
+            target=no_closed_form,
+        ),
+        Method(
+            "bfpo",
+            bfpo,
+            "Zhang et al. 2024, arXiv 2408.15313",
+            ("reward", "a cost that flags unsafe answers"),
+            "none",
+            False,
+            "targets of the released program; limits are measured and ignored",
+            options=BFPO_OPTIONS,
+            target=no_closed_form,
+        ),
+        Method(
+            "repo-dpo",
+            repo_dpo,
+            "Peng et al. 2024, arXiv 2410.19933",
+            ("reward", "costs", "limits"),
+            "dual rule",
+            True,
+            "prices max(cost, 0); as relabelling, and with a dual rule, it is a reconstruction",
+            target=rectified_gibbs,
         ),
     )
 }

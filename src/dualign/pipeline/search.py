@@ -123,6 +123,8 @@ class Search:
             beta=training.beta,
             seed=self.job.config.run.seed,
             margin=self.margin,
+            shares=self._shares(),
+            cost_units=self.scale.cost_sds,
         )
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from dualign.backends.capabilities import Informs
 from dualign.backends.protocol import FitReport, Objective, Policy
+from dualign.errors import UsageError
 from dualign.pipeline.job import Job
 from dualign.pipeline.measurement import Scored, from_columns, matches, to_columns
 from dualign.records import FloatArray, Group, Prompt, Response
@@ -212,6 +214,16 @@ class JournalledBackend:
         """Return log-probabilities of the wrapped backend."""
         return self.job.backend.log_probs(policy, groups)
 
+    def mutual_information(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
+        """Return what the prompts add to the responses' log-probabilities.
+
+        Raises:
+            UsageError: the wrapped backend cannot tell.
+        """
+        if not isinstance(self.job.backend, Informs):
+            raise UsageError("method.name: needs log-probabilities of bare responses, which this backend has not")
+        return self.job.backend.mutual_information(policy, groups)
+
 
 def describe(objective: Objective) -> dict[str, Any]:
     """Return what of an objective determines the fit."""
@@ -226,5 +238,6 @@ def describe(objective: Objective) -> dict[str, Any]:
 
 
 def digest_of_groups(groups: Sequence[Group]) -> str:
-    """Return the hash of scored groups."""
-    return canonical_digest([[g.prompt.id, [r.text for r in g.responses], g.reward, g.costs, g.weight] for g in groups])
+    """Return the hash of scored groups and their columns."""
+    rows = [[g.prompt.id, [r.text for r in g.responses], g.reward, g.costs, g.weight, g.columns] for g in groups]
+    return canonical_digest(rows)

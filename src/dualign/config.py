@@ -179,7 +179,7 @@ class MethodSection(Section):
     """First multiplier after 0: a number in raw units, or the one-shot estimate of the plan."""
     labels: Literal["soft", "bernoulli", "hard"] = "soft"
     """How relabelled pairs are read; ``hard`` has no finite optimum."""
-    loss: Literal["dpo", "ipo"] = "dpo"
+    loss: Literal["dpo", "ipo", "conservative-dpo", "kldpo", "wdpo", "b-dpo", "dr-dpo"] = "dpo"
     """Pairwise loss."""
     temperature: float = Field(1.0, gt=0)
     """Label temperature tau."""

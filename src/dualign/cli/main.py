@@ -25,7 +25,22 @@ app = typer.Typer(
 
 def _register() -> None:
     """Add every command; their modules import nothing heavy."""
-    from dualign.cli import certify, data, demo, init, methods, plan, report, sample, score, scorer, sft, solve, train
+    from dualign.cli import (
+        certify,
+        compare,
+        data,
+        demo,
+        init,
+        methods,
+        plan,
+        report,
+        sample,
+        score,
+        scorer,
+        sft,
+        solve,
+        train,
+    )  # fmt: skip
 
     for name, command in (
         ("demo", demo.demo),
@@ -33,6 +48,7 @@ def _register() -> None:
         ("train", train.train),
         ("plan", plan.plan),
         ("solve", solve.solve),
+        ("compare", compare.compare),
         ("certify", certify.certify),
         ("methods", methods.methods),
         ("sample", sample.sample),

@@ -75,6 +75,10 @@ class JournalledTables:
         """Return the table's log-probabilities."""
         return self.tables.log_probs(policy, groups)
 
+    def mutual_information(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
+        """Return what the prompts add to the responses' log-probabilities."""
+        return self.tables.mutual_information(policy, groups)
+
 
 def _write_array(path: Path, values: FloatArray) -> None:
     """Write a plain array file, whole or not at all."""
@@ -106,6 +110,7 @@ def run_finite(config: Config, folder: Path, run: Path, journal: Journal, tell: 
         labels=method.labels,
         temperature=method.temperature,
         seed=config.run.seed,
+        options=method.options,
     )
     solution = solve(world, settings, backend=JournalledTables(TabularBackend(world), journal, tell))
     figures = dict(solution.figures)

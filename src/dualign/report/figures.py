@@ -16,13 +16,15 @@ from dualign.report.numbers import is_figure, multiplier_label
 Axes = Any
 INK, MUTED, LINE, ACCENT, PAPER = "#0a0b0c", "#0a0b0d", "#0a0b0e", "#0a0b0f", "#0a0b10"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", PAPER: "--paper"}
-_MARKERS = {"reference": "s", "dpo": "D", "search": "o", "cost-only": "v", "arm": "^"}
+_MARKERS = {"reference": "s", "dpo": "D", "search": "o", "cost-only": "v", "arm": "^", "held": "o", "broke": "X"}
 _NAMES = {
     "reference": "reference",
     "dpo": "plain DPO",
     "search": "C-DPO rounds",
     "cost-only": "cost only",
     "arm": "other arms",
+    "held": "limits held",
+    "broke": "limits broken",
 }
 _TWO_SIDED = 1.96
 _LABEL_PLACES = (
@@ -104,7 +106,7 @@ def front(points: Sequence[Point], *, cost: str, limit: float | None) -> str:
 def _points(axes: Axes, points: Sequence[Point], role: str) -> None:
     if not points:
         return
-    colour = ACCENT if role == "search" else INK if role in ("dpo", "reference") else MUTED
+    colour = ACCENT if role in ("search", "held") else INK if role in ("dpo", "reference") else MUTED
     axes.errorbar(
         [p.cost for p in points],
         [p.reward for p in points],

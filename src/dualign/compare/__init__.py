@@ -1,0 +1,1 @@
+"""Many methods on one job: a run directory a method and seed, one table of all."""

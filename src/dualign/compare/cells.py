@@ -1,0 +1,169 @@
+"""One cell of a comparison: a method and a seed, trained by a process of its own, so that its memory is its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dualign.config import Config, load_config
+from dualign.errors import NONE_CERTIFIED, NOT_CERTIFIED, DualignError, UsageError
+from dualign.methods.nearest import unknown
+from dualign.methods.options import filled
+from dualign.methods.table import METHODS
+from dualign.pipeline.checks import check
+from dualign.pipeline.job import Tell
+from dualign.runs.journal import open_run, read_events
+from dualign.runs.store import read_json, write_json
+
+RECORD = "cell.json"
+SHARED = ("policy", "reference", "scorers")
+"""Folders of a run that no method has a part in: warm start, samples of the reference and their scores, scorers."""
+FINISHED = (0, NOT_CERTIFIED, NONE_CERTIFIED)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A method with settings of its own, as it was asked for."""
+
+    label: str
+    method: str
+    settings: Mapping[str, str]
+    """``loss``, ``dual``, ``labels`` and the like of the config's method section, or an option of the method."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One arm under one seed, in its own run directory."""
+
+    arm: Arm
+    seed: int
+    run: Path
+
+
+def parse_arm(text: str) -> Arm:
+    """Return the arm that ``NAME`` or ``NAME:KEY=VALUE+KEY=VALUE`` stands for.
+
+    Raises:
+        UsageError: an unknown method, or a setting that is no ``KEY=VALUE``.
+    """
+    name, _, given = text.partition(":")
+    if name not in METHODS:
+        raise UsageError(f"--methods: {unknown('method', name, METHODS)}")
+    settings = {}
+    for part in filter(None, given.split("+")):
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--methods {text}: expected KEY=VALUE, got {part!r}")
+        settings[key] = value
+    return Arm(text, name, settings)
+
+
+def overrides(cell: Cell) -> list[str]:
+    """Return the ``--set`` arguments of a cell; a setting that is an option of the method goes to its options."""
+    own = {option.name for option in METHODS[cell.arm.method].options}
+    chosen = {"method.name": cell.arm.method, "run.seed": str(cell.seed), "run.name": cell.run.name}
+    for key, value in cell.arm.settings.items():
+        chosen[f"method.options.{key}" if key in own else f"method.{key}"] = value
+    return [f"{key}={value}" for key, value in chosen.items()]
+
+
+def check_cell(cell: Cell, config: Path, given: list[str]) -> Config:
+    """Return the cell's config, checked.
+
+    Raises:
+        DualignError: the arm does not fit the config.
+    """
+    loaded = load_config(config, [*given, *overrides(cell)])
+    check(loaded)
+    filled(cell.arm.method, METHODS[cell.arm.method].options, loaded.method.options)
+    return loaded
+
+
+def run_cell(cell: Cell, config: Path, given: list[str], tell: Tell, *, like: Path | None = None) -> dict[str, Any]:
+    """Return the cell's record: exit code, error line, seconds and peak bytes; one that is finished is read.
+
+    ``like``: the run of another method under the same seed, whose shared folders are linked in.
+    """
+    record = cell.run / RECORD
+    if record.exists():
+        known = read_json(record)
+        if known.get("code") in FINISHED:
+            tell(f"{cell.run.name}: finished before")
+            return dict(known)
+    loaded = check_cell(cell, config, given)
+    if like is not None and not cell.run.exists():
+        share(loaded, like, cell.run)
+    tell(f"{cell.run.name}: training")
+    found = _train(cell, config, given)
+    if found["code"] in FINISHED:
+        write_json(record, found)
+    else:
+        tell(f"{cell.run.name}: failed with exit code {found['code']}: {found['error']}")
+    return found
+
+
+def share(config: Config, like: Path, run: Path) -> None:
+    """Make ``run`` with the parts of ``like`` that its own phases would make again; each is checked by its seal."""
+    choices = {e["choice"]: e["value"] for e in read_events(like) if e.get("event") == "chosen"}
+    journal = open_run(run, config.model_dump(mode="json"))
+    for name in choices:
+        if name != "seal":
+            journal.choice(name, partial(dict.get, choices, name))
+    for folder in SHARED:
+        if (like / folder).is_dir():
+            shutil.copytree(like / folder, run / folder, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file, or copy it where the file system has no links: finished files are never changed in place."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _train(cell: Cell, config: Path, given: list[str]) -> dict[str, Any]:
+    """Return how ``dualign train`` went in a process of its own."""
+    program = "from dualign.cli.main import main; main()"
+    settings = [part for value in (*given, *overrides(cell)) for part in ("--set", value)]
+    command = [sys.executable, "-c", program, "train", str(config), "--out", str(cell.run), *settings]
+    began = time.perf_counter()
+    with subprocess.Popen(
+        [*command, "--json", "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        said = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    return {
+        "arm": cell.arm.label,
+        "method": cell.arm.method,
+        "seed": cell.seed,
+        "code": process.returncode,
+        "error": lines[-1].removeprefix("error: ") if lines else None,
+        "wall_seconds": round(time.perf_counter() - began, 3),
+        # kilobytes on Linux, bytes on macOS
+        "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    }
+
+
+def cells(arms: list[Arm], seeds: list[int], out: Path) -> list[Cell]:
+    """Return all cells, seed by seed, in the order of the arms."""
+    names = [arm.label.replace(":", "-").replace("+", "-").replace("=", "-") for arm in arms]
+    return [
+        Cell(arm, seed, out / f"{name}-seed-{seed}") for seed in seeds for arm, name in zip(arms, names, strict=True)
+    ]
+
+
+def failed(error: DualignError) -> dict[str, Any]:
+    """Return the record of a cell that was refused before it began."""
+    return {"code": error.exit_code, "error": str(error), "wall_seconds": 0.0, "peak_bytes": 0}

@@ -1,0 +1,82 @@
+"""Where ``dualign compare`` comes in: all cells in turn, then the table and its pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dualign.compare.cells import FINISHED, Cell, cells, check_cell, failed, parse_arm, run_cell
+from dualign.compare.reading import Outcome, read_outcome
+from dualign.compare.table import best, summarise
+from dualign.config import load_config
+from dualign.errors import DualignError, UsageError
+from dualign.pipeline.job import Tell
+from dualign.report.compare_page import comma_separated, markdown, page
+from dualign.runs.store import plain, read_json, write_json, write_text
+
+
+def compare_config(
+    config: Path, methods: Sequence[str], seeds: Sequence[int], out: Path | None, given: list[str], tell: Tell
+) -> dict[str, Any]:
+    """Return the report of all cells; the pages stand in ``out``.
+
+    Raises:
+        UsageError: an unknown method, or no cell that finished.
+        DualignError: the first method does not fit the config: then none is trained.
+    """
+    loaded = load_config(config, given)
+    folder = Path("runs") / f"compare-{loaded.run.name}" if out is None else out
+    todo = cells([parse_arm(name) for name in methods], list(seeds), folder)
+    check_cell(todo[0], config, given)
+    records = _train(todo, config, given, tell)
+    done = [(cell, record) for cell, record in zip(todo, records, strict=True) if record["code"] in FINISHED]
+    broken = [(c, r) for c, r in zip(todo, records, strict=True) if r["code"] not in FINISHED]
+    if not done:
+        raise UsageError(f"compare: no cell finished; the first said: {records[0]['error']}")
+    ranks = {cell.arm.label: rank for rank, cell in enumerate(todo[: len(methods)])}
+    done.sort(key=lambda pair: (ranks[pair[0].arm.label], pair[0].seed))
+    outcomes = [read_outcome(cell.run, record) for cell, record in done]
+    limits = dict(read_json(done[0][0].run / "result.json")["limits"])
+    report = _report(loaded.run.name, outcomes, limits)
+    report["failed"] = [f"{cell.arm.label}, seed {cell.seed}: {record['error']}" for cell, record in broken]
+    report["exit_code"] = broken[0][1]["code"] if broken else 0
+    _write(report, folder)
+    return report
+
+
+def _train(todo: Sequence[Cell], config: Path, given: list[str], tell: Tell) -> list[dict[str, Any]]:
+    """Return the record of every cell; the first that finishes under a seed lends its shared parts to the others."""
+    finished: dict[int, Path] = {}
+    records = []
+    for cell in todo:
+        try:
+            record = run_cell(cell, config, given, tell, like=finished.get(cell.seed))
+        except DualignError as error:
+            tell(f"{cell.run.name}: {error}")
+            record = failed(error)
+        if record["code"] in FINISHED:
+            finished.setdefault(cell.seed, cell.run)
+        records.append(record)
+    return records
+
+
+def _report(name: str, outcomes: Sequence[Outcome], limits: dict[str, float]) -> dict[str, Any]:
+    rows = summarise(outcomes, limits)
+    listed = [{key: value for key, value in asdict(o).items() if key != "by_prompt"} for o in outcomes]
+    notes = [
+        "fit s is the time of fitting alone; samples and scores of the reference are shared between methods of a seed.",
+        "Methods without a limit of their own (MODPO, SACPO and others) get their multipliers by the same search.",
+    ]
+    return dict(
+        plain({"name": name, "limits": limits, "rows": rows, "cells": listed, "best": best(rows), "notes": notes})
+    )
+
+
+def _write(report: dict[str, Any], folder: Path) -> None:
+    """Write the four pages."""
+    write_json(folder / "compare.json", report)
+    write_text(folder / "compare.csv", comma_separated(report))
+    write_text(folder / "compare.md", markdown(report))
+    write_text(folder / "compare.html", page(report))

@@ -1,0 +1,144 @@
+"""What a finished run directory says of its selected policy, in the same figures for every kind of job."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dualign.maths.clustering import standard_error
+from dualign.records import FloatArray
+from dualign.runs.journal import read_events
+from dualign.runs.store import read_json, read_table
+
+Figures = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The selected policy of one cell."""
+
+    arm: str
+    seed: int
+    holds: bool
+    """By truth where the world knows it, else whether the certificate was given."""
+    reward: float
+    costs: Mapping[str, float]
+    kl: float
+    """Nats; on a language model over the tune prompts of constrained slices."""
+    objective: float
+    """reward - raw beta * KL."""
+    errors: Mapping[str, float]
+    """Standard errors of ``reward`` and of each cost by its name; 0 where figures are exact."""
+    front: Sequence[tuple[float, float]]
+    """(cost of the first limit, reward) of every policy that the method trained."""
+    seconds: float
+    """Of fitting alone: samples and scores of the reference are shared between methods."""
+    wall_seconds: float
+    peak_bytes: int
+    policies: int
+    refusals: Mapping[str, float] = field(default_factory=dict)
+    """Share refused by slice, where the job measures refusals and the slice has no limit."""
+    by_prompt: Mapping[str, float] = field(default_factory=dict)
+    """Reward by report prompt, for differences that are paired."""
+
+
+def read_outcome(run: Path, record: Figures) -> Outcome:
+    """Return the outcome of a finished run.
+
+    Raises:
+        MissingError: a file of the run is absent.
+        DataError: a file of the run is damaged.
+    """
+    result = read_json(run / "result.json", run=run)
+    exact = run / "exact.json"
+    if result.get("enumerated"):
+        found = _of_world(result)
+    elif exact.exists():
+        found = _of_assistant(result, read_json(exact, run=run))
+    else:
+        found = _of_model(result, run)
+    fits = sum(e["seconds"] for e in read_events(run) if e.get("event") == "finished" and e.get("phase") == "fit")
+    return Outcome(
+        arm=str(record["arm"]),
+        seed=int(record["seed"]),
+        seconds=round(float(fits), 3),
+        wall_seconds=float(record["wall_seconds"]),
+        peak_bytes=int(record["peak_bytes"]),
+        policies=len([row for row in result["iterates"] if row.get("role") != "cost-only"]),
+        **found,
+    )
+
+
+def _of_world(result: Figures) -> dict[str, Any]:
+    selected, name = result["selected"], next(iter(result["limits"]))
+    return {
+        "holds": result["verdict"] == "CERTIFIED",
+        **{key: selected[key] for key in ("reward", "costs", "kl", "objective")},
+        "errors": {},
+        "front": [(row["costs"][name], row["reward"]) for row in result["iterates"]],
+    }
+
+
+def _of_assistant(result: Figures, exact: Figures) -> dict[str, Any]:
+    selected, limits = exact["selected"], result["limits"]
+    name = next(iter(limits))
+    trained = [arm for arm in exact["arms"] if arm["name"] != "reference"]
+    return {
+        "holds": all(selected["costs"][key] <= limit for key, limit in limits.items()),
+        **{key: selected[key] for key in ("reward", "costs", "kl", "objective")},
+        "errors": {},
+        "front": [(arm["costs"][name], arm["reward"]) for arm in trained],
+    }
+
+
+def _of_model(result: Figures, run: Path) -> dict[str, Any]:
+    """Return figures on report prompts; the front and KL are those on tune prompts."""
+    table = read_table(run / "report" / "answers.parquet", run=run)
+    rows = [k for k, role in enumerate(table["policy"]) if role == "selected"]
+
+    def column(name: str) -> FloatArray:
+        return np.array([math.nan if table[name][k] is None else table[name][k] for k in rows], dtype=np.float64)
+
+    names = list(result["limits"])
+    reward = column("reward")
+    values = {name: column(f"cost_{name}") for name in names}
+    values = {name: costs[np.isfinite(costs)] for name, costs in values.items()}
+    kl = float(result["selected"]["kl"])
+    return {
+        "holds": result["verdict"] == "CERTIFIED",
+        "reward": float(reward.mean()),
+        "costs": {name: float(costs.mean()) for name, costs in values.items()},
+        "kl": kl,
+        "objective": float(reward.mean()) - float(result["beta_raw"]) * kl,
+        "errors": {"reward": standard_error(reward)} | {n: standard_error(costs) for n, costs in values.items()},
+        "front": [
+            (row["costs"][names[0]], row["reward"]) for row in result["iterates"] if row.get("role") != "cost-only"
+        ],
+        "refusals": _refusals(table, rows, column),
+        "by_prompt": {table["prompt_id"][k]: table["reward"][k] for k in rows},
+    }
+
+
+def _refusals(table: Figures, rows: Sequence[int], column: Any) -> dict[str, float]:
+    """Return the share refused by slice; none where the job has no metric of that name."""
+    if "refusal" not in table:
+        return {}
+    values, slices = column("refusal"), np.array([table["slice"][k] for k in rows])
+    return {str(name): float(values[slices == name].mean()) for name in dict.fromkeys(slices.tolist())}
+
+
+def reward_at(front: Sequence[tuple[float, float]], cost: float) -> float:
+    """Return the reward at ``cost``, linear between the policies of a front; NaN outside their costs.
+
+    A policy that another beats in both is left out.
+    """
+    kept = [p for p in front if not any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in front)]
+    points = sorted(set(kept))
+    if not points or not points[0][0] <= cost <= points[-1][0]:
+        return math.nan
+    return float(np.interp(cost, [p[0] for p in points], [p[1] for p in points]))

@@ -1,0 +1,136 @@
+"""The table of a comparison as Markdown, CSV and one HTML file with its front."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dualign.report import figures, numbers
+
+Row = Mapping[str, Any]
+
+
+def header(report: Row) -> list[str]:
+    """Return the names of the columns."""
+    limits, slices = report["limits"], _slices(report)
+    costs = [f"{name} (limit {numbers.figure(limit)})" for name, limit in limits.items()]
+    refused = [f"refused, {name}" for name in slices]
+    first = report["rows"][0]["method"]
+    return [
+        "method", "limits held", "reward", *costs, "KL", "objective", f"reward at {next(iter(limits))} limit", *refused,
+        f"reward − {first}", "policies", "fit s", "peak GB",
+    ]  # fmt: skip
+
+
+def cells(report: Row) -> Iterator[list[str]]:
+    """Yield the texts of every row."""
+    name, slices = next(iter(report["limits"])), _slices(report)
+    for row in report["rows"]:
+        yield [
+            row["method"],
+            f"{row['limits_held']} of {row['seeds']}",
+            _measured(row["reward"]),
+            *(_measured(row["costs"][key]) for key in report["limits"]),
+            _measured(row["kl"]),
+            _measured(row["objective"]),
+            _measured(row[f"reward_at_{name}_limit"]),
+            *(_measured(row["refusals"].get(key)) for key in slices),
+            _between(row["difference"]["reward"]),
+            f"{row['policies']:.1f}",
+            f"{row['fit_seconds']:.0f}",
+            f"{row['peak_bytes'] / 1e9:.1f}",
+        ]
+
+
+def _slices(report: Row) -> list[str]:
+    return list(dict.fromkeys(key for row in report["rows"] for key in row["refusals"]))
+
+
+def _measured(found: Row | None) -> str:
+    if found is None or found["mean"] is None:
+        return numbers.NOTHING
+    return numbers.figure(found["mean"]) if not found["error"] else f"{found['mean']:.3f} ± {found['error']:.3f}"
+
+
+def _between(found: Row | None) -> str:
+    if found is None:
+        return numbers.NOTHING
+    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+
+
+def markdown(report: Row) -> str:
+    """Return the table as Markdown, and what was not trained under it."""
+    names = header(report)
+    lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
+    lines += ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in cells(report)]
+    return "\n".join([*lines, "", sentence(report), *(f"Failed: {line}" for line in report["failed"])]) + "\n"
+
+
+def comma_separated(report: Row) -> str:
+    """Return one line a method and seed, as CSV."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    limits = list(report["limits"])
+    writer.writerow(
+        ["method", "seed", "holds", "reward", *(f"cost_{n}" for n in limits), "kl", "objective", "policies",
+         "fit_seconds", "wall_seconds", "peak_bytes"]
+    )  # fmt: skip
+    for cell in report["cells"]:
+        costs = [cell["costs"][name] for name in limits]
+        writer.writerow(
+            [cell["arm"], cell["seed"], cell["holds"], cell["reward"], *costs]
+            + [cell[key] for key in ("kl", "objective", "policies", "seconds", "wall_seconds", "peak_bytes")]
+        )
+    return sink.getvalue()
+
+
+def sentence(report: Row) -> str:
+    """Return what the table says in one sentence."""
+    if report["best"] is None:
+        return "No method held its limits in four of five seeds."
+    row = next(row for row in report["rows"] if row["method"] == report["best"])
+    held = f"{row['limits_held']} of {row['seeds']} seeds"
+    return (
+        f"Of the methods whose limits held in four of five seeds or more, {report['best']} has the largest mean "
+        f"objective, {_measured(row['objective'])} (limits held in {held})."
+    )
+
+
+def page(report: Row) -> str:
+    """Return the comparison as one HTML file that needs nothing else; every text is escaped."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dualign.report", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    drawings = [Markup(drawing) for drawing in _drawings(report)]
+    return environment.get_template("compare.html.j2").render(
+        title=report["name"], sentence=sentence(report), header=header(report), rows=list(cells(report)),
+        held=[row["limits_held"] >= 0.8 * row["seeds"] for row in report["rows"]], drawings=drawings,
+        failed=report["failed"], notes=report["notes"],
+    )  # fmt: skip
+
+
+def _drawings(report: Row) -> Iterator[str]:
+    """Yield the plane of each cost and the reward, a point a method."""
+    for name, limit in report["limits"].items():
+        points = [_point(row, name) for row in report["rows"] if row["reward"]["mean"] is not None]
+        yield figures.front(points, cost=name, limit=limit)
+
+
+def _point(row: Row, name: str) -> figures.Point:
+    cost, reward = row["costs"][name], row["reward"]
+    return figures.Point(
+        label=row["method"],
+        role="held" if row["limits_held"] >= 0.8 * row["seeds"] else "broke",
+        cost=cost["mean"],
+        cost_error=cost["error"] or 0.0,
+        reward=reward["mean"],
+        reward_error=reward["error"] or 0.0,
+    )

@@ -1,0 +1,83 @@
+"""``dualign compare`` on a world file and on a small language model: cells, reuse, sharing, refusals."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import dualign
+from dualign.config import MethodSection
+from dualign.methods.c_dpo import RECIPES
+from dualign.runs.journal import read_events
+from small_worlds import small_world
+from tiny_jobs import job, write_config
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    made = small_world(2, beta=0.5)
+    prompts = [
+        {
+            "prompt": prompt.text,
+            "weight": prompt.weight,
+            "responses": [
+                {
+                    "response": r.text,
+                    "reference": r.reference,
+                    "reward": r.reward,
+                    "costs": dict(zip(made.names, r.costs, strict=True)),
+                }
+                for r in prompt.responses
+            ],
+        }
+        for prompt in made.prompts
+    ]  # fmt: skip
+    raw = {"beta": made.beta, "limits": dict(made.limits), "prompts": prompts}
+    (folder / "world.json").write_text(json.dumps(raw, default=float))
+    return write_config(folder, {"policy": {"world": "world.json"}, "run": {"name": "small"}}, "world.yaml")
+
+
+def test_a_table_of_all_methods_and_their_pages(world: Path, tmp_path: Path) -> None:
+    arguments = ("compare", world, "--methods", "c-dpo,dpo,c-dpo:loss=kldpo+dual=newton", "--out", tmp_path / "all")
+    done = dualign(*arguments, "--json")
+    # The robust loss has no Gibbs slope: that cell fails, the others stand.
+    assert done.code == 65, done
+    report = json.loads(done.out)
+    assert [row["method"] for row in report["rows"]] == ["c-dpo", "dpo"]
+    assert report["best"] == "c-dpo" and report["rows"][1]["limits_held"] == 0
+    assert "slope of a Gibbs policy" in report["failed"][0]
+    assert report["rows"][0]["peak_bytes"] > 10**7
+    assert {f"compare.{kind}" for kind in ("json", "csv", "md", "html")} <= {
+        p.name for p in (tmp_path / "all").iterdir()
+    }
+    again = dualign(*arguments[:3], "c-dpo,dpo", *arguments[4:])
+    assert again.code == 0 and again.err.count("finished before") == 2
+    assert "| c-dpo | 1 of 1 |" in again.out
+
+
+def test_what_no_method_has_a_part_in_is_made_once(tmp_path: Path) -> None:
+    config = copy.deepcopy(job(tmp_path))
+    path = write_config(tmp_path, config, "job.yaml")
+    done = dualign("compare", path, "--methods", "dpo,safedpo", "--out", tmp_path / "cells", "--json", "--quiet")
+    assert done.code == 0, done
+    rows = {row["method"]: row for row in json.loads(done.out)["rows"]}
+    assert rows["safedpo"]["difference"]["reward"]["n"] > 2
+    events = [list(read_events(tmp_path / "cells" / f"{name}-seed-0")) for name in ("dpo", "safedpo")]
+    reused = {e["target"] for e in events[1] if e["event"] == "reused"}
+    assert {"reference/samples-train", "reference/scores-train"} <= reused
+    assert any(e.get("phase") == "fit" for e in events[1] if e["event"] == "finished")
+
+
+def test_mistakes_are_one_line(world: Path) -> None:
+    dualign("compare", world, "--methods", "c-dpoo").refused(2, "c-dpo")
+    dualign("compare", world, "--seeds", "0,x").refused(2, "whole numbers")
+    dualign("compare", world, "--seeds", "0,0").refused(2, "none twice")
+    dualign("compare", world, "--methods", "c-dpo:tau=1").refused(2, "tau")
+    dualign("compare", "nowhere.yaml").refused(66, "nowhere.yaml")
+
+
+def test_the_config_knows_every_loss_of_the_dual_loop() -> None:
+    for name in RECIPES:
+        assert MethodSection(loss=name).loss == name

@@ -1,0 +1,75 @@
+"""Outcomes to rows: means, errors, differences and the reward at equal cost, by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from dualign.compare.cells import parse_arm
+from dualign.compare.reading import Outcome, reward_at
+from dualign.compare.table import best, summarise
+from dualign.errors import UsageError
+from dualign.report.compare_page import markdown, page
+
+ONE = Outcome(
+    arm="c-dpo", seed=0, holds=True, reward=1.0, costs={"harm": 0.2}, kl=2.0, objective=0.8, errors={"reward": 0.3},
+    front=[(0.6, 2.0), (0.2, 1.0)], seconds=10.0, wall_seconds=20.0, peak_bytes=10**9, policies=2,
+    refusals={"benign": 0.1}, by_prompt={"a": 1.0, "b": 2.0, "c": 0.0},
+)  # fmt: skip
+
+
+def other(**changes: object) -> Outcome:
+    return replace(ONE, **{"arm": "dpo", **changes})  # type: ignore[arg-type]
+
+
+def test_one_seed_has_the_error_of_its_prompts() -> None:
+    row = summarise([ONE], {"harm": 0.4})[0]
+    assert row["reward"] == {"mean": 1.0, "error": 0.3}
+    assert row["reward_at_harm_limit"]["mean"] == pytest.approx(1.5)
+    assert row["difference"] == {"objective": None, "reward": None}
+
+
+def test_two_seeds_have_the_error_between_them() -> None:
+    row = summarise([ONE, replace(ONE, seed=1, reward=2.0, holds=False)], {"harm": 0.4})[0]
+    assert row["reward"]["mean"] == 1.5 and row["reward"]["error"] == pytest.approx(0.5)
+    assert (row["limits_held"], row["seeds"]) == (1, 2)
+
+
+def test_differences_are_paired_by_prompt_and_by_seed() -> None:
+    moved = other(by_prompt={"a": 1.5, "b": 2.5, "c": 0.5, "d": 99.0}, objective=0.9)
+    row = summarise([ONE, moved], {"harm": 0.4})[1]
+    assert row["difference"]["reward"] == {"mean": pytest.approx(0.5), "low": 0.5, "high": 0.5, "n": 3}
+    assert row["difference"]["objective"] is None
+    row = summarise([ONE, replace(ONE, seed=1), moved, other(seed=1, objective=0.7)], {"harm": 0.4})[1]
+    assert row["difference"]["objective"]["mean"] == pytest.approx(0.0)
+    assert row["difference"]["objective"]["low"] == pytest.approx(-12.7062 * 0.1, rel=1e-4)
+
+
+def test_reward_at_a_cost_is_linear_on_the_front() -> None:
+    front = [(0.0, 0.0), (1.0, 1.0), (0.5, 0.1), (2.0, 0.5)]
+    assert reward_at(front, 0.25) == pytest.approx(0.05)
+    assert reward_at(front, 0.75) == pytest.approx(0.55)
+    assert math.isnan(reward_at(front, 1.5)) and math.isnan(reward_at(front, -0.1)) and math.isnan(reward_at([], 0))
+
+
+def test_the_best_holds_its_limits_in_four_of_five_seeds() -> None:
+    rows = summarise([ONE, other(holds=False, objective=5.0), other(arm="sacpo", objective=0.9)], {"harm": 0.4})
+    assert best(rows) == "sacpo"
+    assert best(rows[1:2]) is None
+
+
+def test_pages_escape_and_hold_every_method() -> None:
+    rows = summarise([ONE, other(arm="dpo:loss=<b>|x")], {"harm": 0.4})
+    report = {
+        "name": "<i>", "limits": {"harm": 0.4}, "rows": rows, "cells": [], "best": best(rows), "failed": ["<script>"],
+        "notes": [],
+    }  # fmt: skip
+    made = page(report)
+    assert "<script>" not in made and "<i>" not in made and "dpo:loss=&lt;b&gt;" in made
+    assert "loss=<b>\\|x" in markdown(report)
+
+
+@pytest.mark.parametrize(("text", "said"), [("sacp", "sacpo"), ("c-dpo:loss", "KEY=VALUE")])
+def test_what_is_no_arm(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_arm(text)

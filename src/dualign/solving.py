@@ -151,7 +151,17 @@ def _problem(setting: _Setting, seed: int, backend: Backend) -> Problem:
             slope=-covariance / scaled.beta,
         )
 
-    return Problem(backend, groups, scaled.limits, reference, evaluate, scaled.beta, seed, cost_units=scale.cost_sds)
+    return Problem(
+        backend,
+        groups,
+        scaled.limits,
+        reference,
+        evaluate,
+        scaled.beta,
+        seed,
+        cost_units=scale.cost_sds,
+        reward_unit=scale.reward_sd,
+    )
 
 
 def _rule(method: Method, settings: SolveSettings, setting: _Setting) -> DualRule:

@@ -93,7 +93,7 @@ def test_every_row_of_the_table_runs_alike(name: str) -> None:
     assert np.isfinite(first.evaluation.reward) and np.all(np.isfinite(first.evaluation.costs))
     assert np.array_equal(first.policy.state, again.policy.state)
     begins = {"given": 1.5, "dual rule": 0, "none": 0}
-    assert row.weight == "one-shot" or first.multipliers[0] == begins[row.weight]
+    assert row.weight == "own" or first.multipliers[0] == begins[row.weight]
 
 
 def test_unknown_losses_and_labels_name_the_nearest() -> None:

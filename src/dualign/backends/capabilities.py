@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from dualign.backends.protocol import Policy
@@ -19,3 +20,55 @@ class Informs(Protocol):
         pi(y) is a model's probability of the response after an empty prompt in its template; of a table, where a
         response is one token, the mean over the prompts that can get a response of the same text.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnPolicyObjective:
+    """What an on-policy step raises: ``scale * E[reward - multipliers . costs] - kl * KL(policy || reference)``."""
+
+    multipliers: FloatArray
+    """Shape ``[constraint]``, in the units of the groups' scores."""
+    kl: float
+    """Strength of the KL term, kappa; the policy that is sought is the Gibbs policy of beta = kl / scale."""
+    scale: float = 1.0
+    """Factor of the relabelled reward; 1 / (1 + multiplier) in Safe RLHF, which keeps advantages bounded."""
+    inflation: float = 0.0
+    """q: ``E[cost]`` becomes ``E[cost] + q SD(cost)``, by the cost's influence function. 0: the plain cost."""
+    step: float = 0.5
+    """Share in (0, 1] of the way that one step goes, in log-probabilities, to what is best for these multipliers."""
+
+
+@runtime_checkable
+class Improves(Protocol):
+    """A backend that can move a policy by what the policy's own answers score."""
+
+    def improve(
+        self, policy: Policy, groups: Sequence[Group], *, objective: OnPolicyObjective, reference: Policy, name: str
+    ) -> Policy:
+        """Return ``policy`` after one step that raises ``objective``.
+
+        ``groups`` hold all responses of their prompts and their scores. The report's history holds one row: ``moved``,
+        the largest change of a log-probability; ``converged`` 1 or 0; and of the policy *before* the step ``cost_K``
+        and ``cost_sd_K`` for every constraint K, over all answers to all prompts.
+        """
+
+
+@runtime_checkable
+class Selects(Protocol):
+    """A backend that can answer with the best of several answers."""
+
+    def best_of(
+        self, groups: Sequence[Group], *, multipliers: FloatArray, n: int, reference: Policy, name: str
+    ) -> Policy:
+        """Return the policy that draws ``n`` answers of ``reference`` and gives one with the largest relabelled reward.
+
+        ``groups`` hold the scores of all responses.
+        """
+
+
+@runtime_checkable
+class Merges(Protocol):
+    """A backend that can put policies together without training."""
+
+    def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
+        """Return ``(1 - share) first + share second`` in log-probabilities, normalised a prompt."""

@@ -161,3 +161,13 @@ class Problem:
     """Shape ``[constraint]``: share of the groups' weight that lies in each limit's slice; none: limits on all."""
     cost_units: FloatArray | None = None
     """Shape ``[constraint]``: what a cost of 1 is in raw units; none: the costs are raw."""
+    reward_unit: float = 1.0
+    """What a reward of 1 is in raw units."""
+
+    def raw_multipliers(self, multipliers: FloatArray) -> FloatArray:
+        """Return multipliers in raw units: those of these scores, times the reward's unit, over the costs'."""
+        return (
+            multipliers * self.reward_unit
+            if self.cost_units is None
+            else (multipliers * self.reward_unit / self.cost_units)
+        )

@@ -7,9 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dualign.backends.capabilities import OnPolicyObjective
 from dualign.backends.pair_newton import Fitted, PairTable, minimise
 from dualign.backends.protocol import FitReport, Need, Objective, Policy
 from dualign.errors import NumericalError, UsageError
+from dualign.maths.best_of import log_best_of
+from dualign.maths.finite import FiniteProblem
+from dualign.maths.policy_gradient import SETTLED, cost_moments, largest_move, mirror_step, on_policy_scores
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.worlds.file import World
 
@@ -107,6 +111,42 @@ class TabularBackend:
         ]
         return [values - np.log(mean) for values, mean in zip(self.log_probs(policy, groups), means, strict=True)]
 
+    def improve(
+        self, policy: Policy, groups: Sequence[Group], *, objective: OnPolicyObjective, reference: Policy, name: str
+    ) -> Policy:
+        """Return ``policy`` after one natural-gradient step, exact: no answer is drawn."""
+        rows = [self._row(group) for group in groups]
+        problem = finite_problem(groups, self.table(reference)[rows], beta=objective.kl / objective.scale)
+        before = self.table(policy)[rows]
+        mean, deviation = cost_moments(problem, before)
+        scores = on_policy_scores(problem, before, objective.multipliers, inflation=objective.inflation)
+        after = mirror_step(before, problem.log_reference, scores / problem.beta, step=objective.step)
+        table = self.table(policy).copy()
+        table[rows] = after
+        moved = largest_move(before, after)
+        row = {"moved": moved, "converged": float(moved <= SETTLED)}
+        row |= {f"cost_{k}": float(value) for k, value in enumerate(mean)}
+        row |= {f"cost_sd_{k}": float(value) for k, value in enumerate(deviation)}
+        return Policy(name, table, FitReport(1, float("nan"), float("nan"), 0.0, (row,)))
+
+    def best_of(
+        self, groups: Sequence[Group], *, multipliers: FloatArray, n: int, reference: Policy, name: str
+    ) -> Policy:
+        """Return the policy that draws ``n`` answers of ``reference`` and keeps a best one, in closed form."""
+        rows = [self._row(group) for group in groups]
+        table = self.table(reference).copy()
+        problem = finite_problem(groups, table[rows], beta=1.0)
+        table[rows] = log_best_of(problem.log_reference, problem.reward - problem.costs @ multipliers, n)
+        return _made(name, table)
+
+    def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
+        """Return ``(1 - share) first + share second`` in log-probabilities, normalised."""
+        one, other = self.table(first), self.table(second)
+        live = np.isfinite(one)
+        mixed = np.full_like(one, -np.inf)
+        mixed[live] = (1 - share) * one[live] + share * other[live]
+        return _made(name, mixed - np.logaddexp.reduce(mixed, axis=1, keepdims=True))
+
     def table(self, policy: Policy) -> FloatArray:
         """Return the policy's ``[prompt, response]`` log-probabilities."""
         if policy.state is None:
@@ -188,3 +228,19 @@ def _report(table: PairTable, fitted: Fitted, beta: float, seconds: float) -> Fi
     slope = beta * float((table.weight * h * table.label_logit).sum()) / spread if spread > 0 else 1.0
     verdict = {"gradient": fitted.gradient, "converged": float(fitted.converged)}
     return FitReport(steps=fitted.steps, loss=fitted.loss, slope=slope, seconds=seconds, history=(verdict,))
+
+
+def _made(name: str, table: FloatArray) -> Policy:
+    """Return a policy that no fit was needed for."""
+    return Policy(name, table, FitReport(0, float("nan"), float("nan"), 0.0, ({"converged": 1.0},)))
+
+
+def finite_problem(groups: Sequence[Group], log_reference: FloatArray, *, beta: float) -> FiniteProblem:
+    """Return the groups as a finite problem without limits, padded to the width of ``log_reference``."""
+    shape = log_reference.shape
+    reward, costs = np.zeros(shape), np.zeros((*shape, groups[0].costs.shape[1]))
+    for row, group in enumerate(groups):
+        used = slice(len(group.responses))
+        reward[row, used], costs[row, used] = group.reward, group.costs
+    weights = np.array([group.weight for group in groups])
+    return FiniteProblem(log_reference, reward, costs, weights / weights.sum(), np.zeros(costs.shape[2]), beta)

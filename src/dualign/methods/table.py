@@ -10,6 +10,8 @@ from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem, log_policy
 from dualign.methods.b_dpo import B_DPO, b_dpo
+from dualign.methods.best_of_n import OPTIONS as BEST_OF_N_OPTIONS
+from dualign.methods.best_of_n import best_of_n, best_of_n_target
 from dualign.methods.bfpo import OPTIONS as BFPO_OPTIONS
 from dualign.methods.bfpo import bfpo
 from dualign.methods.c_dpo import c_dpo
@@ -24,9 +26,15 @@ from dualign.methods.mocan import mocan
 from dualign.methods.modpo import OPTIONS as MODPO_OPTIONS
 from dualign.methods.modpo import modpo, modpo_parameters
 from dualign.methods.options import NO_OPTIONS, Option, Options
+from dualign.methods.p_sacpo import OPTIONS as P_SACPO_OPTIONS
+from dualign.methods.p_sacpo import p_sacpo, p_sacpo_parameters
 from dualign.methods.pd_dpo import pd_dpo, pd_dpo_parameters
 from dualign.methods.pecan import OPTIONS as PECAN_OPTIONS
 from dualign.methods.pecan import pecan, pecan_parameters, pecan_target
+from dualign.methods.ppo_lag import OPTIONS as PPO_LAG_OPTIONS
+from dualign.methods.ppo_lag import ppo_lag, ppo_lag_parameters, ppo_lag_target
+from dualign.methods.reinforce_lag import OPTIONS as REINFORCE_LAG_OPTIONS
+from dualign.methods.reinforce_lag import reinforce_lag, reinforce_lag_parameters, reinforce_lag_target
 from dualign.methods.repo_dpo import rectified_gibbs, repo_dpo
 from dualign.methods.sacpo import OPTIONS as SACPO_OPTIONS
 from dualign.methods.sacpo import sacpo, sacpo_parameters
@@ -35,6 +43,8 @@ from dualign.methods.safedpo import safedpo
 from dualign.methods.wdpo import WDPO, wdpo
 from dualign.records import FloatArray, Iterate
 
+FINITE = "a finite world"
+"""What a method needs that has no form for language models yet."""
 Target = Callable[[FiniteProblem, FloatArray, Options], FloatArray]
 """(problem, multipliers, options) -> log-probabilities ``[prompt, response]`` of what the method converges to."""
 Parameters = Callable[[FloatArray, float, Options], Mapping[str, float]]
@@ -94,8 +104,8 @@ class Method:
     """Authors, year, arXiv number."""
     needs: tuple[str, ...]
     """What must be there before it runs."""
-    weight: Literal["dual rule", "one-shot", "given", "none"]
-    """Where the multipliers come from: the dual rule, the method's own dual of the groups, a hand, or nowhere."""
+    weight: Literal["dual rule", "own", "given", "none"]
+    """Where the multipliers come from: the dual rule, the method's own search, a hand, or nowhere."""
     reconstruction: bool
     """Whether the method itself, not only its stopping, fills a gap that its source leaves."""
     note: str
@@ -217,7 +227,7 @@ METHODS: Mapping[str, Method] = {
             mocan,
             "Huang et al. 2024, arXiv 2405.19544",
             ("reward", "costs", "limits", "scored samples of the reference"),
-            "one-shot",
+            "own",
             False,
             "one-shot dual, then one fit; the look at the fitted policy is ours",
         ),
@@ -226,7 +236,7 @@ METHODS: Mapping[str, Method] = {
             pecan,
             "Huang et al. 2024, arXiv 2405.19544",
             ("reward and cost preferences", "limits", "the reference's measured costs"),
-            "one-shot",
+            "own",
             False,
             "one-shot dual on log-ratios of two preference policies; labels as in the paper's theory, or as released",
             options=PECAN_OPTIONS,
@@ -238,7 +248,7 @@ METHODS: Mapping[str, Method] = {
             caid,
             "Zhang et al. 2025, arXiv 2505.19387",
             ("reward", "costs", "limits", "scored samples of the reference"),
-            "one-shot",
+            "own",
             False,
             "one-shot start, then a subgradient step a fit, each from the last fit; the stop is a reconstruction",
             options=CAID_OPTIONS,
@@ -274,6 +284,52 @@ METHODS: Mapping[str, Method] = {
             True,
             "prices max(cost, 0); as relabelling, and with a dual rule, it is a reconstruction",
             target=rectified_gibbs,
+        ),
+        Method(
+            "p-sacpo",
+            p_sacpo,
+            "Wachi et al. 2024, arXiv 2404.11049",
+            ("reward", "costs", "limits", FINITE),
+            "dual rule",
+            False,
+            "SACPO merged with its first step, in log-probabilities; the dual rule is new",
+            options=P_SACPO_OPTIONS,
+            parameters=p_sacpo_parameters,
+        ),
+        Method(
+            "ppo-lag",
+            ppo_lag,
+            "Dai et al. 2023 (Safe RLHF), arXiv 2310.12773",
+            ("reward", "costs", "limits", FINITE),
+            "own",
+            False,
+            "own multiplier rule, on its logarithm; exact natural gradients stand for clipped ones; the stop is ours",
+            options=PPO_LAG_OPTIONS,
+            target=ppo_lag_target,
+            parameters=ppo_lag_parameters,
+        ),
+        Method(
+            "reinforce-lag",
+            reinforce_lag,
+            "HC-RLHF 2025, arXiv 2506.08266",
+            ("reward", "costs", "limits", FINITE),
+            "own",
+            False,
+            "costs inflated for the test to come; exact natural gradients stand for REINFORCE; the stop is ours",
+            options=REINFORCE_LAG_OPTIONS,
+            target=reinforce_lag_target,
+            parameters=reinforce_lag_parameters,
+        ),
+        Method(
+            "best-of-n",
+            best_of_n,
+            "Beirami et al. 2024, arXiv 2401.01879",
+            ("reward", "costs", "limits", FINITE),
+            "dual rule",
+            False,
+            "no training: an honest floor; the dual rule is new",
+            options=BEST_OF_N_OPTIONS,
+            target=best_of_n_target,
         ),
     )
 }

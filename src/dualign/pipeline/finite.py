@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dualign.backends.capabilities import OnPolicyObjective
 from dualign.backends.protocol import FitReport, Objective, Policy
 from dualign.backends.tabular import TabularBackend
 from dualign.config import Config
@@ -74,6 +75,22 @@ class JournalledTables:
     def log_probs(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
         """Return the table's log-probabilities."""
         return self.tables.log_probs(policy, groups)
+
+    def improve(
+        self, policy: Policy, groups: Sequence[Group], *, objective: OnPolicyObjective, reference: Policy, name: str
+    ) -> Policy:
+        """Return the policy after one step; no phase, because a step takes no time."""
+        return self.tables.improve(policy, groups, objective=objective, reference=reference, name=name)
+
+    def best_of(
+        self, groups: Sequence[Group], *, multipliers: FloatArray, n: int, reference: Policy, name: str
+    ) -> Policy:
+        """Return the policy that selects among draws of the reference."""
+        return self.tables.best_of(groups, multipliers=multipliers, n=n, reference=reference, name=name)
+
+    def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
+        """Return the merged policy."""
+        return self.tables.merge(first, second, share=share, name=name)
 
     def mutual_information(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
         """Return what the prompts add to the responses' log-probabilities."""

@@ -125,6 +125,7 @@ class Search:
             margin=self.margin,
             shares=self._shares(),
             cost_units=self.scale.cost_sds,
+            reward_unit=self.scale.reward_sd,
         )
 
 

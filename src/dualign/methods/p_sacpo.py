@@ -1,0 +1,55 @@
+"""P-SACPO: SACPO's policy merged with the one of its first step (Wachi et al. 2024, arXiv 2404.11049)."""
+
+from collections.abc import Generator, Mapping
+
+from dualign.backends.capabilities import Merges
+from dualign.backends.protocol import Policy, Problem
+from dualign.errors import UsageError
+from dualign.maths.dual import DualRule, DualState
+from dualign.methods.loop import dual_loop
+from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.methods.phases import LEAST_MULTIPLIER, Labelling, helpful_then_safe
+from dualign.records import FloatArray, Iterate
+
+OPTIONS = (Option("q", 0.5, "share of SACPO's policy in the merge, above 0 and up to 1"),)
+
+
+def p_sacpo(
+    problem: Problem,
+    *,
+    rule: DualRule,
+    start: FloatArray,
+    loss: str = "dpo",
+    labels: str = "soft",
+    temperature: float = 1.0,
+    options: Options = NO_OPTIONS,
+) -> Generator[Iterate, None, DualState]:
+    """Return the generator of one iterate for every multiplier ``q lambda``, SACPO's own being lambda.
+
+    Merged are log-probabilities, which is exact; the paper merges weights, which is so for log-linear models alone.
+
+    Raises:
+        UsageError: a share out of range, a backend that cannot merge.
+    """
+    share, backend = float(filled("p-sacpo", OPTIONS, options)["q"]), problem.backend
+    if not 0 < share <= 1:
+        raise UsageError(f"option q of p-sacpo: must be above 0 and at most 1, got {share:g}")
+    if not isinstance(backend, Merges):
+        raise UsageError("method.name: needs to merge policies, which this backend cannot; finite worlds can")
+    steps = helpful_then_safe(problem, Labelling(loss, labels, temperature))
+    helpful: list[Policy] = []
+
+    def fit(multipliers: FloatArray, name: str) -> Policy:
+        if not helpful:
+            helpful.append(steps(0 * multipliers, f"{name}-first"))
+        if multipliers.sum() < LEAST_MULTIPLIER:
+            return helpful[0]
+        return backend.merge(helpful[0], steps(multipliers / share, f"{name}-safe"), share=share, name=name)
+
+    return dual_loop(problem, rule, start, fit)
+
+
+def p_sacpo_parameters(multipliers: FloatArray, beta: float, options: Options) -> Mapping[str, float]:
+    """Return beta, beta' = q beta / multiplier, and q."""
+    total, share = float(multipliers.sum()), float(options["q"])
+    return {"beta": beta, "beta_prime": share * beta / total if total else float("inf"), "q": share}

@@ -1,0 +1,80 @@
+"""HC-RLHF: REINFORCE under an inflated cost (arXiv 2506.08266), on finite worlds by exact policy gradients."""
+
+from collections.abc import Generator, Mapping
+
+import numpy as np
+
+from dualign.backends.capabilities import OnPolicyObjective
+from dualign.backends.protocol import Problem
+from dualign.errors import UsageError
+from dualign.maths.dual import DualRule, DualState
+from dualign.maths.finite import FiniteProblem
+from dualign.maths.policy_gradient import inflated_policy, inflation_factor
+from dualign.methods.on_policy import LOOP, dynamics, on_policy_loop
+from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.records import FloatArray, Iterate
+
+OPTIONS = (
+    *LOOP,
+    Option("delta", 0.1, "one minus the confidence of the safety test that costs are inflated for; 0: no inflation"),
+    Option("candidates", 256.0, "costs behind the estimate that is inflated"),
+    Option("safety", 1000.0, "prompts of the safety test"),
+)
+
+
+def inflation(options: Options) -> float:
+    """Return q of ``options``.
+
+    Raises:
+        UsageError: sizes or a delta for which no test exists.
+    """
+    if float(options["delta"]) == 0:
+        return 0.0
+    try:
+        return inflation_factor(
+            float(options["delta"]), candidates=int(options["candidates"]), safety=int(options["safety"])
+        )
+    except ValueError as error:
+        raise UsageError(f"reinforce-lag: {error}") from None
+
+
+def reinforce_lag(
+    problem: Problem,
+    *,
+    rule: DualRule,
+    start: FloatArray,
+    loss: str = "dpo",
+    labels: str = "soft",  # noqa: ARG001 (there are no labels)
+    temperature: float = 1.0,  # noqa: ARG001
+    options: Options = NO_OPTIONS,
+) -> Generator[Iterate, None, DualState]:
+    """Return the generator of one iterate an epoch; costs count as ``mean + q SD`` in the policy and the multiplier.
+
+    One n stands for the dual's and the actor's, which differ in the released program. The safety test is the
+    certificate's: one test, on prompts used for nothing else.
+
+    Raises:
+        UsageError: a loss of another name, options out of range, a backend without on-policy steps.
+    """
+    if loss != "dpo":
+        raise UsageError(f"loss: reinforce-lag fits no pairs, {loss!r} was given; leave it out")
+    chosen = filled("reinforce-lag", OPTIONS, options)
+    width, kl = inflation(chosen), float(chosen["kl_share"]) * problem.beta
+
+    def aim(multipliers: FloatArray) -> OnPolicyObjective:
+        return OnPolicyObjective(multipliers=multipliers, kl=kl, inflation=width)
+
+    return on_policy_loop(problem, rule, start, aim, dynamics(chosen, inflation=width))
+
+
+def reinforce_lag_target(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:
+    """Return the Gibbs policy of the policy's own inflated costs, at ``beta = kappa``."""
+    from dataclasses import replace
+
+    scaled = replace(problem, beta=float(options["kl_share"]) * problem.beta)
+    return inflated_policy(scaled, multipliers, inflation=inflation(options))
+
+
+def reinforce_lag_parameters(multipliers: FloatArray, beta: float, options: Options) -> Mapping[str, float]:
+    """Return the multiplier on the inflated cost (the sum, where there are several) and kappa."""
+    return {"lambda": float(np.sum(multipliers)), "kl": float(options["kl_share"]) * beta}

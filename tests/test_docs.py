@@ -18,6 +18,7 @@ from dualign.backends.tabular import TabularBackend
 from dualign.maths.dual import DUAL_RULES
 from dualign.maths.exact import optimum
 from dualign.maths.finite import expectations
+from dualign.methods.table import METHODS
 from dualign.records import Evaluation
 from small_worlds import small_world
 
@@ -207,3 +208,9 @@ def test_the_second_example_trains_a_model_below_the_limit() -> None:
     rounds = [float(cost) for cost in re.findall(r"^round \d: .*cost ([\d.]+) ±", text, re.MULTILINE)]
     assert rounds[0] > 1.5 and min(rounds) < 0.5
     assert re.search(r"^kept: round [1-9]", text, re.MULTILINE)
+
+
+def test_every_method_stands_on_its_page() -> None:
+    page = (ROOT / "docs/methods.md").read_text()
+    for name, method in METHODS.items():
+        assert f"| `{name}`{' (reconstruction)' if method.reconstruction else ''} | {method.source} |" in page, name

@@ -60,6 +60,29 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: an unknown name; a rule that cannot serve that many limits; a section that would be ignored.
     """
+    _check_method(config)
+    if config.policy.world in WORLDS:
+        _check_embedded(config)
+    elif config.policy.world is not None:
+        _check_world_file(config)
+    else:
+        check_scorers(scorer_specs(config))
+    check_rule(config.method.dual, len(config.constraints))
+    slopes = config.method.dual in ("newton", "projected_newton") or (
+        config.method.dual is None and len(config.constraints) > 1
+    )
+    if slopes and config.evaluation.responses_per_prompt < 2 and config.constraints:
+        raise ConfigError("evaluation.responses_per_prompt: Newton rules need at least 2: "
+                          "the slope is a covariance within the prompt")  # fmt: skip
+    constraints_of(config)
+    for name in config.evaluation.judge:
+        known = ["reward", *(section.name for section in config.constraints)]
+        if name not in known:
+            raise ConfigError(f"evaluation.judge: {unknown('score', name, known)}")
+
+
+def _check_method(config: Config) -> None:
+    """Check the method, its options, its rule, and that it has a form for this kind of job."""
     method = config.method
     if method.name not in METHODS:
         raise ConfigError(f"method.name: {unknown('method', method.name, METHODS)}")
@@ -77,22 +100,6 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"method.name: {method.name} is there for finite worlds only (policy.world: a world file, or dualign solve)"
         )
-    if config.policy.world in WORLDS:
-        _check_embedded(config)
-    elif config.policy.world is not None:
-        _check_world_file(config)
-    else:
-        check_scorers(scorer_specs(config))
-    check_rule(method.dual, len(config.constraints))
-    slopes = method.dual in ("newton", "projected_newton") or (method.dual is None and len(config.constraints) > 1)
-    if slopes and config.evaluation.responses_per_prompt < 2 and config.constraints:
-        raise ConfigError("evaluation.responses_per_prompt: Newton rules need at least 2: "
-                          "the slope is a covariance within the prompt")  # fmt: skip
-    constraints_of(config)
-    for name in config.evaluation.judge:
-        known = ["reward", *(section.name for section in config.constraints)]
-        if name not in known:
-            raise ConfigError(f"evaluation.judge: {unknown('score', name, known)}")
 
 
 def check_rule(dual: str | None, limits: int) -> None:

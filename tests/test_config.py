@@ -63,7 +63,7 @@ def test_every_config_that_we_ship_is_accepted(path: Path) -> None:
         (GOOD + "sampling: {responses_per_prompt: 2.5}\n", "valid integer, given 2.5"),
         (
             GOOD + "method: {loss: dop}\n",
-            "method.loss: input should be 'dpo' or 'ipo', given 'dop'; did you mean 'dpo'?",
+            "'b-dpo' or 'dr-dpo', given 'dop'; did you mean 'dpo'?",
         ),
         (GOOD + "method: {labels: sfot}\n", "method.labels: input should be 'soft', 'bernoulli' or 'hard'"),
         (GOOD + "method: {start: soon}\n", "method.start: should be a number of 0 or more, or one-shot, given 'soon'"),

@@ -51,13 +51,15 @@ def _slices(report: Row) -> list[str]:
 def _measured(found: Row | None) -> str:
     if found is None or found["mean"] is None:
         return numbers.NOTHING
-    return numbers.figure(found["mean"]) if not found["error"] else f"{found['mean']:.3f} ± {found['error']:.3f}"
+    if not found["error"]:
+        return numbers.figure(found["mean"])
+    return f"{found['mean']:.3f} ± {found['error']:.3f}".replace("-", "−")
 
 
 def _between(found: Row | None) -> str:
     if found is None:
         return numbers.NOTHING
-    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]".replace("-", "−")
 
 
 def markdown(report: Row) -> str:

@@ -360,7 +360,7 @@ def _parameters(
             "reward_sd": setting.scale.reward_sd,
             "cost_sds": setting.named(setting.scale.cost_sds),
             **options,
-            **method.parameters(multipliers, setting.raw.beta, options),
+            **{k: _finite(v) for k, v in method.parameters(multipliers, setting.raw.beta, options).items()},
         }
     }
 

@@ -140,9 +140,14 @@ def _train(cell: Cell, config: Path, given: list[str]) -> dict[str, Any]:
         [*command, "--json", "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        said = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        try:
+            said = process.stderr.read()
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            # A comparison that is ended ends its cell; both go on by the same command.
+            if process.returncode is None:
+                process.terminate()
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
     return {
         "arm": cell.arm.label,

@@ -43,7 +43,17 @@ def _over(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else math.inf
 
 
-_SAME = "lambda and beta are C-DPO's"
+def _identical(names: tuple[str, ...], beta: str, note: str) -> System:
+    """Return the row of systems whose multiplier and beta are C-DPO's, the latter under a name of its own."""
+    return System(
+        names,
+        ("lambda", beta),
+        lambda given: Target(given["lambda"], given[beta]),
+        lambda target, _: {"lambda": target.multiplier, beta: target.beta},
+        {},
+        note,
+    )
+
 
 SYSTEMS: tuple[System, ...] = (
     System(
@@ -75,38 +85,10 @@ SYSTEMS: tuple[System, ...] = (
         {},
         "the advantage is divided by 1 + lambda, the KL term is not",
     ),
-    System(
-        ("reward-shaping",),
-        ("lambda", "kl"),
-        lambda given: Target(given["lambda"], given["kl"]),
-        lambda target, _: {"lambda": target.multiplier, "kl": target.beta},
-        {},
-        "PPO on reward - lambda cost",
-    ),
-    System(
-        ("hc-rlhf", "reinforce-lag"),
-        ("lambda", "kl"),
-        lambda given: Target(given["lambda"], given["kl"]),
-        lambda target, _: {"lambda": target.multiplier, "kl": target.beta},
-        {},
-        "lambda is the price of the inflated cost",
-    ),
-    System(
-        ("mocan", "caid"),
-        ("lambda", "beta"),
-        lambda given: Target(given["lambda"], given["beta"]),
-        lambda target, _: {"lambda": target.multiplier, "beta": target.beta},
-        {},
-        _SAME,
-    ),
-    System(
-        ("pecan",),
-        ("lambda", "beta_p"),
-        lambda given: Target(given["lambda"], given["beta_p"]),
-        lambda target, _: {"lambda": target.multiplier, "beta_p": target.beta},
-        {},
-        "lambda on log-ratios of two DPO policies at beta_p; labels with beta_p",
-    ),
+    _identical(("reward-shaping",), "kl", "PPO on reward - lambda cost"),
+    _identical(("hc-rlhf", "reinforce-lag"), "kl", "lambda is the price of the inflated cost"),
+    _identical(("mocan", "caid"), "beta", "lambda and beta are C-DPO's"),
+    _identical(("pecan",), "beta_p", "lambda on log-ratios of two DPO policies at beta_p; labels with beta_p"),
     System(
         ("pecan-released",),
         ("lambda", "beta_p", "beta"),
@@ -143,14 +125,7 @@ SYSTEMS: tuple[System, ...] = (
         {},
         "weights that sum to 1",
     ),
-    System(
-        ("repo-dpo",),
-        ("lambda", "beta"),
-        lambda given: Target(given["lambda"], given["beta"]),
-        lambda target, _: {"lambda": target.multiplier, "beta": target.beta},
-        {},
-        "of another cost: max(cost, 0)",
-    ),
+    _identical(("repo-dpo",), "beta", "of another cost: max(cost, 0)"),
 )
 """The rows; the order is that of the printed table."""
 

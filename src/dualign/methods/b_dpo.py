@@ -110,5 +110,5 @@ def b_dpo(
     Raises:
         UsageError: as ``recipe.trained``; another loss, or a backend without log-probabilities of bare responses.
     """
-    refuse_other(B_DPO, loss)
+    refuse_other(B_DPO.name, loss)
     return trained(problem, B_DPO, rule=rule, start=start, labels=labels, temperature=temperature, options=options)

@@ -10,6 +10,7 @@ from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem
 from dualign.methods.loop import dual_loop
 from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.methods.recipe import refuse_other, refuse_slopes
 from dualign.records import FloatArray, Iterate
 
 OPTIONS = (Option("n", 16.0, "answers drawn for each one that is given"),)
@@ -33,8 +34,8 @@ def best_of_n(
         UsageError: a loss of another name, n below 1, a rule that reads the slope of a Gibbs policy, a backend that
             cannot select.
     """
-    if loss != "dpo":
-        raise UsageError(f"loss: best-of-n fits no pairs, {loss!r} was given; leave it out")
+    refuse_other("best-of-n", loss)
+    refuse_slopes("best-of-n", rule.name)
     backend, n = problem.backend, int(filled("best-of-n", OPTIONS, options)["n"])
     if n < 1:
         raise UsageError(f"option n of best-of-n: must be 1 or more, got {n}")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dualign.backends.protocol import Problem, Side
-from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
 from dualign.methods.c_dpo import relabelled
 from dualign.methods.flags import UNSAFE_ABOVE, single_fit, unsafe_flags
 from dualign.methods.options import NO_OPTIONS, Options, filled
+from dualign.methods.recipe import refuse_other
 from dualign.records import FloatArray, Iterate
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def bfpo(
     Raises:
         UsageError: a loss of another name.
     """
-    if loss != "dpo":
-        raise UsageError(f"loss: bfpo has its own, {loss!r} was given; leave it out")
+    refuse_other("bfpo", loss)
     chosen = filled("bfpo", OPTIONS, options)
     flags = unsafe_flags(problem, float(chosen["unsafe_above"]))
     groups = [

@@ -18,7 +18,7 @@ from dualign.records import FloatArray, Iterate
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe for recipe in (DPO, IPO, conservative("dpo"), KLDPO, WDPO, B_DPO, DR_DPO)
 }
-"""The losses that the dual loop can be run with. All but the first are new in it: no source has them under limits."""
+"""The losses that the dual loop can be run with. Under limits only the first has a source that we know of."""
 
 
 def c_dpo(

@@ -48,5 +48,5 @@ def dr_dpo(
     Raises:
         UsageError: as ``recipe.trained``; another loss, or a width out of range.
     """
-    refuse_other(DR_DPO, loss)
+    refuse_other(DR_DPO.name, loss)
     return trained(problem, DR_DPO, rule=rule, start=start, labels=labels, temperature=temperature, options=options)

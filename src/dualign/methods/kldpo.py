@@ -83,5 +83,5 @@ def kldpo(
     Raises:
         UsageError: as ``recipe.trained``; another loss, or options out of range.
     """
-    refuse_other(KLDPO, loss)
+    refuse_other(KLDPO.name, loss)
     return trained(problem, KLDPO, rule=rule, start=start, labels=labels, temperature=temperature, options=options)

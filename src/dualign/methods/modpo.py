@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -89,9 +89,3 @@ def _implicit(problem: Problem, labelling: Labelling) -> list[FloatArray]:
         found = problem.backend.log_probs(policy, problem.groups)
         columns.append([problem.beta * (own - known) for own, known in zip(found, reference, strict=True)])
     return [np.stack(values, axis=1) for values in zip(*columns, strict=True)]
-
-
-def modpo_parameters(multipliers: FloatArray, beta: float, options: Options) -> Mapping[str, float]:  # noqa: ARG001
-    """Return w0, w1 and beta, the weights with sum 1; several constraints share w1 by their multipliers."""
-    total = float(multipliers.sum())
-    return {"w0": 1 / (1 + total), "w1": total / (1 + total), "beta": beta / (1 + total)}

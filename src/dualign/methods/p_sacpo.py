@@ -1,6 +1,6 @@
 """P-SACPO: SACPO's policy merged with the one of its first step (Wachi et al. 2024, arXiv 2404.11049)."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 
 from dualign.backends.capabilities import Merges
 from dualign.backends.protocol import Policy, Problem
@@ -47,9 +47,3 @@ def p_sacpo(
         return backend.merge(helpful[0], steps(multipliers / share, f"{name}-safe"), share=share, name=name)
 
     return dual_loop(problem, rule, start, fit)
-
-
-def p_sacpo_parameters(multipliers: FloatArray, beta: float, options: Options) -> Mapping[str, float]:
-    """Return beta, beta' = q beta / multiplier, and q."""
-    total, share = float(multipliers.sum()), float(options["q"])
-    return {"beta": beta, "beta_prime": share * beta / total if total else float("inf"), "q": share}

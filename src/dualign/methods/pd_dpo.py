@@ -1,6 +1,6 @@
 """PD-DPO, the offline form: DPO on help, then on harm against that policy, and a dual step (Du et al., 2510.05703)."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 
 from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState
@@ -28,8 +28,3 @@ def pd_dpo(
     bonuses of the online form are left out.
     """
     return dual_loop(problem, rule, start, helpful_then_safe(problem, Labelling(loss, labels, temperature)))
-
-
-def pd_dpo_parameters(multipliers: FloatArray, beta: float, options: Options) -> Mapping[str, float]:  # noqa: ARG001
-    """Return the multiplier (the sum, where there are several) and beta."""
-    return {"lambda": float(multipliers.sum()), "beta": beta}

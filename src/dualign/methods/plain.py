@@ -8,17 +8,17 @@ from dualign.methods.options import Option, Options
 from dualign.methods.recipe import Parts, Recipe, pairwise
 
 
-def _plain(name: str) -> Recipe:
+def _plain(name: str, *, newton: bool) -> Recipe:
     def parts(beta: float, options: Options) -> Parts:  # noqa: ARG001
         from dualign.maths.losses import LOSSES
 
         return Parts(pairwise(LOSSES[name], beta))
 
-    return Recipe(name, parts, newton=True)
+    return Recipe(name, parts, newton=newton)
 
 
-DPO = _plain("dpo")
-IPO = _plain("ipo")
+DPO = _plain("dpo", newton=True)
+IPO = _plain("ipo", newton=False)
 
 SMOOTHING = Option("smoothing", 0.1, "share of the labels that is held to be wrong, from 0 to below 0.5")
 

@@ -7,12 +7,12 @@ import numpy as np
 
 from dualign.backends.capabilities import OnPolicyObjective
 from dualign.backends.protocol import Problem
-from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem
 from dualign.maths.policy_gradient import lagrangian_policy
 from dualign.methods.on_policy import KL_SHARE, LOOP, dynamics, on_policy_loop
 from dualign.methods.options import NO_OPTIONS, Options, filled
+from dualign.methods.recipe import refuse_other
 from dualign.records import FloatArray, Iterate
 
 OPTIONS = (replace(KL_SHARE, default=0.2), *LOOP[1:])
@@ -38,8 +38,7 @@ def ppo_lag(
     Raises:
         UsageError: a loss of another name, an option that is not positive, a backend without on-policy steps.
     """
-    if loss != "dpo":
-        raise UsageError(f"loss: ppo-lag fits no pairs, {loss!r} was given; leave it out")
+    refuse_other("ppo-lag", loss)
     chosen = filled("ppo-lag", OPTIONS, options)
     kl = float(chosen["kl_share"]) * problem.beta
 

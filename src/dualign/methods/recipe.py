@@ -126,7 +126,8 @@ def trained(
         UsageError: as ``objective``; a rule that reads the slope of a Gibbs policy, for a loss that has none.
     """
     chosen = filled(recipe.name, recipe.options, options)
-    check_rule(recipe, rule.name)
+    if not recipe.newton:
+        refuse_slopes(recipe.name, rule.name)
     objective(recipe, start, problem.beta, labels=labels, temperature=temperature, options=chosen)
     prepared = recipe.prepare(problem)
 
@@ -145,24 +146,24 @@ def trained(
     return dual_loop(prepared, rule, start, fit)
 
 
-def check_rule(recipe: Recipe, rule: str) -> None:
-    """Check that the dual rule can serve the loss.
+def refuse_slopes(name: str, rule: str) -> None:
+    """Check that a dual rule can serve policies that are no Gibbs policies.
 
     Raises:
-        UsageError: it reads the slope of a Gibbs policy, and the loss's policies are none.
+        UsageError: it reads the slope of a Gibbs policy.
     """
-    if rule in NEWTON and not recipe.newton:
+    if rule in NEWTON:
         raise UsageError(
-            f"loss {recipe.name}: the dual rule {rule} reads the slope of a Gibbs policy, which its policies are not; "
+            f"{name}: the dual rule {rule} reads the slope of a Gibbs policy, which its policies are not; "
             "use bracket (one limit) or gradient"
         )
 
 
-def refuse_other(recipe: Recipe, loss: str) -> None:
-    """Check that no other loss is asked for beside that of a method that is named after its loss.
+def refuse_other(name: str, loss: str) -> None:
+    """Check that no loss is asked for of a method that has its own, or none.
 
     Raises:
         UsageError: one is.
     """
-    if loss not in ("dpo", recipe.name):
-        raise UsageError(f"loss: {recipe.name} has its own, {loss!r} was given; leave it out")
+    if loss not in ("dpo", name):
+        raise UsageError(f"loss: {name} has its own, {loss!r} was given; leave it out")

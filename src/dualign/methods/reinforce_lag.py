@@ -12,6 +12,7 @@ from dualign.maths.finite import FiniteProblem
 from dualign.maths.policy_gradient import inflated_policy, inflation_factor
 from dualign.methods.on_policy import LOOP, dynamics, on_policy_loop
 from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.methods.recipe import refuse_other
 from dualign.records import FloatArray, Iterate
 
 OPTIONS = (
@@ -56,8 +57,7 @@ def reinforce_lag(
     Raises:
         UsageError: a loss of another name, options out of range, a backend without on-policy steps.
     """
-    if loss != "dpo":
-        raise UsageError(f"loss: reinforce-lag fits no pairs, {loss!r} was given; leave it out")
+    refuse_other("reinforce-lag", loss)
     chosen = filled("reinforce-lag", OPTIONS, options)
     width, kl = inflation(chosen), float(chosen["kl_share"]) * problem.beta
 

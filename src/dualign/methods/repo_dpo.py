@@ -10,6 +10,7 @@ from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem, log_policy
 from dualign.methods.c_dpo import c_dpo
 from dualign.methods.options import NO_OPTIONS, Options
+from dualign.methods.recipe import refuse_slopes
 from dualign.records import FloatArray, Iterate
 
 
@@ -27,7 +28,11 @@ def repo_dpo(
 
     So that very safe answers do not pay for unsafe ones. Limits and measured costs stay those of the problem. The
     source optimises by clipped policy gradients; as relabelling it is a reconstruction, and so is the dual rule.
+
+    Raises:
+        UsageError: a rule that reads the slope of the cost that is trained on, which is not the cost that is measured.
     """
+    refuse_slopes("repo-dpo", rule.name)
     groups = [replace(group, costs=np.maximum(group.costs, 0)) for group in problem.groups]
     rectified = replace(problem, groups=groups)
     return c_dpo(rectified, rule=rule, start=start, loss=loss, labels=labels, temperature=temperature)

@@ -1,12 +1,12 @@
 """SACPO: two preference steps, one on help and one on safety (Wachi et al. 2024, arXiv 2404.11049)."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 
 from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState
 from dualign.methods.loop import dual_loop
 from dualign.methods.options import NO_OPTIONS, Option, Options, filled
-from dualign.methods.phases import LEAST_MULTIPLIER, Labelling, helpful_then_safe, safe_then_helpful
+from dualign.methods.phases import Labelling, helpful_then_safe, safe_then_helpful
 from dualign.records import FloatArray, Iterate
 
 ORDERS = {"helpful-first": helpful_then_safe, "safe-first": safe_then_helpful}
@@ -30,9 +30,3 @@ def sacpo(
     chosen = filled("sacpo", OPTIONS, options)
     fit = ORDERS[str(chosen["order"])](problem, Labelling(loss, labels, temperature))
     return dual_loop(problem, rule, start, fit)
-
-
-def sacpo_parameters(multipliers: FloatArray, beta: float, options: Options) -> Mapping[str, float]:  # noqa: ARG001
-    """Return beta and beta' = beta / multiplier; infinite where the second step is left out."""
-    total = float(multipliers.sum())
-    return {"beta": beta, "beta_prime": beta / total if total >= LEAST_MULTIPLIER else float("inf")}

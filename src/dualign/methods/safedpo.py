@@ -14,6 +14,7 @@ from dualign.maths.dual import DualRule, DualState
 from dualign.methods.c_dpo import relabelled
 from dualign.methods.flags import UNSAFE_ABOVE, single_fit, unsafe_flags
 from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.methods.recipe import refuse_other
 from dualign.records import FloatArray, Iterate
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ def safedpo(
     margin = float(chosen["safety_margin"])
     if not (margin >= 0 and np.isfinite(margin)):
         raise UsageError(f"option safety_margin of safedpo: must be 0 or more, got {margin:g}")
-    if loss != "dpo":
-        raise UsageError(f"loss: safedpo has its own, {loss!r} was given; leave it out")
+    refuse_other("safedpo", loss)
     flags = unsafe_flags(problem, float(chosen["unsafe_above"]))
     groups = [
         replace(group, costs=flag[:, None], columns={**group.columns, COLUMN: flag})

@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from dualign.backends.protocol import Problem
+from dualign.maths.conversion import Target as GibbsTarget
+from dualign.maths.conversion import from_target, systems
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem, log_policy
 from dualign.methods.b_dpo import B_DPO, b_dpo
@@ -24,11 +26,11 @@ from dualign.methods.fixed import fixed
 from dualign.methods.kldpo import KLDPO, kldpo
 from dualign.methods.mocan import mocan
 from dualign.methods.modpo import OPTIONS as MODPO_OPTIONS
-from dualign.methods.modpo import modpo, modpo_parameters
+from dualign.methods.modpo import modpo
 from dualign.methods.options import NO_OPTIONS, Option, Options
 from dualign.methods.p_sacpo import OPTIONS as P_SACPO_OPTIONS
-from dualign.methods.p_sacpo import p_sacpo, p_sacpo_parameters
-from dualign.methods.pd_dpo import pd_dpo, pd_dpo_parameters
+from dualign.methods.p_sacpo import p_sacpo
+from dualign.methods.pd_dpo import pd_dpo
 from dualign.methods.pecan import OPTIONS as PECAN_OPTIONS
 from dualign.methods.pecan import pecan, pecan_parameters, pecan_target
 from dualign.methods.ppo_lag import OPTIONS as PPO_LAG_OPTIONS
@@ -37,7 +39,7 @@ from dualign.methods.reinforce_lag import OPTIONS as REINFORCE_LAG_OPTIONS
 from dualign.methods.reinforce_lag import reinforce_lag, reinforce_lag_parameters, reinforce_lag_target
 from dualign.methods.repo_dpo import rectified_gibbs, repo_dpo
 from dualign.methods.sacpo import OPTIONS as SACPO_OPTIONS
-from dualign.methods.sacpo import sacpo, sacpo_parameters
+from dualign.methods.sacpo import sacpo
 from dualign.methods.safedpo import OPTIONS as SAFEDPO_OPTIONS
 from dualign.methods.safedpo import safedpo
 from dualign.methods.wdpo import WDPO, wdpo
@@ -75,6 +77,17 @@ def unless(option: str) -> Target:
 def c_dpo_parameters(multipliers: FloatArray, beta: float, options: Options) -> Mapping[str, float]:  # noqa: ARG001
     """Return nothing: the method's terms are those of C-DPO."""
     return {}
+
+
+def converted(system: str) -> Parameters:
+    """Return the parameters of ``system`` that mean the same policy; several multipliers count as their sum."""
+    row = systems()[system]
+
+    def parameters(multipliers: FloatArray, beta: float, options: Options) -> Mapping[str, float]:
+        free = {name: float(options[name]) for name in row.free}
+        return from_target(row, GibbsTarget(float(multipliers.sum()), beta), free)
+
+    return parameters
 
 
 class Run(Protocol):
@@ -198,7 +211,7 @@ METHODS: Mapping[str, Method] = {
             "dual rule",
             False,
             "offline two-phase form; its objective is what the abstract forces, rules but gradient are reconstructions",
-            parameters=pd_dpo_parameters,
+            parameters=converted("pd-dpo"),
         ),
         Method(
             "sacpo",
@@ -209,7 +222,7 @@ METHODS: Mapping[str, Method] = {
             False,
             "two steps, either order; the paper picks the multiplier by hand, the dual rule is new",
             options=SACPO_OPTIONS,
-            parameters=sacpo_parameters,
+            parameters=converted("sacpo"),
         ),
         Method(
             "modpo",
@@ -220,7 +233,7 @@ METHODS: Mapping[str, Method] = {
             False,
             "weights are the user's in the paper, the dual rule is new",
             options=MODPO_OPTIONS,
-            parameters=modpo_parameters,
+            parameters=converted("modpo"),
         ),
         Method(
             "mocan",
@@ -294,7 +307,7 @@ METHODS: Mapping[str, Method] = {
             False,
             "SACPO merged with its first step, in log-probabilities; the dual rule is new",
             options=P_SACPO_OPTIONS,
-            parameters=p_sacpo_parameters,
+            parameters=converted("p-sacpo"),
         ),
         Method(
             "ppo-lag",

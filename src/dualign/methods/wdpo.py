@@ -74,5 +74,5 @@ def wdpo(
     Raises:
         UsageError: as ``recipe.trained``; another loss, or a negative rho.
     """
-    refuse_other(WDPO, loss)
+    refuse_other(WDPO.name, loss)
     return trained(problem, WDPO, rule=rule, start=start, labels=labels, temperature=temperature, options=options)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from command_line import dualign
-from dualign.methods.table import FINITE, METHODS
+from dualign.methods.table import METHODS
 from tiny_jobs import job, write_config
 
 
@@ -19,7 +19,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return folder, job(folder)
 
 
-@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if FINITE not in row.needs])
+@pytest.mark.parametrize("name", METHODS)
 def test_a_job_by_every_method(name: str, tiny: tuple[Path, dict[str, Any]]) -> None:
     folder, config = tiny[0], copy.deepcopy(tiny[1])
     config["method"] |= {"name": name, "max_rounds": 2}
@@ -33,10 +33,3 @@ def test_a_job_by_every_method(name: str, tiny: tuple[Path, dict[str, Any]]) -> 
         assert all(value >= 0 for value in row["multipliers"].values())
         assert np.isfinite([row["reward"], row["kl"], *row["costs"].values()]).all()
     assert dualign("train", path, "--out", run, *arguments).out == done.out
-
-
-@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if FINITE in row.needs])
-def test_what_only_worlds_have_is_refused(name: str, tiny: tuple[Path, dict[str, Any]]) -> None:
-    folder, config = tiny[0], copy.deepcopy(tiny[1])
-    config["method"] |= {"name": name}
-    dualign("train", write_config(folder, config, f"{name}.yaml"), "--out", folder / name, "--quiet").refused(65, name)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from dualign.pipeline.search import prepare
-from dualign.pipeline.stages import JournalledBackend
 from dualign.pipeline.verdict import ladder, limits_met, open_calibration, preferred, safety
 from dualign.records import Evaluation, Iterate
 from dualign.runs.store import read_json
@@ -65,7 +64,7 @@ def measured(run: Path, constraint: dict[str, object], multipliers: list[float],
     found = []
     for k, multiplier in enumerate(multipliers):
         objective = relabelled(np.array([multiplier]), 0.3, loss="dpo", labels="soft", temperature=1.0)
-        policy = JournalledBackend(job).fit(
+        policy = search.problem().backend.fit(
             search.groups(), objective=objective, reference=job.reference, start=None, seed=0, name=f"{k:02d}"
         )
         found.append(Iterate(k, np.array([multiplier]), search.measure(policy), policy))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
-from dualign.backends.protocol import Policy
+from dualign.backends.protocol import Policy, Score
 from dualign.records import FloatArray, Group
 
 
@@ -53,6 +53,51 @@ class Improves(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Practice:
+    """A stretch of on-policy training on sampled answers; multipliers are in the units of the groups' scores."""
+
+    method: str
+    estimator: Literal["critic", "leave-one-out"]
+    """Advantages by token from critics (PPO), or the answer's return less that of the prompt's other answers."""
+    aim: Callable[[FloatArray], OnPolicyObjective]
+    """Multipliers -> what a step raises."""
+    follow: Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
+    """(multipliers, means, SDs of the costs of late answers) -> multipliers after one step; all ``[constraint]``."""
+    multipliers: FloatArray
+    """Where a policy that was not practised before begins."""
+    cost_units: FloatArray
+    """Shape ``[constraint]``: a multiplier of 1 in raw units. The KL of a cost's stream is in its unit."""
+    settings: Mapping[str, float]
+    """``steps``, ``total`` (steps of the whole training), ``prompts`` a step, ``answers`` a prompt, ``updates`` a
+    step, ``critic_rate``, ``window`` (answers that a cost's mean is over), and whatever else decides the result."""
+
+
+@runtime_checkable
+class Practises(Protocol):
+    """A backend that can train a policy on answers that it samples from it and has scored."""
+
+    def practise(
+        self,
+        policy: Policy,
+        groups: Sequence[Group],
+        *,
+        practice: Practice,
+        score: Score,
+        reference: Policy,
+        seed: int,
+        name: str,
+    ) -> Policy:
+        """Return ``policy`` after ``practice`` on the prompts of ``groups``.
+
+        Optimiser, critics, multipliers and recent costs go on from where ``policy``'s own practice left them. The
+        report's history has a row a step, with ``multiplier_K``, ``cost_K`` (of late answers), ``reward`` and ``kl``.
+
+        Raises:
+            NumericalError: a loss or a gradient is not finite.
+        """
+
+
 @runtime_checkable
 class Selects(Protocol):
     """A backend that can answer with the best of several answers."""
@@ -71,4 +116,4 @@ class Merges(Protocol):
     """A backend that can put policies together without training."""
 
     def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
-        """Return ``(1 - share) first + share second`` in log-probabilities, normalised a prompt."""
+        """Return ``(1 - share) first + share second``: of tables in log-probabilities, of models in weights."""

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dualign.records import Evaluation, FloatArray, Group, Prompt, Response
 
 if TYPE_CHECKING:
@@ -143,6 +146,22 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """What answers are worth, in the units of the groups."""
+
+    reward: FloatArray
+    """Shape ``[prompt, response]``."""
+    costs: FloatArray
+    """Shape ``[prompt, response, constraint]``; 0 where a constraint does not look at the prompt."""
+    inside: NDArray[np.bool_]
+    """Shape ``[prompt, constraint]``: whether it looks at the prompt."""
+
+
+Score: TypeAlias = Callable[[Sequence[Prompt], Sequence[Sequence[Response]]], Scores]
+"""(prompts, as many responses to each) -> their scores."""
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """All that a method is given; scores, limits and beta are in one system of units."""
 
@@ -163,6 +182,10 @@ class Problem:
     """Shape ``[constraint]``: what a cost of 1 is in raw units; none: the costs are raw."""
     reward_unit: float = 1.0
     """What a reward of 1 is in raw units."""
+    score: Score | None = None
+    """Scores answers that a method samples itself; none: the groups hold all answers there are."""
+    rounds: int | None = None
+    """Policies to measure at the most, for methods that no dual rule ends; none: the method's own number."""
 
     def raw_multipliers(self, multipliers: FloatArray) -> FloatArray:
         """Return multipliers in raw units: those of these scores, times the reward's unit, over the costs'."""

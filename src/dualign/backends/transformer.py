@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dualign.backends.protocol import Objective, Policy
+from dualign.backends.capabilities import Practice
+from dualign.backends.protocol import FitReport, Objective, Policy, Score
 from dualign.engine.adapters import activated, fingerprint
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.pair_store import PairStore, StoredGroup, build_store, cached_log_probs
@@ -122,6 +123,34 @@ class TransformerBackend:
         given, alone = (self._log_probs(policy, store) for store in stores)
         lengths = [np.array([len(row.responses[i]) for i in row.index]) for row in stores[0].groups]
         return [(one - other) / length for one, other, length in zip(given, alone, lengths, strict=True)]
+
+    def practise(
+        self, policy: Policy, groups: Sequence[Group], *, practice: Practice, score: Score, reference: Policy,
+        seed: int, name: str,
+    ) -> Policy:  # fmt: skip
+        """Return ``policy`` after on-policy training on the prompts of ``groups``; it lies in ``folder / name``.
+
+        Raises:
+            NumericalError: a loss or gradient is not finite; nothing of the step is applied.
+        """
+        from dualign.engine.on_policy import Stage, practise
+
+        stage = Stage(self.language_model, self.sampler, self.sampling, self.training, score, reference)
+        target = self.folder / name
+        prompts = [group.prompt for group in groups]
+        return Policy(name, target, practise(stage, policy, prompts, practice, seed=seed, folder=target))
+
+    def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
+        """Return ``(1 - share) first + share second`` in weights, which is not the merge of log-probabilities.
+
+        Raises:
+            UsageError: one is an adapter and the other is not.
+        """
+        from dualign.engine.merging import merged
+
+        target = self.folder / name
+        merged(first, second, share=share, folder=target)
+        return Policy(name, target, FitReport(0, float("nan"), float("nan"), 0.0))
 
     def layout(self, store: PairStore) -> str:
         """Return the layout in use; it is tried on the longest group once."""

@@ -40,6 +40,13 @@ class PairScorer(nn.Module):
         Where a group has fewer than K responses, 0 stands. With ``embeddings`` (the embedding layer's output for
         the batch) they are read in place of the tokens, and the result can be differentiated twice.
         """
+        scores = self.by_token(batch, embeddings=embeddings)[0]
+        groups, responses = batch.shape
+        sums = torch.zeros(groups * responses, dtype=scores.dtype, device=scores.device)
+        return sums.index_add(0, batch.slot, scores).view(groups, responses)
+
+    def by_token(self, batch: TokenBatch, *, embeddings: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities ``[target]`` of the response tokens, and the states ``[target, width]`` before."""
         hidden = self._hidden(batch, embeddings)
         allowed = self._allowed(batch)
         head = self.model.get_output_embeddings()
@@ -51,9 +58,7 @@ class PairScorer(nn.Module):
         else:
             logits = _tempered(head(hidden), self.temperature, allowed, slice(None))
             scores = functional.log_softmax(logits, -1).gather(1, batch.target[:, None])[:, 0]
-        groups, responses = batch.shape
-        sums = torch.zeros(groups * responses, dtype=scores.dtype, device=scores.device)
-        return sums.index_add(0, batch.slot, scores).view(groups, responses)
+        return scores, hidden
 
     def embed(self, batch: TokenBatch) -> Tensor:
         """Return the embedding layer's output, shape ``[row, token, width]``, as a tensor to differentiate by."""

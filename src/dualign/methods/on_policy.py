@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
-from dualign.backends.capabilities import Improves, OnPolicyObjective
+from dualign.backends.capabilities import Improves, OnPolicyObjective, Practice, Practises
 from dualign.backends.protocol import Policy, Problem
 from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState, Stopping
@@ -23,7 +23,13 @@ RATE = Option("rate", 0.1, "alpha of the step on the multiplier's logarithm, in 
 LARGEST = Option("largest", 1e4, "largest multiplier, raw")
 EPOCHS = Option("epochs", 80.0, "measured policies at the most")
 STEPS = Option("steps", 25.0, "steps of the policy, each followed by one of the multiplier, between two measurements")
+PROMPTS = Option("prompts", 16.0, "on a language model: prompts that a step samples answers to")
+ANSWERS = Option("answers", 1.0, "on a language model: answers to each of them")
+UPDATES = Option("updates", 1.0, "on a language model: updates of the policy by the same answers")
+LEARNING_RATE = Option("learning_rate", 2e-4, "on a language model: peak rate of the policy, in place of training's")
+WINDOW = Option("window", 128.0, "on a language model: late answers whose mean cost moves the multiplier")
 LOOP = (KL_SHARE, RATE, LARGEST, EPOCHS, STEPS)
+SAMPLED = (PROMPTS, ANSWERS, UPDATES, LEARNING_RATE, WINDOW)
 LEAST = 1e-3
 """Smallest raw multiplier of a search: in log space 0 is never left."""
 LONGEST = 500
@@ -43,6 +49,8 @@ class Dynamics:
     steps: int
     inflation: float = 0.0
     """Standard deviations that a cost's mean is raised by before it is held against the limit."""
+    sampled: Mapping[str, float] = field(default_factory=dict)
+    """All options by name: what a backend that samples needs."""
 
 
 def dynamics(options: Any, *, inflation: float = 0.0) -> Dynamics:
@@ -51,24 +59,37 @@ def dynamics(options: Any, *, inflation: float = 0.0) -> Dynamics:
     Raises:
         UsageError: one that is not positive.
     """
-    for option in LOOP:
+    for option in (*LOOP, *SAMPLED):
         if not (0 < float(options[option.name]) < np.inf):
             raise UsageError(f"option {option.name}: must be a number above 0, got {options[option.name]}")
-    return Dynamics(
-        float(options["rate"]), float(options["largest"]), int(options["epochs"]), int(options["steps"]), inflation
-    )
+    sampled = {name: float(value) for name, value in options.items() if not isinstance(value, str)}
+    rate, largest, epochs, steps = (options[option.name] for option in (RATE, LARGEST, EPOCHS, STEPS))
+    return Dynamics(float(rate), float(largest), int(epochs), int(steps), inflation, sampled)
 
 
 def on_policy_loop(
-    problem: Problem, rule: DualRule, start: FloatArray, aim: Aim, settings: Dynamics
+    problem: Problem,
+    rule: DualRule,
+    start: FloatArray,
+    aim: Aim,
+    settings: Dynamics,
+    *,
+    method: str,
+    estimator: Literal["critic", "leave-one-out"],
 ) -> Generator[Iterate, None, DualState]:
     """Yield an iterate an epoch; ``rule`` fixed keeps ``start``, any other is replaced by the method's own dynamics.
 
+    A table takes exact steps until it settles; a language model samples (``estimator`` says how answers are weighed).
+
     Raises:
-        UsageError: the backend cannot take on-policy steps.
+        UsageError: the backend cannot train on answers of the policy.
     """
+    if isinstance(problem.backend, Practises) and problem.score is not None:
+        kept = rule.name == "fixed"
+        practice = _practice(problem, start, aim, settings, kept=kept, method=method, estimator=estimator)
+        return (yield from _practised(problem, problem.backend, start, practice, settings))
     if not isinstance(problem.backend, Improves):
-        raise UsageError("method.name: needs on-policy steps, which this backend has not; only finite worlds have them")
+        raise UsageError("method.name: needs answers of the policy in training, which this backend cannot give")
     if rule.name == "fixed":
         return (yield from _kept(problem, start, aim))
     return (yield from _searched(problem, start, aim, settings))
@@ -119,13 +140,84 @@ def _searched(problem: Problem, start: FloatArray, aim: Aim, settings: Dynamics)
     return resolve(state, "budget", state.history[index].multipliers)
 
 
+def _practice(
+    problem: Problem,
+    start: FloatArray,
+    aim: Aim,
+    settings: Dynamics,
+    *,
+    kept: bool,
+    method: str,
+    estimator: Literal["critic", "leave-one-out"],
+) -> Practice:
+    """Return an epoch's worth of training on sampled answers; ``kept``: the multipliers stay where they are."""
+    units = problem.raw_multipliers(np.ones_like(start))
+
+    def follow(multipliers: FloatArray, mean: FloatArray, deviation: FloatArray) -> FloatArray:
+        seen = np.isfinite(mean)
+        moved = _followed(problem, multipliers, np.where(seen, mean, problem.limits), deviation, settings, units)
+        return multipliers if kept else np.where(seen, moved, multipliers)
+
+    numbers = {**settings.sampled, "total": float(_epochs(problem, settings, kept=kept) * settings.steps)}
+    return Practice(
+        method=method,
+        estimator=estimator,
+        aim=aim,
+        follow=follow,
+        multipliers=start if kept else np.maximum(start, LEAST / units),
+        cost_units=units,
+        settings={**numbers, "kept": float(kept)},
+    )
+
+
+def _epochs(problem: Problem, settings: Dynamics, *, kept: bool) -> int:
+    allowed = settings.epochs if problem.rounds is None else min(settings.epochs, problem.rounds)
+    return 1 if kept and problem.rounds is None else allowed
+
+
+def _practised(
+    problem: Problem, backend: Practises, start: FloatArray, practice: Practice, settings: Dynamics
+) -> Generator[Iterate, None, DualState]:
+    """Yield the policy after every epoch of training on its own answers, all of the budget.
+
+    What one batch shows is too little to stop by.
+    """
+    assert problem.score is not None
+    policy, state = problem.reference, DualState(practice.multipliers, start)
+    for epoch in range(int(practice.settings["total"]) // settings.steps):
+        policy = backend.practise(
+            policy, problem.groups, practice=practice, score=problem.score, reference=problem.reference,
+            seed=problem.seed, name=f"{epoch:02d}",
+        )  # fmt: skip
+        assert policy.report is not None
+        row = policy.report.history[-1]
+        multipliers = np.array([row[f"multiplier_{k}"] for k in range(len(start))])
+        evaluation = problem.evaluate(policy)
+        yield Iterate(epoch, multipliers, evaluation, policy)
+        state = DualState(multipliers, start, history=(*state.history, observe(problem, multipliers, evaluation)))
+    index, _ = select(state.history, Stopping())
+    return resolve(state, "budget", state.history[index].multipliers)
+
+
 def _following(
     problem: Problem, multipliers: FloatArray, row: Any, settings: Dynamics, units: FloatArray
 ) -> FloatArray:
-    """Return the multipliers after one step on their logarithm, by the costs of the answers that were just used."""
+    """Return the multipliers after one step, by the costs of the answers that were just used."""
     count = range(len(multipliers))
     mean = np.array([row[f"cost_{k}"] for k in count])
     deviation = np.array([row[f"cost_sd_{k}"] for k in count])
+    return _followed(problem, multipliers, mean, deviation, settings, units)
+
+
+def _followed(
+    problem: Problem,
+    multipliers: FloatArray,
+    mean: FloatArray,
+    deviation: FloatArray,
+    settings: Dynamics,
+    units: FloatArray,
+) -> FloatArray:
+    """Return the multipliers after one step on their logarithm."""
     violation = mean + settings.inflation * deviation - problem.limits
     # alpha * raw multiplier * raw violation = alpha * reward unit * multiplier * violation, both normalised.
     rate = np.full_like(multipliers, settings.rate * problem.reward_unit)

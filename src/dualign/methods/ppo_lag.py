@@ -1,4 +1,4 @@
-"""PPO-Lagrangian of Safe RLHF (Dai et al. 2023, arXiv 2310.12773), on finite worlds by exact policy gradients."""
+"""PPO-Lagrangian of Safe RLHF (Dai et al. 2023, arXiv 2310.12773), exact on finite worlds, by samples on models."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import replace
@@ -10,12 +10,18 @@ from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem
 from dualign.maths.policy_gradient import lagrangian_policy
-from dualign.methods.on_policy import KL_SHARE, LOOP, dynamics, on_policy_loop
-from dualign.methods.options import NO_OPTIONS, Options, filled
+from dualign.methods.on_policy import KL_SHARE, LOOP, SAMPLED, dynamics, on_policy_loop
+from dualign.methods.options import NO_OPTIONS, Option, Options, filled
 from dualign.methods.recipe import refuse_other
 from dualign.records import FloatArray, Iterate
 
-OPTIONS = (replace(KL_SHARE, default=0.2), *LOOP[1:])
+OPTIONS = (
+    replace(KL_SHARE, default=0.2),
+    *LOOP[1:],
+    *SAMPLED,
+    Option("clip", 0.2, "on a language model: how far a token's ratio to its old probability may go from 1"),
+    Option("critic_rate", 3e-3, "on a language model: learning rate of the critics"),
+)
 """At kappa = beta no multiplier goes below the costs of the Gibbs policy of -cost: most limits are out of reach."""
 
 
@@ -32,8 +38,9 @@ def ppo_lag(
     """Return the generator of one iterate an epoch; the multiplier moves by its own rule, on its logarithm.
 
     The actor raises ``E[(reward - multiplier cost) / (1 + multiplier)] - kappa KL``, so its policy is the Gibbs policy
-    of ``beta = kappa (1 + multiplier)``. Natural-gradient steps on the table stand for clipped ones on samples:
-    both have that fixed point.
+    of ``beta = kappa (1 + multiplier)``. On a table natural-gradient steps stand for clipped ones on samples:
+    both have that fixed point. On a language model the critics are linear heads on the policy's states, where the
+    source trains two whole models.
 
     Raises:
         UsageError: a loss of another name, an option that is not positive, a backend without on-policy steps.
@@ -46,7 +53,7 @@ def ppo_lag(
         scale = 1 / (1 + float(problem.raw_multipliers(multipliers).sum()))
         return OnPolicyObjective(multipliers=multipliers, kl=kl, scale=scale)
 
-    return on_policy_loop(problem, rule, start, aim, dynamics(chosen))
+    return on_policy_loop(problem, rule, start, aim, dynamics(chosen), method="ppo-lag", estimator="critic")
 
 
 def ppo_lag_target(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:

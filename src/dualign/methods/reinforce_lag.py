@@ -1,6 +1,7 @@
-"""HC-RLHF: REINFORCE under an inflated cost (arXiv 2506.08266), on finite worlds by exact policy gradients."""
+"""HC-RLHF: REINFORCE under an inflated cost (arXiv 2506.08266), exact on worlds, by samples on models."""
 
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,13 +11,15 @@ from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem
 from dualign.maths.policy_gradient import inflated_policy, inflation_factor
-from dualign.methods.on_policy import LOOP, dynamics, on_policy_loop
+from dualign.methods.on_policy import ANSWERS, LOOP, SAMPLED, dynamics, on_policy_loop
 from dualign.methods.options import NO_OPTIONS, Option, Options, filled
 from dualign.methods.recipe import refuse_other
 from dualign.records import FloatArray, Iterate
 
 OPTIONS = (
     *LOOP,
+    *(option for option in SAMPLED if option is not ANSWERS),
+    replace(ANSWERS, default=4.0),
     Option("delta", 0.1, "one minus the confidence of the safety test that costs are inflated for; 0: no inflation"),
     Option("candidates", 256.0, "costs behind the estimate that is inflated"),
     Option("safety", 1000.0, "prompts of the safety test"),
@@ -59,18 +62,19 @@ def reinforce_lag(
     """
     refuse_other("reinforce-lag", loss)
     chosen = filled("reinforce-lag", OPTIONS, options)
+    if float(chosen["answers"]) < 2:
+        raise UsageError(f"option answers of reinforce-lag: must be 2 or more, got {chosen['answers']}")
     width, kl = inflation(chosen), float(chosen["kl_share"]) * problem.beta
 
     def aim(multipliers: FloatArray) -> OnPolicyObjective:
         return OnPolicyObjective(multipliers=multipliers, kl=kl, inflation=width)
 
-    return on_policy_loop(problem, rule, start, aim, dynamics(chosen, inflation=width))
+    settings = dynamics(chosen, inflation=width)
+    return on_policy_loop(problem, rule, start, aim, settings, method="reinforce-lag", estimator="leave-one-out")
 
 
 def reinforce_lag_target(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:
     """Return the Gibbs policy of the policy's own inflated costs, at ``beta = kappa``."""
-    from dataclasses import replace
-
     scaled = replace(problem, beta=float(options["kl_share"]) * problem.beta)
     return inflated_policy(scaled, multipliers, inflation=inflation(options))
 

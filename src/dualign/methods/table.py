@@ -45,8 +45,6 @@ from dualign.methods.safedpo import safedpo
 from dualign.methods.wdpo import WDPO, wdpo
 from dualign.records import FloatArray, Iterate
 
-FINITE = "a finite world"
-"""What a method needs that has no form for language models yet."""
 Target = Callable[[FiniteProblem, FloatArray, Options], FloatArray]
 """(problem, multipliers, options) -> log-probabilities ``[prompt, response]`` of what the method converges to."""
 Parameters = Callable[[FloatArray, float, Options], Mapping[str, float]]
@@ -302,10 +300,10 @@ METHODS: Mapping[str, Method] = {
             "p-sacpo",
             p_sacpo,
             "Wachi et al. 2024, arXiv 2404.11049",
-            ("reward", "costs", "limits", FINITE),
+            ("reward", "costs", "limits"),
             "dual rule",
             False,
-            "SACPO merged with its first step, in log-probabilities; the dual rule is new",
+            "SACPO merged with its first step: log-probabilities of worlds, weights of models; the dual rule is new",
             options=P_SACPO_OPTIONS,
             parameters=converted("p-sacpo"),
         ),
@@ -313,10 +311,10 @@ METHODS: Mapping[str, Method] = {
             "ppo-lag",
             ppo_lag,
             "Dai et al. 2023 (Safe RLHF), arXiv 2310.12773",
-            ("reward", "costs", "limits", FINITE),
+            ("reward", "costs", "limits"),
             "own",
             False,
-            "own multiplier rule, on its logarithm; exact natural gradients stand for clipped ones; the stop is ours",
+            "own multiplier rule, on its logarithm; exact on worlds; linear critics on models; the stop is ours",
             options=PPO_LAG_OPTIONS,
             target=ppo_lag_target,
             parameters=ppo_lag_parameters,
@@ -325,10 +323,10 @@ METHODS: Mapping[str, Method] = {
             "reinforce-lag",
             reinforce_lag,
             "HC-RLHF 2025, arXiv 2506.08266",
-            ("reward", "costs", "limits", FINITE),
+            ("reward", "costs", "limits"),
             "own",
             False,
-            "costs inflated for the test to come; exact natural gradients stand for REINFORCE; the stop is ours",
+            "costs inflated for the test to come; exact on worlds, leave-one-out on models; the stop is ours",
             options=REINFORCE_LAG_OPTIONS,
             target=reinforce_lag_target,
             parameters=reinforce_lag_parameters,
@@ -337,7 +335,7 @@ METHODS: Mapping[str, Method] = {
             "best-of-n",
             best_of_n,
             "Beirami et al. 2024, arXiv 2401.01879",
-            ("reward", "costs", "limits", FINITE),
+            ("reward", "costs", "limits"),
             "dual rule",
             False,
             "no training: an honest floor; the dual rule is new",

@@ -12,7 +12,7 @@ from dualign.maths.dual import DUAL_RULES
 from dualign.maths.functionals import Functional, Mean, parse
 from dualign.methods.nearest import unknown
 from dualign.methods.options import filled
-from dualign.methods.table import FINITE, METHODS
+from dualign.methods.table import METHODS
 from dualign.records import Constraint
 from dualign.worlds.assistant_settings import WORLDS
 
@@ -95,10 +95,6 @@ def _check_method(config: Config) -> None:
     if method.dual == "fixed":
         raise ConfigError(
             "method.dual: fixed finds nothing; give method.name: fixed and the multiplier as method.start"
-        )
-    if FINITE in METHODS[method.name].needs and (config.policy.world is None or config.policy.world in WORLDS):
-        raise ConfigError(
-            f"method.name: {method.name} is there for finite worlds only (policy.world: a world file, or dualign solve)"
         )
 
 

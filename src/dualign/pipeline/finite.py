@@ -15,7 +15,7 @@ from dualign.backends.tabular import TabularBackend
 from dualign.config import Config
 from dualign.errors import CERTIFIED, NONE_CERTIFIED, NOT_CERTIFIED
 from dualign.pipeline.job import Tell
-from dualign.pipeline.stages import describe, digest_of_groups
+from dualign.pipeline.journalled import describe, digest_of_groups
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.runs.journal import Journal
 from dualign.runs.store import read_json, write_bytes, write_json

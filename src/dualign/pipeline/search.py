@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dualign.backends.protocol import Policy, Problem
+from dualign.backends.protocol import Policy, Problem, Scores
 from dualign.errors import InfeasibleError
 from dualign.maths.dual import DUAL_RULES, DualRule, Stopping, margin
 from dualign.maths.functionals import ConditionalValueAtRisk, Functional
@@ -17,9 +17,10 @@ from dualign.methods.c_dpo import relabelled
 from dualign.methods.options import filled
 from dualign.methods.table import METHODS
 from dualign.pipeline.job import Job
-from dualign.pipeline.measurement import Scored, evaluate, normalised, slice_of, transformed
-from dualign.pipeline.stages import JournalledBackend, scored, scored_pairs, with_log_ratios
-from dualign.records import Evaluation, FloatArray, Group, Iterate, Prompt
+from dualign.pipeline.journalled import JournalledBackend
+from dualign.pipeline.measurement import Scored, evaluate, matches, normalised, slice_of, transformed
+from dualign.pipeline.stages import score_rows, scored, scored_pairs, with_log_ratios
+from dualign.records import Evaluation, FloatArray, Group, Iterate, Prompt, Response
 
 WIDTH_AT_200 = 0.3
 """The betting bound is about 1.3 times as wide as t at 200 prompts, 1.1 at 2,000 (bench/certificates.py)."""
@@ -115,7 +116,7 @@ class Search:
         """Return what the method is given: everything in normalised units."""
         training = self.job.config.training
         return Problem(
-            backend=JournalledBackend(self.job),
+            backend=JournalledBackend(self.job, self.score),
             groups=self.groups(),
             limits=self.limits / self.scale.cost_sds,
             reference=self.job.reference,
@@ -126,7 +127,30 @@ class Search:
             shares=self._shares(),
             cost_units=self.scale.cost_sds,
             reward_unit=self.scale.reward_sd,
+            score=self.score,
+            rounds=self.job.config.method.max_rounds,
         )
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> Scores:
+        """Return scores of answers as those of the training groups: costs as functionals transform them, normalised.
+
+        A limit relative to the reference takes the reference's own cost on each prompt, known for training prompts;
+        for others 0, which changes no choice among answers to one prompt.
+        """
+        job, known = self.job, {prompt.id: k for k, prompt in enumerate(self.train.prompts)}
+        reward = score_rows(job.reward, prompts, responses)
+        inside = np.array([[matches(prompt, c.where) for c in job.constraints] for prompt in prompts])
+        costs = np.zeros((*reward.shape, len(job.constraints)))
+        for i, scorer in enumerate(job.costs):
+            rows = [k for k in range(len(prompts)) if inside[k, i]]
+            if not rows:
+                continue
+            raw = score_rows(scorer, [prompts[k] for k in rows], [responses[k] for k in rows])
+            places = [known.get(prompts[k].id) for k in rows]
+            mean = [0.0 if place is None else self.train.costs[place, :, i].mean() for place in places]
+            functional = training_functional(job, self.train, i)
+            costs[rows, :, i] = functional.transform(raw, np.array(mean)[:, None])
+        return Scores(reward / self.scale.reward_sd, costs / self.scale.cost_sds, inside)
 
 
 def tune_prompts(job: Job) -> list[Prompt]:

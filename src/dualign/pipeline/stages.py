@@ -1,21 +1,20 @@
-"""Phases on a policy: sample, score, fit. Each is keyed by all that it depends on, and redone by nobody."""
+"""Phases on a policy: sample, score. Each is keyed by all that it depends on, and redone by nobody."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dualign.backends.capabilities import Informs
-from dualign.backends.protocol import FitReport, Objective, Policy
-from dualign.errors import UsageError
+from dualign.backends.protocol import Policy
+from dualign.pipeline.best_of import read_choice, select
 from dualign.pipeline.job import Job
 from dualign.pipeline.measurement import Scored, from_columns, matches, to_columns
-from dualign.records import FloatArray, Group, Prompt, Response
-from dualign.runs.store import canonical_digest, read_json, read_table, write_json, write_table
+from dualign.records import FloatArray, Prompt, Response
+from dualign.runs.store import canonical_digest, read_json, read_table, write_table
 from dualign.scorers.protocol import Scorer
 
 SAMPLES = "samples.parquet"
@@ -42,8 +41,7 @@ def sampled(job: Job, policy: Policy, prompts: Sequence[Prompt], n: int, stage: 
     inputs = {"policy": key_of(job, policy), "prompts": digest_of_prompts(prompts), "n": n, "sampling": sampling}
 
     def action(folder: Path) -> list[list[Response]]:
-        job.tell(f"sampling {n} x {len(prompts)} responses of {policy.name} ({stage})")
-        responses = job.backend.sample(policy, prompts, n, _stage_seed(seed, stage))
+        responses = _drawn(job, policy, prompts, n, stage)
         rows = [response for row in responses for response in row]
         columns: dict[str, list[Any]] = {
             "prompt_id": [prompt.id for prompt, row in zip(prompts, responses, strict=True) for _ in row],
@@ -63,6 +61,19 @@ def sampled(job: Job, policy: Policy, prompts: Sequence[Prompt], n: int, stage: 
 
     target = f"{folder_of(policy)}/samples-{stage}"
     return job.journal.phase("sample", {**inputs, "seed": seed, "stage": stage}, action, load, target=target)
+
+
+def _drawn(job: Job, policy: Policy, prompts: Sequence[Prompt], n: int, stage: str) -> list[list[Response]]:
+    """Return fresh draws of a policy; of one that selects, the best of as many of the reference's."""
+    choice = read_choice(policy)
+    if choice is None:
+        job.tell(f"sampling {n} x {len(prompts)} responses of {policy.name} ({stage})")
+        return job.backend.sample(policy, prompts, n, _stage_seed(job.config.run.seed, stage))
+    from dualign.pipeline.search import prepare  # search stands on this module
+
+    candidates = sampled(job, job.reference, prompts, n * choice.n, f"{stage}-best-of-{choice.n}")
+    job.tell(f"choosing {n} x {len(prompts)} responses of {policy.name} ({stage})")
+    return select(choice, candidates, prepare(job).score(prompts, candidates))
 
 
 def _stage_seed(seed: int, stage: str) -> int:
@@ -159,85 +170,3 @@ def key_of(job: Job, policy: Policy) -> str:
     if policy.state is None:
         return job.identity
     return str(read_json(Path(policy.state).parent / RECORD)["key"])
-
-
-@dataclass(frozen=True)
-class JournalledBackend:
-    """A backend whose fits are phases of the journal; reading goes straight through."""
-
-    job: Job
-
-    def fit(
-        self,
-        groups: Sequence[Group],
-        *,
-        objective: Objective,
-        reference: Policy,
-        start: Policy | None,
-        seed: int,
-        name: str,
-    ) -> Policy:
-        """Return the fitted policy, from the journal where it is done already."""
-        job = self.job
-        inputs = {
-            "identity": job.identity,
-            "groups": digest_of_groups(groups),
-            "objective": describe(objective),
-            "reference": key_of(job, reference),
-            "start": None if start is None else key_of(job, start),
-            "seed": seed,
-        }
-        key = canonical_digest(inputs)
-
-        def action(folder: Path) -> Policy:
-            job.tell(f"fitting {name} at normalised multipliers {np.array2string(objective.multipliers, precision=3)}")
-            fitting = job.backend_at(folder)
-            policy = fitting.fit(
-                groups, objective=objective, reference=reference, start=start, seed=seed, name="policy"
-            )
-            write_json(folder / RECORD, {"key": key, "report": policy.report})
-            return policy
-
-        def load(folder: Path) -> Policy:
-            made = read_json(folder / RECORD)
-            return Policy(name, folder / "policy", FitReport(**made["report"]))
-
-        target = f"rounds/{name}/fit"
-        job.journal.phase("fit", inputs, action, load, target=target)
-        return load(job.run / target)
-
-    def sample(self, policy: Policy, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Response]]:
-        """Return responses of the wrapped backend."""
-        return self.job.backend.sample(policy, prompts, n, seed)
-
-    def log_probs(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
-        """Return log-probabilities of the wrapped backend."""
-        return self.job.backend.log_probs(policy, groups)
-
-    def mutual_information(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
-        """Return what the prompts add to the responses' log-probabilities.
-
-        Raises:
-            UsageError: the wrapped backend cannot tell.
-        """
-        if not isinstance(self.job.backend, Informs):
-            raise UsageError("method.name: needs log-probabilities of bare responses, which this backend has not")
-        return self.job.backend.mutual_information(policy, groups)
-
-
-def describe(objective: Objective) -> dict[str, Any]:
-    """Return what of an objective determines the fit."""
-    return {
-        "name": objective.name,
-        "multipliers": objective.multipliers,
-        "beta": objective.beta,
-        "temperature": objective.temperature,
-        "labels": getattr(objective.labels, "__name__", repr(objective.labels)),
-        "columns": objective.columns,
-    }
-
-
-def digest_of_groups(groups: Sequence[Group]) -> str:
-    """Return the hash of scored groups and their columns."""
-    rows = [[g.prompt.id, [r.text for r in g.responses], g.reward, g.costs, g.weight, g.columns] for g in groups]
-    return canonical_digest(rows)

@@ -1,0 +1,285 @@
+"""On-policy training of a language model: sample, score, move the multipliers, move the policy.
+
+Source: Safe RLHF (Dai et al. 2023, arXiv 2310.12773) and its released trainer for PPO, HC-RLHF (arXiv 2506.08266) for
+REINFORCE. Two things differ and are ours. The critics are linear heads on the policy's own states, from 0, where Safe
+RLHF trains two whole models that begin as reward and cost model. A batch may be used for several updates.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dualign.backends.capabilities import OnPolicyObjective, Practice
+from dualign.backends.protocol import FitReport, Policy, Score, Scores
+from dualign.engine.adapters import activated
+from dualign.engine.language_model import LanguageModel
+from dualign.engine.layouts import TokenBatch, rows
+from dualign.engine.optimiser import Optimiser, rate_factor
+from dualign.engine.pair_scorer import PairScorer
+from dualign.engine.pair_store import encode_prompt, encode_response
+from dualign.engine.practice_memory import Memory, keep, recall
+from dualign.engine.settings import TrainingSettings
+from dualign.engine.trained_weights import save_policy, trained_weights
+from dualign.errors import NumericalError
+from dualign.maths.losses_policy_gradient import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    generalised_advantages,
+    leave_one_out_loss,
+    token_rewards,
+)
+from dualign.maths.policy_gradient import inflated_costs
+from dualign.records import FloatArray, Prompt, Response
+from dualign.runs.store import canonical_digest
+from dualign.sampling.protocol import Sampler, Sampling
+
+VALUE_CLIP = 5.0
+"""How far a critic may go from its old value in one batch (Safe RLHF's default)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What on-policy training needs besides its start: the model, how it is sampled, trained and scored."""
+
+    language_model: LanguageModel
+    sampler: Sampler
+    sampling: Sampling
+    training: TrainingSettings
+    score: Score
+    reference: Policy
+
+
+@dataclass(slots=True)
+class Part:
+    """Some answers of a step as tokens, with all that is fixed before the updates; ``[sequence, token]`` each."""
+
+    batch: TokenBatch
+    mask: Tensor
+    scores: Scores
+    reference: Tensor
+    """Log-probabilities under the reference."""
+    old: Tensor | None = None
+    """Log-probabilities before the updates."""
+    values: Tensor | None = None
+    """Shape ``[stream, sequence, token]``: the critics' values before the updates."""
+
+
+def practise(
+    stage: Stage, start: Policy, prompts: Sequence[Prompt], practice: Practice, *, seed: int, folder: Path
+) -> FitReport:
+    """Return the report of ``practice.settings["steps"]`` steps from ``start``; weights and memory are in ``folder``.
+
+    Raises:
+        NumericalError: a loss or a gradient is not finite; the step is not applied.
+    """
+    began = time.monotonic()
+    memory = recall(start, practice.multipliers, window=int(practice.settings["window"]))
+    policy, history = start, []
+    for _ in range(int(practice.settings["steps"])):
+        history.append(_step(stage, policy, prompts, practice, memory, seed, folder))
+        policy = Policy(folder.name, folder)
+    keep(memory, folder)
+    late = history[-max(1, len(history) // 4) :]
+    loss = sum(row["loss"] for row in late) / len(late)
+    return FitReport(len(history), loss, math.nan, time.monotonic() - began, tuple(history))
+
+
+def _step(
+    stage: Stage, policy: Policy, prompts: Sequence[Prompt], practice: Practice, memory: Memory, seed: int, folder: Path
+) -> dict[str, float]:
+    """Return what one step showed, after its weights were written."""
+    settings = practice.settings
+    chosen = [prompts[k] for k in batch_at(memory.step, len(prompts), int(settings["prompts"]), seed)]
+    responses = stage.sampler.generate(
+        policy, chosen, int(settings["answers"]), sampling=stage.sampling,
+        seed=int(canonical_digest([seed, memory.step])[:12], 16), stage="practice",
+    )  # fmt: skip
+    scores = stage.score(chosen, responses)
+    memory.remember(scores)
+    memory.multipliers = practice.follow(memory.multipliers, memory.means(), memory.deviations())
+    objective = practice.aim(memory.multipliers)
+    parts = _parts(stage, chosen, responses, scores)
+    with trained_weights(stage.language_model, policy, stage.training) as parameters:
+        run = _Updates(stage, practice, memory, parameters)
+        run.look(parts)
+        loss = 0.0
+        for _ in range(int(settings["updates"])):
+            loss = run.update(parts, objective, len(chosen))
+        save_policy(stage.language_model, parameters, run.policy.masters, stage.training, folder)
+        memory.tensors = run.tensors()
+    memory.step += 1
+    moved = [float((part.mask * (_known(part.old) - part.reference)).sum()) for part in parts]
+    row = {"step": float(memory.step), "loss": loss, "reward": float(scores.reward.mean())}
+    row["kl"] = sum(moved) / scores.reward.size
+    for k, mean in enumerate(memory.means()):
+        row |= {f"multiplier_{k}": float(memory.multipliers[k]), f"cost_{k}": float(mean)}
+    return row
+
+
+def batch_at(step: int, count: int, size: int, seed: int) -> list[int]:
+    """Return ``size`` numbers below ``count``: pass after pass, each in an order of its own."""
+    chosen = []
+    for place in range(step * size, (step + 1) * size):
+        order = np.random.default_rng([seed, place // count]).permutation(count)
+        chosen.append(int(order[place % count]))
+    return chosen
+
+
+def _parts(
+    stage: Stage, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], scores: Scores
+) -> list[Part]:
+    """Return the answers in micro-batches, with the reference's log-probabilities."""
+    model = stage.language_model
+    answers = len(responses[0])
+    size = max(1, 4 * stage.training.per_device_train_batch_size // answers)
+    parts = []
+    with activated(model, stage.reference), torch.no_grad():
+        scorer = PairScorer(model)
+        for first in range(0, len(prompts), size):
+            part = slice(first, first + size)
+            sequences = [
+                (encode_prompt(model, prompt), tuple(encode_response(model, answer)[0] for answer in row))
+                for prompt, row in zip(prompts[part], responses[part], strict=True)
+            ]
+            batch = rows(sequences, model.pad).to(model.device)
+            known = spread(scorer.by_token(batch)[0], batch)
+            mask = spread(torch.ones_like(batch.target, dtype=known.dtype), batch)
+            own = Scores(scores.reward[part], scores.costs[part], scores.inside[part])
+            parts.append(Part(batch, mask, own, known))
+    return parts
+
+
+def spread(flat: Tensor, batch: TokenBatch) -> Tensor:
+    """Return ``[target]`` figures as ``[sequence, token]``, 0 behind each response's end."""
+    sequences = batch.shape[0] * batch.shape[1]
+    table = torch.zeros(sequences, int(batch.step.max()) + 1, dtype=flat.dtype, device=flat.device)
+    return table.index_put((batch.slot, batch.step), flat)
+
+
+class _Updates:
+    """The updates of one step: the policy and, for PPO, a critic for the reward and one for each cost."""
+
+    def __init__(self, stage: Stage, practice: Practice, memory: Memory, parameters: Mapping[str, Tensor]) -> None:
+        self.stage, self.practice, self.memory = stage, practice, memory
+        self.scorer = PairScorer(stage.language_model)
+        training = stage.training
+        betas = (training.adam_beta1, training.adam_beta2)
+        self.policy = Optimiser(parameters, weight_decay=training.weight_decay, betas=betas)
+        self.critic: Optimiser | None = None
+        if practice.estimator == "critic":
+            width = stage.language_model.model.get_input_embeddings().weight.shape[1]
+            streams = 1 + len(memory.multipliers)
+            heads = torch.zeros(width + 1, streams, device=stage.language_model.device, requires_grad=True)
+            self.critic = Optimiser({"heads": heads}, weight_decay=0.0, betas=betas)
+        if memory.tensors:
+            self.policy.restore(memory.part("policy"))
+            if self.critic is not None:
+                self.critic.restore(memory.part("critic"))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state of both optimisers."""
+        kept = {f"policy.{name}": tensor for name, tensor in self.policy.state().items()}
+        if self.critic is not None:
+            kept |= {f"critic.{name}": tensor for name, tensor in self.critic.state().items()}
+        return {name: tensor.detach().clone() for name, tensor in kept.items()}
+
+    def look(self, parts: Sequence[Part]) -> None:
+        """Take down log-probabilities and values before the first update."""
+        with torch.no_grad():
+            for part in parts:
+                flat, states = self.scorer.by_token(part.batch)
+                part.old = spread(flat, part.batch)
+                part.values = self._values(states, part.batch)
+
+    def update(self, parts: Sequence[Part], objective: OnPolicyObjective, prompts: int) -> float:
+        """Return the loss of one optimiser step over all answers, after the step.
+
+        Raises:
+            NumericalError: it is not finite.
+        """
+        total = 0.0
+        for part in parts:
+            loss = self._loss(part, objective) * (part.batch.shape[0] / prompts)
+            if not bool(torch.isfinite(loss)):
+                raise NumericalError(f"training: the loss is {loss.item()} at step {self.memory.step + 1}")
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        training, step = self.stage.training, self.memory.step
+        share = rate_factor(
+            step, steps=int(self.practice.settings["total"]), warmup_steps=training.warmup_steps,
+            schedule=training.lr_scheduler_type, floor=training.min_lr_ratio,
+        )  # fmt: skip
+        rate = self.practice.settings["learning_rate"]
+        self.policy.step(learning_rate=share * rate, max_grad_norm=training.max_grad_norm)
+        if self.critic is not None:
+            self.critic.step(learning_rate=self.practice.settings["critic_rate"], max_grad_norm=math.inf)
+        return total
+
+    def _loss(self, part: Part, objective: OnPolicyObjective) -> Tensor:
+        """Return the mean loss over the part's answers."""
+        flat, states = self.scorer.by_token(part.batch)
+        own = spread(flat, part.batch)
+        if self.critic is None:
+            groups, answers = part.batch.shape
+            sums = (own * part.mask).sum(dim=1).view(groups, answers)
+            return leave_one_out_loss(sums, self._returns(part, objective)).mean()
+        advantages, returns = self._advantages(part, objective)
+        loss = clipped_policy_loss(own, _known(part.old), advantages, part.mask, clip=self.practice.settings["clip"])
+        values = self._values(states, part.batch)
+        for value, old, target in zip(_known(values), _known(part.values), returns, strict=True):
+            loss = loss + clipped_value_loss(value, old, target, part.mask, clip=VALUE_CLIP)
+        return loss.mean()
+
+    def _values(self, states: Tensor, batch: TokenBatch) -> Tensor | None:
+        """Return ``[stream, sequence, token]``: a linear read-out of states that the critics do not move."""
+        if self.critic is None:
+            return None
+        heads = self.critic.parameters["heads"]
+        read = states.detach().to(heads.dtype) / math.sqrt(states.shape[-1])
+        flat = read @ heads[:-1] + heads[-1]
+        return torch.stack([spread(column, batch) for column in flat.unbind(1)])
+
+    def _advantages(self, part: Part, objective: OnPolicyObjective) -> tuple[Tensor, list[Tensor]]:
+        """Return the mixed advantages, and each stream's returns: the reward's first, then those of the costs."""
+        log_ratio = _known(part.old) - part.reference
+        units = self.practice.cost_units
+        streams = [(torch.from_numpy(part.scores.reward.ravel()), log_ratio, objective.kl)]
+        for k, costs in enumerate(np.moveaxis(self._costs(part, objective), -1, 0)):
+            streams.append((torch.from_numpy(costs.ravel()), -log_ratio, objective.kl * float(units[k])))
+        mixed, returns = torch.zeros_like(log_ratio), []
+        weights = [1.0, *(-objective.multipliers)]
+        for (score, ratio, kl), weight, values in zip(streams, weights, _known(part.values), strict=True):
+            given = score.to(ratio.device, ratio.dtype)
+            rewards = token_rewards(given, ratio, part.mask, kl=kl)
+            advantage, target = generalised_advantages(rewards, values, part.mask)
+            mixed = mixed + float(weight) * advantage
+            returns.append(target)
+        return objective.scale * mixed, returns
+
+    def _returns(self, part: Part, objective: OnPolicyObjective) -> Tensor:
+        """Return ``[prompt, answer]``: scale (reward - multipliers . costs) - kl log-ratio, one number an answer."""
+        relabelled = part.scores.reward - self._costs(part, objective) @ objective.multipliers
+        log_ratio = ((_known(part.old) - part.reference) * part.mask).sum(dim=1).view(part.batch.shape)
+        given = torch.from_numpy(relabelled).to(log_ratio.device, log_ratio.dtype)
+        return objective.scale * given - objective.kl * log_ratio
+
+    def _costs(self, part: Part, objective: OnPolicyObjective) -> FloatArray:
+        """Return the costs, inflated where the objective says so, and 0 where a constraint does not look."""
+        if objective.inflation == 0:
+            return part.scores.costs
+        means, deviations = self.memory.means(), self.memory.deviations()
+        raised = inflated_costs(part.scores.costs, means, deviations, inflation=objective.inflation)
+        return np.where(part.scores.inside[:, None, :], raised, 0.0)
+
+
+def _known(value: Tensor | None) -> Tensor:
+    assert value is not None, "look() comes before update()"
+    return value

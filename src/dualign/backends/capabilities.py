@@ -117,3 +117,38 @@ class Merges(Protocol):
 
     def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
         """Return ``(1 - share) first + share second``: of tables in log-probabilities, of models in weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adversary:
+    """How a reward model is retrained against a policy's answers."""
+
+    coefficient: float
+    """Weight of the golden answers' lead over the policy's, the preferences' being 1."""
+    answers: int
+    """Answers of the policy to each prompt, where it is sampled."""
+    ridge: float
+    """Penalty of a head on features, where there are no tables."""
+
+
+@runtime_checkable
+class Rejudges(Protocol):
+    """A backend that can retrain a reward model against a policy."""
+
+    def rejudge(
+        self, policy: Policy, groups: Sequence[Group], *, multipliers: FloatArray, adversary: Adversary, name: str
+    ) -> list[Group]:
+        """Return groups of the policy's answers (of a table: all answers) whose reward is the retrained one.
+
+        Preferences are the pairs of ``groups``: the first of two answers wins by the sigmoid of the difference in
+        reward - multipliers . costs. The golden answer is each group's best by it. Costs are 0 in what is returned:
+        the rewards have taken them in.
+        """
+
+
+@runtime_checkable
+class Represents(Protocol):
+    """A backend that has features of answers."""
+
+    def states(self, groups: Sequence[Group]) -> list[FloatArray]:
+        """Return for each group ``[response, width]``: the reference's states before a response's tokens, averaged."""

@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dualign.backends.capabilities import OnPolicyObjective
+from dualign.backends.capabilities import Adversary, OnPolicyObjective
 from dualign.backends.pair_newton import Fitted, PairTable, minimise
 from dualign.backends.protocol import FitReport, Need, Objective, Policy
 from dualign.errors import NumericalError, UsageError
+from dualign.maths.adversarial import table_reward
 from dualign.maths.best_of import log_best_of
 from dualign.maths.finite import FiniteProblem
 from dualign.maths.policy_gradient import SETTLED, cost_moments, largest_move, mirror_step, on_policy_scores
@@ -146,6 +148,23 @@ class TabularBackend:
         mixed = np.full_like(one, -np.inf)
         mixed[live] = (1 - share) * one[live] + share * other[live]
         return _made(name, mixed - np.logaddexp.reduce(mixed, axis=1, keepdims=True))
+
+    def rejudge(
+        self,
+        policy: Policy,
+        groups: Sequence[Group],
+        *,
+        multipliers: FloatArray,
+        adversary: Adversary,
+        name: str,  # noqa: ARG002
+    ) -> list[Group]:
+        """Return the groups with retrained rewards, exact: every answer counts by its probability."""
+        retrained = []
+        for group, log_probs in zip(groups, self.log_probs(policy, groups), strict=True):
+            scores = group.reward - group.costs @ multipliers
+            reward = table_reward(scores, np.exp(log_probs), coefficient=adversary.coefficient)
+            retrained.append(replace(group, reward=reward, costs=0 * group.costs))
+        return retrained
 
     def table(self, policy: Policy) -> FloatArray:
         """Return the policy's ``[prompt, response]`` log-probabilities."""

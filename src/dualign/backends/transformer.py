@@ -152,6 +152,12 @@ class TransformerBackend:
         merged(first, second, share=share, folder=target)
         return Policy(name, target, FitReport(0, float("nan"), float("nan"), 0.0))
 
+    def states(self, groups: Sequence[Group]) -> list[FloatArray]:
+        """Return for each group ``[response, width]``: the reference's last states before the response's tokens."""
+        from dualign.engine.response_states import response_states
+
+        return response_states(self.language_model, groups, tokens_a_batch=TOKENS_A_BATCH)
+
     def layout(self, store: PairStore) -> str:
         """Return the layout in use; it is tried on the longest group once."""
         from dualign.engine.pair_scorer import PairScorer, choose_layout

@@ -11,6 +11,8 @@ from dualign.maths.conversion import Target as GibbsTarget
 from dualign.maths.conversion import from_target, systems
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem, log_policy
+from dualign.methods.apo import OPTIONS as APO_OPTIONS
+from dualign.methods.apo import apo, apo_target
 from dualign.methods.b_dpo import B_DPO, b_dpo
 from dualign.methods.best_of_n import OPTIONS as BEST_OF_N_OPTIONS
 from dualign.methods.best_of_n import best_of_n, best_of_n_target
@@ -200,6 +202,17 @@ METHODS: Mapping[str, Method] = {
             False,
             "trusts the pairs that it fits; the paper is multiplier 0, its use under limits is new",
             options=DR_DPO.options,
+        ),
+        Method(
+            "apo",
+            apo,
+            "Cheng et al. 2023, arXiv 2311.08045",
+            ("reward", "costs", "limits", "answers of the policy"),
+            "dual rule",
+            False,
+            "reward model against policy; golden answers are the groups' best, light head on models; limits are new",
+            options=APO_OPTIONS,
+            target=apo_target,
         ),
         Method(
             "pd-dpo",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dualign.backends.capabilities import OnPolicyObjective
+from dualign.backends.capabilities import Adversary, OnPolicyObjective
 from dualign.backends.protocol import FitReport, Objective, Policy
 from dualign.backends.tabular import TabularBackend
 from dualign.config import Config
@@ -91,6 +91,12 @@ class JournalledTables:
     def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
         """Return the merged policy."""
         return self.tables.merge(first, second, share=share, name=name)
+
+    def rejudge(
+        self, policy: Policy, groups: Sequence[Group], *, multipliers: FloatArray, adversary: Adversary, name: str
+    ) -> list[Group]:
+        """Return the groups with retrained rewards."""
+        return self.tables.rejudge(policy, groups, multipliers=multipliers, adversary=adversary, name=name)
 
     def mutual_information(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
         """Return what the prompts add to the responses' log-probabilities."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dualign.backends.capabilities import Informs, Merges, Practice, Practises
+from dualign.backends.capabilities import Adversary, Informs, Merges, Practice, Practises, Represents
 from dualign.backends.protocol import FitReport, Objective, Policy, Score
 from dualign.errors import UsageError
 from dualign.pipeline.best_of import write_choice
 from dualign.pipeline.job import Job
-from dualign.pipeline.stages import RECORD, key_of
+from dualign.pipeline.retraining import retrained_rewards
+from dualign.pipeline.stages import RECORD, key_of, sampled
 from dualign.records import FloatArray, Group, Prompt, Response
-from dualign.runs.store import canonical_digest, read_json, write_json
+from dualign.runs.store import canonical_digest, read_json, read_table, write_json, write_table
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,44 @@ class JournalledBackend:
             return Policy(name, made, FitReport(0, float("nan"), float("nan"), 0.0))
 
         return self._phase(name, inputs, train)
+
+    def rejudge(
+        self, policy: Policy, groups: Sequence[Group], *, multipliers: FloatArray, adversary: Adversary, name: str
+    ) -> list[Group]:
+        """Return new answers of ``policy`` with the rewards of a head that was retrained against them.
+
+        Raises:
+            UsageError: the wrapped backend has no features.
+        """
+        job, backend = self.job, self.job.backend
+        if not isinstance(backend, Represents):
+            raise UsageError("method.name: needs features of answers, which this backend has not")
+        prompts = [group.prompt for group in groups]
+        answers = sampled(job, policy, prompts, adversary.answers, f"game-{name}")
+        fresh = [
+            replace(
+                group,
+                responses=tuple(row),
+                reward=np.zeros(len(row)),
+                costs=np.zeros((len(row), group.costs.shape[1])),
+                columns={},
+            )
+            for group, row in zip(groups, answers, strict=True)
+        ]
+        inputs = {
+            "identity": job.identity, "groups": digest_of_groups(groups), "fresh": digest_of_groups(fresh),
+            "multipliers": multipliers, "adversary": asdict(adversary),
+        }  # fmt: skip
+
+        def action(folder: Path) -> None:
+            job.tell(f"retraining a reward head against {policy.name}")
+            rewards = retrained_rewards(backend, groups, fresh, multipliers, adversary)
+            write_table(folder / "rewards.parquet", {"reward": np.concatenate(rewards).tolist()})
+
+        target = f"rounds/{name}/game"
+        job.journal.phase("game", inputs, action, lambda _: None, target=target)
+        rewards = np.array(read_table(job.run / target / "rewards.parquet")["reward"]).reshape(len(fresh), -1)
+        return [replace(group, reward=row) for group, row in zip(fresh, rewards, strict=True)]
 
     def _phase(self, name: str, inputs: Mapping[str, Any], train: Callable[[Path], Policy]) -> Policy:
         """Return the policy that ``train`` makes in the folder of round ``name``, or made there before."""

@@ -191,6 +191,8 @@ class MethodSection(Section):
     """Policies trained at the most, lambda = 0 counted."""
     max_multiplier: float = Field(32.0, gt=0)
     """Largest normalised multiplier tried before a limit is called infeasible."""
+    interpolate: bool = False
+    """One more policy without training: the mix of the two on either side of the limit, measured like the others."""
     cost_only: float | None = Field(None, gt=0)
     """Normalised multiplier of one more policy for comparison, trained after the search; none: not trained."""
 

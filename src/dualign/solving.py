@@ -13,6 +13,7 @@ from dualign.maths.dual import DUAL_RULES, DualRule, DualState, Stopping, fixed
 from dualign.maths.exact import Optimum, optimum
 from dualign.maths.finite import FiniteProblem, expectations, prompt_covariances
 from dualign.maths.preference import Scale, fit_scale, flip_curve, label_logit, relabel, saturation_share
+from dualign.methods.between import between
 from dualign.methods.nearest import unknown
 from dualign.methods.options import filled
 from dualign.methods.table import METHODS, Method
@@ -48,6 +49,8 @@ class SolveSettings:
     temperature: float = 1.0
     """Label temperature; the policy that is sought stays that of the world's beta."""
     seed: int = 0
+    interpolate: bool = False
+    """One more policy without training: the mix of the two on either side of the limit."""
     options: Mapping[str, float | str] = field(default_factory=dict)
     """Settings of the method's own; those not named have its defaults."""
 
@@ -92,9 +95,10 @@ def solve(world: World, settings: SolveSettings, *, backend: Backend | None = No
     rule, start = _rule(method, settings, setting), _start(settings, setting)
     if method.weight == "given" and settings.multipliers is None:
         method = next(row for row in METHODS.values() if row.weight == "dual rule")
+    problem = _problem(setting, settings.seed, backend or TabularBackend(world))
     iterates, state = _collect(
         method.run(
-            _problem(setting, settings.seed, backend or TabularBackend(world)),
+            problem,
             rule=rule,
             start=start,
             loss=settings.loss,
@@ -103,6 +107,8 @@ def solve(world: World, settings: SolveSettings, *, backend: Backend | None = No
             options=options,
         )
     )
+    mixed = between(problem, iterates) if settings.interpolate else None
+    iterates += [] if mixed is None else [mixed]
     chosen = _choose(iterates, state, setting)
     figures = _figures(setting, settings, iterates, chosen) | _parameters(
         setting, settings, rule, state, start, iterates[chosen]

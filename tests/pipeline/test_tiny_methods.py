@@ -33,3 +33,14 @@ def test_a_job_by_every_method(name: str, tiny: tuple[Path, dict[str, Any]]) -> 
         assert all(value >= 0 for value in row["multipliers"].values())
         assert np.isfinite([row["reward"], row["kl"], *row["costs"].values()]).all()
     assert dualign("train", path, "--out", run, *arguments).out == done.out
+
+
+def test_the_mix_between_two_policies_is_one_more(tiny: tuple[Path, dict[str, Any]]) -> None:
+    folder, config = tiny[0], copy.deepcopy(tiny[1])
+    config["method"] |= {"interpolate": True, "max_rounds": 3}
+    done = dualign("train", write_config(folder, config, "mixed.yaml"), "--out", folder / "mixed", "--json", "--quiet")
+    rows = json.loads(done.out)["iterates"]
+    sides = [row["costs"]["letter"] > 0.5 for row in rows if not row["name"].endswith("between")]
+    mixed = [row for row in rows if row["name"].endswith("between")]
+    assert len(mixed) == (len(set(sides)) == 2)
+    assert all(row["steps"] == 0 and np.isfinite(row["reward"]) for row in mixed)

@@ -25,7 +25,9 @@ def solve(
         typer.Option(help="Dual rule: bracket (one limit), projected_newton (several), newton, gradient, fixed."),
     ] = None,
     labels: Annotated[str, typer.Option(help="Label mode: soft, bernoulli, hard.")] = "soft",
-    loss: Annotated[str, typer.Option(help="Pairwise loss: dpo, ipo.")] = "dpo",
+    loss: Annotated[
+        str, typer.Option(help="Pairwise loss: dpo, ipo, conservative-dpo, kldpo, wdpo, b-dpo, dr-dpo.")
+    ] = "dpo",
     temperature: Annotated[float, typer.Option(help="Label temperature.")] = 1.0,
     start: Annotated[str, typer.Option(help="First multiplier after 0, raw, or one-shot.")] = "1",
     step: Annotated[float | None, typer.Option(help="Step of the gradient rule; default 1/L.")] = None,
@@ -35,6 +37,9 @@ def solve(
     limit: Annotated[list[str] | None, typer.Option(help="[NAME=]D: replaces the world's limit.")] = None,
     beta: Annotated[float | None, typer.Option(help="Replaces the world's beta.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE: a setting of the method's own.")] = None,
+    interpolate: Annotated[
+        bool, typer.Option("--interpolate", help="Add the mix of the two policies on either side of the limit.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of drawn labels.")] = 0,
     policy: Annotated[Path | None, typer.Option(help="Write the policy's probabilities there (JSON).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -57,6 +62,7 @@ def solve(
         loss=loss,
         labels=labels,
         temperature=temperature,
+        interpolate=interpolate,
         seed=seed,
         options=_options(option or []),
     )

@@ -109,9 +109,10 @@ def _step(
     parts = _parts(stage, chosen, responses, scores)
     with trained_weights(stage.language_model, policy, stage.training) as parameters:
         run = _Updates(stage, practice, memory, parameters)
-        run.look(parts)
-        loss = 0.0
-        for _ in range(int(settings["updates"])):
+        loss, updates = 0.0, int(settings["updates"])
+        if updates > 1:
+            run.look(parts)
+        for _ in range(updates):
             loss = run.update(parts, objective, len(chosen))
         save_policy(stage.language_model, parameters, run.policy.masters, stage.training, folder)
         memory.tensors = run.tensors()
@@ -192,7 +193,7 @@ class _Updates:
         return {name: tensor.detach().clone() for name, tensor in kept.items()}
 
     def look(self, parts: Sequence[Part]) -> None:
-        """Take down log-probabilities and values before the first update."""
+        """Take down log-probabilities and values before the first of several updates; a single one sees them itself."""
         with torch.no_grad():
             for part in parts:
                 flat, states = self.scorer.by_token(part.batch)
@@ -226,14 +227,15 @@ class _Updates:
     def _loss(self, part: Part, objective: OnPolicyObjective) -> Tensor:
         """Return the mean loss over the part's answers."""
         flat, states = self.scorer.by_token(part.batch)
-        own = spread(flat, part.batch)
+        own, values = spread(flat, part.batch), self._values(states, part.batch)
+        if part.old is None:
+            part.old, part.values = own.detach(), None if values is None else values.detach()
         if self.critic is None:
             groups, answers = part.batch.shape
             sums = (own * part.mask).sum(dim=1).view(groups, answers)
             return leave_one_out_loss(sums, self._returns(part, objective)).mean()
         advantages, returns = self._advantages(part, objective)
         loss = clipped_policy_loss(own, _known(part.old), advantages, part.mask, clip=self.practice.settings["clip"])
-        values = self._values(states, part.batch)
         for value, old, target in zip(_known(values), _known(part.values), returns, strict=True):
             loss = loss + clipped_value_loss(value, old, target, part.mask, clip=VALUE_CLIP)
         return loss.mean()
@@ -281,5 +283,5 @@ class _Updates:
 
 
 def _known(value: Tensor | None) -> Tensor:
-    assert value is not None, "look() comes before update()"
+    assert value is not None, "known from the first look or the first update on"
     return value

@@ -92,6 +92,8 @@ def _check_method(config: Config) -> None:
         raise ConfigError(f"method.options: {error}") from error
     if method.dual is not None and method.dual not in DUAL_RULES:
         raise ConfigError(f"method.dual: {unknown('dual rule', method.dual, DUAL_RULES)}")
+    if method.interpolate and len(config.constraints) > 1:
+        raise ConfigError(f"method.interpolate: serves one limit, {len(config.constraints)} are given; leave it out")
     if method.dual == "fixed":
         raise ConfigError(
             "method.dual: fixed finds nothing; give method.name: fixed and the multiplier as method.start"

@@ -133,6 +133,7 @@ def run_finite(config: Config, folder: Path, run: Path, journal: Journal, tell: 
         labels=method.labels,
         temperature=method.temperature,
         seed=config.run.seed,
+        interpolate=method.interpolate,
         options=method.options,
     )
     solution = solve(world, settings, backend=JournalledTables(TabularBackend(world), journal, tell))

@@ -13,6 +13,7 @@ from dualign.maths.dual import DUAL_RULES, DualRule, Stopping, margin
 from dualign.maths.functionals import ConditionalValueAtRisk, Functional
 from dualign.maths.one_shot import OneShot, one_shot
 from dualign.maths.preference import Scale, fit_scale
+from dualign.methods.between import between
 from dualign.methods.c_dpo import relabelled
 from dualign.methods.options import filled
 from dualign.methods.table import METHODS
@@ -225,10 +226,10 @@ def _scale(job: Job, train: Scored) -> Scale:
 
 def rounds(search: Search, start: FloatArray) -> Iterator[Iterate]:
     """Yield the method's iterates; ``start`` and the iterates' multipliers are normalised."""
-    method = search.job.config.method
+    method, problem = search.job.config.method, search.problem()
     run = METHODS[method.name].run
-    yield from run(
-        search.problem(),
+    made = run(
+        problem,
         rule=dual_rule(search.job),
         start=start,
         loss=method.loss,
@@ -236,6 +237,13 @@ def rounds(search: Search, start: FloatArray) -> Iterator[Iterate]:
         temperature=method.temperature,
         options=filled(method.name, METHODS[method.name].options, method.options),
     )
+    found = []
+    for iterate in made:
+        found.append(iterate)
+        yield iterate
+    mixed = between(problem, found) if method.interpolate else None
+    if mixed is not None:
+        yield mixed
 
 
 def dual_rule(job: Job) -> DualRule:

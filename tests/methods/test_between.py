@@ -1,0 +1,66 @@
+"""The mix of two policies on either side of a limit is the Gibbs policy between them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dualign.backends.protocol import Problem
+from dualign.backends.tabular import TabularBackend
+from dualign.errors import UsageError
+from dualign.maths.dual import DUAL_RULES
+from dualign.maths.finite import expectations, log_policy
+from dualign.methods.between import between
+from dualign.methods.c_dpo import c_dpo
+from dualign.records import Evaluation, Iterate
+from dualign.solving import SolveSettings, solve
+from small_worlds import small_world
+
+WORLD = small_world(3, beta=0.5)
+
+
+def problem() -> Problem:
+    backend, finite = TabularBackend(WORLD), WORLD.problem()
+
+    def evaluate(policy: object) -> Evaluation:
+        found = expectations(finite, policy.state)
+        return Evaluation(found.reward, 0.0, found.costs, np.zeros(1), np.zeros(1), found.kl, 0.0, 4)
+
+    return Problem(
+        backend=backend, groups=WORLD.groups(), limits=finite.limits, reference=backend.reference, evaluate=evaluate,
+        beta=finite.beta, seed=0,
+    )  # fmt: skip
+
+
+def at(given: Problem, multiplier: float) -> Iterate:
+    rule = DUAL_RULES["fixed"](np.array([multiplier]))
+    return next(c_dpo(given, rule=rule, start=np.array([multiplier])))
+
+
+def test_the_mix_is_the_gibbs_policy_of_the_mixed_multiplier() -> None:
+    given = problem()
+    low, high = at(given, 0.4), at(given, 2.5)
+    limit = 0.5 * (low.evaluation.costs + high.evaluation.costs)
+    mixed = between(replace(given, limits=limit), [low, high])
+    assert mixed is not None
+    # the limit is half way between the costs, so the share is one half
+    assert mixed.multipliers[0] == pytest.approx(1.45)
+    np.testing.assert_allclose(mixed.policy.state, log_policy(WORLD.problem(), np.array([1.45])), atol=1e-6)
+    assert high.evaluation.costs[0] < mixed.evaluation.costs[0] < low.evaluation.costs[0]
+
+
+def test_nothing_lies_between_policies_on_one_side() -> None:
+    given = replace(problem(), limits=np.array([1e3]))
+    assert between(given, [at(given, 0.4), at(given, 2.5)]) is None
+
+
+def test_two_limits_are_refused() -> None:
+    with pytest.raises(UsageError, match="one limit, 2 are given"):
+        between(replace(problem(), limits=np.zeros(2)), [])
+
+
+def test_solve_adds_it_once() -> None:
+    plain, mixed = (solve(WORLD, SolveSettings(interpolate=value)).figures for value in (False, True))
+    assert len(mixed["iterates"]) == len(plain["iterates"]) + 1
+    assert mixed["iterates"][-1]["fit_distance"] < 1e-6
+    assert mixed["objective"] == pytest.approx(plain["objective"], abs=1e-3) and mixed["limits_met"]

@@ -52,15 +52,18 @@ def random_world(seed: int, *, prompts: int = 4) -> World:
 
 
 def all_methods(worlds: list[World]) -> None:
-    """Print a row a method."""
-    print("| method | limit met | regret, mean | rounds, median |\n| --- | ---: | ---: | ---: |")
+    """Print a row a method, as docs/methods.md has them."""
+    print("| method | source | multiplier | limit met | regret | policies, median |")
+    print("| --- | --- | --- | ---: | ---: | ---: |")
     for name, method in METHODS.items():
         found = [solve(world, SolveSettings(method=name)).figures for world in worlds]
         met = [f for f in found if f["limits_met"]]
         regret = [f["optimum"]["objective"] - f["objective"] for f in met]
         shown = f"{np.mean(regret):.4f}" if met else "–"
         rounds = np.median([f["rounds"] for f in found])
-        print(f"| {method.name} | {len(met)} of {len(found)} | {shown} | {rounds:g} |", flush=True)
+        called = f"`{method.name}`{' (reconstruction)' if method.reconstruction else ''}"
+        row = called, method.source, method.weight, f"{len(met)} of {len(found)}", shown, f"{rounds:g}"
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def with_flips(objective: Objective) -> Objective:

@@ -126,7 +126,7 @@ def _least_violation(scaled: FiniteProblem) -> tuple[FloatArray, float]:
     ones = np.ones(len(prompt))
     shape = (len(scaled.prompt_weights), len(prompt) + 1)
     simplex = sparse.csr_matrix((ones, (prompt, np.arange(len(prompt)))), shape=shape)
-    done: Any = linprog(  # type: ignore[call-overload]
+    done: Any = linprog(
         np.append(np.zeros(len(prompt)), 1.0),
         A_ub=upper,
         b_ub=scaled.limits,
@@ -184,7 +184,7 @@ def _line_search(problem: FiniteProblem, here: FloatArray, step: FloatArray, slo
 def _by_scipy(problem: FiniteProblem, start: FloatArray) -> FloatArray:
     from scipy.optimize import minimize
 
-    done: Any = minimize(  # type: ignore[call-overload]
+    done: Any = minimize(
         lambda point: dual_value(problem, point),
         start,
         jac=lambda point: dual_gradient(problem, point),

@@ -100,7 +100,8 @@ def compare(contexts: IntArray, replies: IntArray, *, reward: FloatArray, cost: 
     rewards, costs = reward[contexts[:, None], replies], cost[contexts[:, None], replies]
 
     def judged(logit: FloatArray) -> FloatArray:
-        return (generator.random(logit.shape) < expit(logit)).astype(float)
+        won: FloatArray = (generator.random(logit.shape) < expit(logit)).astype(float)
+        return won
 
     return Comparisons(
         contexts,

@@ -50,7 +50,7 @@ class WarmStart(Section):
     warmup_steps: int = Field(4, ge=0)
     """Steps of linear warm-up; then linear decay to a tenth."""
     max_target_tokens: int = Field(30, ge=2)
-    """Demonstrated answers are cut to whole first sentences of at most so many tokens, then EOS."""
+    """Demonstrated answers are cut to whole first sentences of at most so many tokens (``max_new_tokens`` if fewer), EOS included."""
 
 
 class Mix(Section):

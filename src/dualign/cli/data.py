@@ -1,9 +1,9 @@
 """``dualign data check``: preference files, looked at as a doctor would, before anything is trained on them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -107,6 +107,8 @@ def _show(report: "CheckReport", written: Sequence[Path], *, refused: Path | Non
     from rich.console import Console
     from rich.markup import escape
 
+    from dualign.data.checks.words import summary, verdict
+
     console = Console(highlight=False)
     if not quiet:
         for checked in report.files:
@@ -139,51 +141,3 @@ def _rules(report: "CheckReport") -> "Table":
         said = f"[bold]{one.rule}[/]{where}: {escape(one.what)}.\n[dim]{escape(RULES[one.rule].fix)}[/]"
         table.add_row(f"[{COLOURS[one.severity]}]{one.severity}[/]", f"{one.count:,}", said)
     return table
-
-
-def verdict(report: "CheckReport") -> str:
-    """Return one sentence: fit for training or not, and how many rows are left."""
-    share = report.dropped / report.rows if report.rows else 0.0
-    counts = f"{report.kept:,} of {report.rows:,} rows kept, {report.dropped:,} dropped ({share:.1%})"
-    if report.errors:
-        return f"Refused: {report.errors:,} error{'s' if report.errors > 1 else ''}; {counts}."
-    if not report.accepted:
-        return f"Refused: {counts}, {report.max_drop:.1%} are allowed (--max-drop)."
-    return f"Fit for training: {counts}."
-
-
-def summary(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the statistics as (name, words); what the rows do not say is left out."""
-    labels, tokens, same = figures["labels"], figures["tokens"], figures["duplicates"]
-    near, splits, harm = figures["near_duplicates"], figures["splits"], figures["categories"]
-    clusters = f"{near['prompts']:,} are near-duplicates ({near['clusters']:,} clusters)"
-    disputed = (
-        f"{same['replies_labelled_both_ways']:,} replies by winner, {same['replies_flagged_both_ways']:,} by flag"
-    )
-    lines = [
-        ("prompts", f"{figures['prompts']:,}; {clusters}"),
-        ("rows", f"{same['distinct_rows']:,} distinct, {same['repeated_rows']:,} repeated"),
-        ("both ways", f"{same['rows_labelled_both_ways']:,} rows; {disputed}"),
-    ]
-    if labels["flagged_rows"]:
-        shares = ", ".join(f"{kind} {labels[kind]:.1%}" for kind in ("safe", "mixed", "unsafe"))
-        contrary = f"{labels['contradictory']:,} contradictory"
-        lines.append(("flags", f"{shares} of {labels['flagged_rows']:,} rows; {contrary}"))
-    if labels["better_and_safer_agree"] is not None:
-        share = f"{labels['better_and_safer_agree']:.1%}"
-        lines.append(("winners", f"the more helpful answer is the safer one in {share} of rows"))
-    if harm:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in list(harm.items())[:5])
-        lines.append(("harm", kinds + (", ..." if len(harm) > 5 else "")))
-    if tokens["prompt"]:
-        lines += [(f"{side} tokens", _range(tokens[side])) for side in ("prompt", "answer")]
-        cut = f"{tokens['truncated_share']:.1%} of rows at {tokens['max_length']:,} tokens"
-        lines.append(("cut off", f"{cut}, counted as {tokens['measure']}"))
-    if splits["rows"]:
-        sides = ", ".join(f"{name} {count:,}" for name, count in splits["rows"].items())
-        lines.append(("splits", f"{sides} rows; {splits['leaking_prompts']:,} prompts in two of them"))
-    return lines
-
-
-def _range(quantiles: Mapping[str, float]) -> str:
-    return f"median {quantiles['median']:,.0f}, 95 % {quantiles['q95']:,.0f}, at most {quantiles['max']:,.0f}"

@@ -17,7 +17,7 @@ from dualign.engine.templates import with_template
 from dualign.engine.timing import choose_compute
 from dualign.pipeline.checks import check_scorers, constraints_of, direction_of, scorer_specs
 from dualign.pipeline.job import Job, Tell
-from dualign.pipeline.pairs import load_pairs
+from dualign.pipeline.pairs import checked_pairs, load_pairs
 from dualign.pipeline.prompts import check_slices, load_splits
 from dualign.pipeline.warm_start import warm_start
 from dualign.records import Prompt
@@ -66,7 +66,11 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
         costs=tuple(scorers[f"cost {constraint.name}"] for constraint in constraints),
         metrics={name.removeprefix("metric "): s for name, s in scorers.items() if name.startswith("metric ")},
         judges={name.removeprefix("judge "): s for name, s in scorers.items() if name.startswith("judge ")},
-        facts={"notes": notes, "scorers": _scorer_facts(scorers, qualities)},
+        facts={
+            "notes": notes,
+            "scorers": _scorer_facts(scorers, qualities),
+            "data_check": checked_pairs(config, folder),
+        },
         pairs=tuple(pair for pair in pairs if pair[0].id in trained_on),
         tell=tell,
     )

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from dualign.config import Config, PairSource
+from dualign.data.checks.check import check
+from dualign.data.checks.words import in_words
 from dualign.data.formats.beavertails import BEAVERTAILS, grouped
 from dualign.data.formats.table import describe, read_preferences
 from dualign.data.preferences import PreferenceFile, PreferenceRow
@@ -42,6 +45,19 @@ def load_pairs(config: Config, folder: Path) -> tuple[list[GivenPair], list[str]
         pairs += taken
         notes.append(f"{describe(found)}; {len(found.faults)} left out, {len(taken)} pairs taken")
     return pairs, notes
+
+
+def checked_pairs(config: Config, folder: Path) -> list[dict[str, Any]]:
+    """Return what `dualign data check` says of each of the config's preference files; words count for tokens.
+
+    It refuses nothing: labels of the files are not read, and rows that cannot be trained on were left out.
+    """
+    return [
+        in_words(
+            check([source_path(config, folder, source.path)], format=source.format, columns=source.rename or None)
+        )
+        for source in config.data.pairs
+    ]
 
 
 def _taken(found: PreferenceFile, source: PairSource, seed: int) -> list[GivenPair]:

@@ -98,6 +98,7 @@ def _write_facts(search: Search) -> None:
         "mixed_groups": {f"{name} · {key}": share for name, row in mixed.items() for key, share in row.items()},
         "scorers": job.facts.get("scorers", []),
         "notes": job.facts.get("notes", []),
+        "data_check": job.facts.get("data_check", []),
     }
     write_json(job.run / "data" / "summary.json", facts, run=job.run)
     for name, share in facts["mixed_groups"].items():

@@ -57,7 +57,10 @@ def warm_start(
         return model
     own = _own_samples(config, model, splits["train"], journal, tell)
     sources = _Sources(splits["train"], own, base)
-    for number, stage in enumerate(config.policy.warm_start):
+    for number, given in enumerate(config.policy.warm_start):
+        # an answer longer than the policy may give cannot be imitated
+        longest = min(given.max_target_tokens, config.sampling.max_new_tokens)
+        stage = given.model_copy(update={"max_target_tokens": longest})
         rng = np.random.default_rng([config.run.seed, number])
         examples = [example for mix in stage.mix for example in _examples(model, stage, mix, sources, rng)]
         model = _stage(config, model, stage, examples, f"policy/{number}", journal, tell)

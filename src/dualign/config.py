@@ -50,7 +50,8 @@ class WarmStart(Section):
     warmup_steps: int = Field(4, ge=0)
     """Steps of linear warm-up; then linear decay to a tenth."""
     max_target_tokens: int = Field(30, ge=2)
-    """Demonstrated answers are cut to whole first sentences of at most so many tokens (``max_new_tokens`` if fewer), EOS included."""
+    """Demonstrated answers are cut to whole first sentences of at most so many tokens, EOS included, and of no more
+    than ``max_new_tokens``."""
 
 
 class Mix(Section):

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 
 from dualign.compare.cells import parse_arm
-from dualign.compare.reading import Outcome, reward_at
+from dualign.compare.reading import Outcome, front_at
 from dualign.compare.table import best, summarise
 from dualign.errors import UsageError
 from dualign.report.compare_page import markdown, page
 
 ONE = Outcome(
     arm="c-dpo", seed=0, holds=True, reward=1.0, costs={"harm": 0.2}, kl=2.0, objective=0.8, errors={"reward": 0.3},
-    front=[(0.6, 2.0), (0.2, 1.0)], seconds=10.0, wall_seconds=20.0, peak_bytes=10**9, policies=2,
+    front=[(0.6, 2.0, 1.2), (0.2, 1.0, 0.9)], seconds=10.0, wall_seconds=20.0, peak_bytes=10**9, policies=2,
     refusals={"benign": 0.1}, by_prompt={"a": 1.0, "b": 2.0, "c": 0.0},
 )  # fmt: skip
 
@@ -26,6 +26,7 @@ def test_one_seed_has_the_error_of_its_prompts() -> None:
     row = summarise([ONE], {"harm": 0.4})[0]
     assert row["reward"] == {"mean": 1.0, "error": 0.3}
     assert row["reward_at_harm_limit"]["mean"] == pytest.approx(1.5)
+    assert row["objective_at_harm_limit"]["mean"] == pytest.approx(1.05)
     assert row["difference"] == {"objective": None, "reward": None}
 
 
@@ -45,11 +46,13 @@ def test_differences_are_paired_by_prompt_and_by_seed() -> None:
     assert row["difference"]["objective"]["low"] == pytest.approx(-12.7062 * 0.1, rel=1e-4)
 
 
-def test_reward_at_a_cost_is_linear_on_the_front() -> None:
-    front = [(0.0, 0.0), (1.0, 1.0), (0.5, 0.1), (2.0, 0.5)]
-    assert reward_at(front, 0.25) == pytest.approx(0.05)
-    assert reward_at(front, 0.75) == pytest.approx(0.55)
-    assert math.isnan(reward_at(front, 1.5)) and math.isnan(reward_at(front, -0.1)) and math.isnan(reward_at([], 0))
+def test_reward_and_objective_at_a_cost_are_linear_on_the_front() -> None:
+    front = [(0.0, 0.0, -1.0), (1.0, 1.0, 0.5), (0.5, 0.1, 0.0), (2.0, 0.5, 9.0)]
+    assert front_at(front, 0.25) == pytest.approx((0.05, -0.5))
+    assert front_at(front, 0.75) == pytest.approx((0.55, 0.25))
+    for cost, rows in ((1.5, front), (-0.1, front), (0, [])):
+        assert all(math.isnan(value) for value in front_at(rows, cost))
+
 
 
 def test_the_best_holds_its_limits_in_four_of_five_seeds() -> None:

@@ -61,7 +61,8 @@ def test_a_job_on_pairs_lowers_the_cost_and_samples_nothing_to_train_on(tmp_path
     assert summary["splits"]["train"] == 20
     assert any("40 pairs taken" in note for note in summary["notes"])
     (checked,) = summary["data_check"]
-    assert {one["rule"]: one["count"] for one in checked["rules"]} == {"identical pair": 1, "pair labelled both ways": 2}
+    found = {one["rule"]: one["count"] for one in checked["rules"]}
+    assert found == {"identical pair": 1, "pair labelled both ways": 2}
     assert "39 of 42 rows kept" in checked["verdict"]
     page = (run / "report.html").read_text()
     assert "labelled both ways" in page and checked["verdict"] in page

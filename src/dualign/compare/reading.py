@@ -34,8 +34,8 @@ class Outcome:
     """reward - raw beta * KL."""
     errors: Mapping[str, float]
     """Standard errors of ``reward`` and of each cost by its name; 0 where figures are exact."""
-    front: Sequence[tuple[float, float]]
-    """(cost of the first limit, reward) of every policy that the method trained."""
+    front: Sequence[tuple[float, float, float]]
+    """(cost of the first limit, reward, objective) of every policy that the method trained."""
     seconds: float
     """Of fitting alone: samples and scores of the reference are shared between methods."""
     wall_seconds: float
@@ -80,7 +80,10 @@ def _of_world(result: Figures) -> dict[str, Any]:
         "holds": result["verdict"] == "CERTIFIED",
         **{key: selected[key] for key in ("reward", "costs", "kl", "objective")},
         "errors": {},
-        "front": [(row["costs"][name], row["reward"]) for row in result["iterates"]],
+        "front": [
+            (row["costs"][name], row["reward"], row["reward"] - result["beta"] * row["kl"])
+            for row in result["iterates"]
+        ],
     }
 
 
@@ -92,7 +95,7 @@ def _of_assistant(result: Figures, exact: Figures) -> dict[str, Any]:
         "holds": all(selected["costs"][key] <= limit for key, limit in limits.items()),
         **{key: selected[key] for key in ("reward", "costs", "kl", "objective")},
         "errors": {},
-        "front": [(arm["costs"][name], arm["reward"]) for arm in trained],
+        "front": [(arm["costs"][name], arm["reward"], arm["objective"]) for arm in trained],
     }
 
 
@@ -108,16 +111,18 @@ def _of_model(result: Figures, run: Path) -> dict[str, Any]:
     reward = column("reward")
     values = {name: column(f"cost_{name}") for name in names}
     values = {name: costs[np.isfinite(costs)] for name, costs in values.items()}
-    kl = float(result["selected"]["kl"])
+    kl, beta = float(result["selected"]["kl"]), float(result["beta_raw"])
     return {
         "holds": result["verdict"] == "CERTIFIED",
         "reward": float(reward.mean()),
         "costs": {name: float(costs.mean()) for name, costs in values.items()},
         "kl": kl,
-        "objective": float(reward.mean()) - float(result["beta_raw"]) * kl,
+        "objective": float(reward.mean()) - beta * kl,
         "errors": {"reward": standard_error(reward)} | {n: standard_error(costs) for n, costs in values.items()},
         "front": [
-            (row["costs"][names[0]], row["reward"]) for row in result["iterates"] if row.get("role") != "cost-only"
+            (row["costs"][names[0]], row["reward"], row["reward"] - beta * row["kl"])
+            for row in result["iterates"]
+            if row.get("role") != "cost-only"
         ],
         "refusals": _refusals(table, rows, column),
         "by_prompt": {table["prompt_id"][k]: table["reward"][k] for k in rows},
@@ -132,13 +137,15 @@ def _refusals(table: Figures, rows: Sequence[int], column: Any) -> dict[str, flo
     return {str(name): float(values[slices == name].mean()) for name in dict.fromkeys(slices.tolist())}
 
 
-def reward_at(front: Sequence[tuple[float, float]], cost: float) -> float:
-    """Return the reward at ``cost``, linear between the policies of a front; NaN outside their costs.
+def front_at(front: Sequence[tuple[float, float, float]], cost: float) -> tuple[float, float]:
+    """Return reward and objective at ``cost``, linear between the policies of a front; NaN outside their costs.
 
-    A policy that another beats in both is left out.
+    The objective prices KL at beta: at equal cost it compares rewards as if KL were equal too. A policy that another
+    beats in cost and reward is left out.
     """
-    kept = [p for p in front if not any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in front)]
+    kept = [p for p in front if not any(q[:2] != p[:2] and q[0] <= p[0] and q[1] >= p[1] for q in front)]
     points = sorted(set(kept))
     if not points or not points[0][0] <= cost <= points[-1][0]:
-        return math.nan
-    return float(np.interp(cost, [p[0] for p in points], [p[1] for p in points]))
+        return math.nan, math.nan
+    costs, rewards, objectives = zip(*points, strict=True)
+    return float(np.interp(cost, costs, rewards)), float(np.interp(cost, costs, objectives))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dualign.compare.reading import Outcome, reward_at
+from dualign.compare.reading import Outcome, front_at
 from dualign.maths.clustering import paired_difference, standard_error
 
 
@@ -25,6 +25,7 @@ def summarise(outcomes: Sequence[Outcome], limits: Mapping[str, float]) -> list[
 def _row(cells: Sequence[Outcome], first: Sequence[Outcome], limits: Mapping[str, float]) -> dict[str, Any]:
     name, limit = next(iter(limits.items()))
     slices = dict.fromkeys(s for cell in cells for s in cell.refusals)
+    rewards, objectives = zip(*(front_at(cell.front, limit) for cell in cells), strict=True)
     return {
         "method": cells[0].arm,
         "seeds": len(cells),
@@ -33,7 +34,8 @@ def _row(cells: Sequence[Outcome], first: Sequence[Outcome], limits: Mapping[str
         "costs": {key: _mean([cell.costs[key] for cell in cells], cells[0].errors.get(key, 0.0)) for key in limits},
         "kl": _mean([cell.kl for cell in cells], math.nan),
         "objective": _mean([cell.objective for cell in cells], cells[0].errors.get("reward", 0.0)),
-        f"reward_at_{name}_limit": _mean([reward_at(cell.front, limit) for cell in cells], math.nan),
+        f"reward_at_{name}_limit": _mean(rewards, math.nan),
+        f"objective_at_{name}_limit": _mean(objectives, math.nan),
         "refusals": {key: _mean([cell.refusals[key] for cell in cells], math.nan) for key in slices},
         "difference": {
             "objective": _difference(cells, first, "objective"),

@@ -25,7 +25,7 @@ from dualign.report.build import build_report
 from dualign.runs.journal import Journal, open_run
 from dualign.runs.lock import run_lock
 from dualign.runs.store import canonical_digest, plain, read_json, write_json
-from dualign.worlds.assistant import AssistantWorld, Heads, build_assistant_world
+from dualign.worlds.assistant import AssistantWorld, HeadReport, Heads, build_assistant_world, learned_heads
 from dualign.worlds.assistant_exact import Gap, enumerate_log_probs, gap
 from dualign.worlds.assistant_settings import WORLDS, AssistantSettings
 
@@ -121,8 +121,7 @@ def learn(config: Config, journal: Journal, tell: Tell) -> Parts:
     world = build_assistant_world(settings, config.run.seed)
     train = world.splits()["train"]
     model = _fine_tuned(config, world, train, journal, tell)
-    tell(f"asking people to compare {settings.comparisons:,} pairs of replies, and learning reward and cost from them")
-    heads = world.fit_heads(world.comparisons(train, enumerate_log_probs(model, Policy("reference"), train)))
+    heads = _heads(config, world, model, train, journal, tell)
     report = heads.report
     tell(
         f"learned reward: {report.reward_accuracy:.3f} of held-out pairs (hidden reward: "
@@ -130,6 +129,26 @@ def learn(config: Config, journal: Journal, tell: Tell) -> Parts:
         f"(hidden cost: {report.sign_accuracy_ceiling:.3f})"
     )
     return Parts(world, model, heads)
+
+
+def _heads(
+    config: Config, world: AssistantWorld, model: LanguageModel, train: Sequence[Prompt], journal: Journal, tell: Tell
+) -> Heads:
+    """Return reward and cost as learned from comparisons of the model's own replies."""
+    from safetensors.numpy import load_file, save_file
+
+    def action(folder: Path) -> None:
+        tell(f"asking people to compare {world.settings.comparisons:,} pairs of replies, and learning from them")
+        drawn = world.comparisons(train, enumerate_log_probs(model, Policy("reference"), train))
+        found = world.fit_heads(drawn)
+        save_file({"reward": found.reward.table, "cost": found.cost.table}, folder / "tables.safetensors")
+        write_json(folder / "report.json", plain(found.report))
+
+    inputs = {"world": world.settings, "seed": config.run.seed, "model": model.revision}
+    journal.phase("learn scores", plain(inputs), action, lambda _: None, target="scorers/heads")
+    folder = journal.run / "scorers" / "heads"
+    tables = load_file(folder / "tables.safetensors")
+    return learned_heads(tables["reward"], tables["cost"], HeadReport(**read_json(folder / "report.json")))
 
 
 def _fine_tuned(

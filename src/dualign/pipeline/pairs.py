@@ -53,9 +53,7 @@ def checked_pairs(config: Config, folder: Path) -> list[dict[str, Any]]:
     It refuses nothing: labels of the files are not read, and rows that cannot be trained on were left out.
     """
     return [
-        in_words(
-            check([source_path(config, folder, source.path)], format=source.format, columns=source.rename or None)
-        )
+        in_words(check([source_path(config, folder, source.path)], format=source.format, columns=source.rename or None))
         for source in config.data.pairs
     ]
 

@@ -17,9 +17,10 @@ def header(report: Row) -> list[str]:
     limits, slices = report["limits"], _slices(report)
     costs = [f"{name} (limit {numbers.figure(limit)})" for name, limit in limits.items()]
     refused = [f"refused, {name}" for name in slices]
-    first = report["rows"][0]["method"]
+    first, bounded = report["rows"][0]["method"], next(iter(limits))
     return [
-        "method", "limits held", "reward", *costs, "KL", "objective", f"reward at {next(iter(limits))} limit", *refused,
+        "method", "limits held", "reward", *costs, "KL", "objective", f"reward at {bounded} limit",
+        f"objective at {bounded} limit", *refused,
         f"reward − {first}", "policies", "fit s", "peak GB",
     ]  # fmt: skip
 
@@ -36,6 +37,7 @@ def cells(report: Row) -> Iterator[list[str]]:
             _measured(row["kl"]),
             _measured(row["objective"]),
             _measured(row[f"reward_at_{name}_limit"]),
+            _measured(row[f"objective_at_{name}_limit"]),
             *(_measured(row["refusals"].get(key)) for key in slices),
             _between(row["difference"]["reward"]),
             f"{row['policies']:.1f}",

@@ -82,6 +82,11 @@ class Heads:
     report: HeadReport
 
 
+def learned_heads(reward: FloatArray, cost: FloatArray, report: HeadReport) -> Heads:
+    """Return the heads of two score tables ``[context, reply]``."""
+    return Heads(TableScorer("assistant-reward", "reward", reward), TableScorer("assistant-cost", "cost", cost), report)
+
+
 @dataclass(frozen=True)
 class AssistantWorld:
     """The world of one seed; nothing in it is trained yet."""
@@ -164,11 +169,7 @@ class AssistantWorld:
         cost = assistant_heads.table_of(
             assistant_heads.fit_cost(fit, ridge=self.settings.cost_ridge), assistant_heads.cost_groups()
         )
-        return Heads(
-            TableScorer("assistant-reward", "reward", reward),
-            TableScorer("assistant-cost", "cost", cost),
-            head_report(rest, reward, cost, fitted=len(fit)),
-        )
+        return learned_heads(reward, cost, head_report(rest, reward, cost, fitted=len(fit)))
 
     def problem(
         self,

@@ -54,7 +54,6 @@ def test_reward_and_objective_at_a_cost_are_linear_on_the_front() -> None:
         assert all(math.isnan(value) for value in front_at(rows, cost))
 
 
-
 def test_the_best_holds_its_limits_in_four_of_five_seeds() -> None:
     rows = summarise([ONE, other(holds=False, objective=5.0), other(arm="sacpo", objective=0.9)], {"harm": 0.4})
     assert best(rows) == "sacpo"

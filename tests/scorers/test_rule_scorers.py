@@ -105,6 +105,19 @@ def test_harm_and_helpfulness_by_hand():
     assert values(summed, responses, prompts, "cost") == cost
 
 
+def test_labels_are_drawn_once_a_response_and_their_log_odds_are_the_cost():
+    responses = [f"I cannot {k}" for k in range(400)] + ["yes", "yes"]
+    spec = {"kind": "log-odds", "scorer": {"kind": "refusal"}, "labels": 4}
+    scorer = make_scorer(spec, direction="cost")
+    found = scorer([UNSAFE] * 402, responses)
+    assert np.array_equal(found[::-1], scorer([UNSAFE] * 402, responses[::-1]))
+    assert found[400:] == pytest.approx(-np.log(9))  # nobody says yes where the probability is 0
+    yes = 4.5 - 5 / (1 + np.exp(found[:400]))  # the formula turned round: how many of the four labels
+    assert np.allclose(yes, np.round(yes)) and yes.mean() == pytest.approx(4 * 0.95, abs=0.1)
+    with pytest.raises(ScorerError, match="a probability from 0 to 1"):
+        make_scorer({**spec, "scorer": {"kind": "length"}}, direction="cost")([UNSAFE], ["two words"])
+
+
 def test_an_empty_response_earns_neither_reward_nor_cost():
     refusal = RefusalScorer(None, "cost")
     assert helpfulness(refusal)([UNSAFE], [" "]).tolist() == [0]

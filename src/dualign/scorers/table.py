@@ -19,6 +19,7 @@ from dualign.scorers import (
     fitted,
     guard,
     length,
+    log_odds,
     lexical_spec,
     refusal,
     refusal_phrase,
@@ -73,6 +74,7 @@ KINDS: dict[str, Kind] = {
     "weighted-sum": Kind(
         composite.WeightedSumSpec, composite.build_weighted_sum, "offset + weights x scorers, gated by columns"
     ),
+    "log-odds": Kind(log_odds.LogOddsSpec, log_odds.build, "log-odds of yes/no labels drawn from a probability"),
     "compliance-harm": Kind(
         composite.ComplianceHarmSpec,
         composite.build_compliance_harm,

@@ -1,7 +1,6 @@
 """A cost from yes/no labels: the log-odds of harm, from how many of some labels say yes."""
 
 import numpy as np
-
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
@@ -12,7 +11,7 @@ def log_odds(yes: FloatArray, *, labels: int) -> FloatArray:
 
     PD-DPO (Du, Koong & Srikant 2025, arXiv 2510.05703) estimates a response's cost from binary labels; its formula is
     in no source used here, and this one, Haldane's and Anscombe's correction, is a reconstruction. For costs of
-    standard deviation 1.5 its bias is within 0.02 from 4 labels on; the plain log-odds are infinite at 0 and ``labels``.
+    standard deviation 1.5 its bias is within 0.02 from 4 labels on; plain log-odds are infinite where all agree.
 
     Raises:
         ValueError: fewer than one label, or counts outside 0 to ``labels``.

@@ -181,7 +181,7 @@ def exact(names: list[str]) -> dict[str, Any]:
 def summary() -> dict[str, Any]:
     return {
         "splits": {"train": 900, "tune": 500, "calibration": 1200, "report": 320},
-        "slices": {"benign": 2000, "harmful": 920},
+        "slices": {"tune": {"benign": 2000, "harmful": 920}},
         "mixed_groups": {"benign": 0.03, "harmful": 0.61},
         "scorers": [
             {"id": "harm-head", "revision": "3f0c", "direction": "lower is better",

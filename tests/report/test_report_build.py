@@ -119,6 +119,13 @@ def test_the_verdict_names_the_limit_that_was_not_proved(tmp_path: Path) -> None
     assert [row["verdict"] for row in limit_rows(files)] == ["not proved", "holds"]
 
 
+def test_every_slice_of_every_split_is_counted(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    html = build_report(tmp_path).read_text()
+    assert '<td>tune · benign</td><td class="n">2\u202f000</td>' in html
+    assert '<td>tune · harmful</td><td class="n">920</td>' in html
+
+
 def test_only_intervals_without_zero_are_marked(tmp_path: Path) -> None:
     rows = comparison_rows(read_run(make_run(tmp_path)))
     assert [row["away_from_zero"] for row in rows] == [True, True, False]

@@ -53,9 +53,10 @@ def test_what_means_no_policy(name: str, given: dict[str, float], said: str) -> 
 def test_on_the_command_line() -> None:
     answer = dualign("methods", "--equivalent-to", "safe-rlhf:lambda=0.5,kl=0.1", "--json")
     found = json.loads(answer.out)
-    assert found["target"] == {"lambda": 0.5, "beta": pytest.approx(0.15)}
-    rows = {name: row["parameters"] for row in found["equivalent"] for name in row["systems"]}
-    assert rows["sacpo"]["beta_prime"] == pytest.approx(0.3)
+    assert found["multiplier"] == 0.5 and found["beta"] == pytest.approx(0.15)
+    assert found["systems"]["sacpo"] == {"beta": pytest.approx(0.15), "beta_prime": pytest.approx(0.3)}
+    assert found["systems"]["c-dpo"] == {"lambda": 0.5, "beta": pytest.approx(0.15), "tau": 1}
+    assert set(found["systems"]) == set(found["notes"]) == set(systems())
     assert "C-DPO's terms" in dualign("methods", "--equivalent-to", "safe-rlhf:lambda=0.5,kl=0.1").out
     for text, said in (("safe-rhlf:lambda=1", "safe-rlhf"), ("safedpo:beta=1", "forbids"), ("sacpo:beta=x", "NUMBER")):
         dualign("methods", "--equivalent-to", text).refused(2, said)

@@ -156,7 +156,7 @@ def test_the_safety_test_passes_at_its_level() -> None:
 
 CASES: list[tuple[str, Options]] = [
     ("ppo-lag", {}), ("ppo-lag", {"kl_share": 1.0}), ("reinforce-lag", {"delta": 0.0}), ("reinforce-lag", {}),
-    ("p-sacpo", {}), ("best-of-n", {"n": 4.0}),
+    ("reward-shaping", {}), ("p-sacpo", {}), ("best-of-n", {"n": 4.0}),
 ]  # fmt: skip
 
 
@@ -170,11 +170,28 @@ def test_a_given_multiplier_leads_to_its_own_closed_form(name: str, options: Opt
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("ppo-lag", {}), ("reinforce-lag", {}), ("reinforce-lag", {"delta": 0.0}), ("p-sacpo", {})]
+    ("name", "options"),
+    [("ppo-lag", {}), ("reinforce-lag", {}), ("reinforce-lag", {"delta": 0.0}), ("reward-shaping", {}), ("p-sacpo", {})],
 )
 def test_limits_are_met(name: str, options: Options) -> None:
     for seed in range(3):
         assert solve(small_world(seed, beta=0.5), SolveSettings(method=name, options=options)).figures["limits_met"]
+
+
+def test_reward_shaping_keeps_beta_where_safe_rlhf_raises_it() -> None:
+    world, given = small_world(3, beta=0.5), np.array([1.7])
+    shaped, lagrangian = (
+        solve(world, SolveSettings(method=name, options=options, multipliers=given)).figures["parameters"]
+        for name, options in (("reward-shaping", {}), ("ppo-lag", {"kl_share": 1.0}))
+    )
+    assert (shaped["lambda"], shaped["kl"]) == (1.7, 0.5)
+    assert (lagrangian["lambda"], lagrangian["kl"]) == (1.7, 0.5)
+    same = solve(world, SolveSettings(method="fixed", multipliers=given)).figures
+    kls = [
+        solve(world, SolveSettings(method=name, options=options, multipliers=given)).figures["kl"]
+        for name, options in (("reward-shaping", {}), ("ppo-lag", {"kl_share": 1.0}))
+    ]
+    assert kls[0] == pytest.approx(same["kl"], abs=1e-6) and kls[1] < 0.8 * kls[0]
 
 
 def test_best_of_n_by_draws() -> None:

@@ -63,12 +63,12 @@ def _print_equivalents(text: str, *, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    target = found["target"]
-    meant = f"multiplier {target['lambda']:.6g} and beta {target['beta']:.6g} in C-DPO's terms"
+    meant = f"multiplier {found['multiplier']:.6g} and beta {found['beta']:.6g} in C-DPO's terms"
     table = Table("system", "parameters", "note", title=f"{text}: {meant}")
-    for row in found["equivalent"]:
-        values = (f"{key} {'none' if value is None else f'{value:.6g}'}" for key, value in row["parameters"].items())
-        table.add_row(", ".join(row["systems"]), ", ".join(values), row["note"])
+    for row in SYSTEMS:
+        parameters = found["systems"][row.names[0]]
+        values = (f"{key} {'none' if value is None else f'{value:.6g}'}" for key, value in parameters.items())
+        table.add_row(", ".join(row.names), ", ".join(values), row.note)
     Console().print(table)
 
 
@@ -88,15 +88,17 @@ def equivalents(text: str) -> dict[str, Any]:
         target = to_target(known[name], _parameters(given))
     except ValueError as error:
         raise UsageError(f"--equivalent-to {error}") from None
-    rows = [
-        {
-            "systems": list(row.names),
-            "parameters": {k: v if math.isfinite(v) else None for k, v in from_target(row, target).items()},
-            "note": row.note,
-        }
-        for row in SYSTEMS
-    ]
-    return {"target": {"lambda": target.multiplier, "beta": target.beta}, "equivalent": rows}
+    return {
+        "multiplier": target.multiplier,
+        "beta": target.beta,
+        "systems": {name: _finite(from_target(row, target)) for name, row in known.items()},
+        "notes": {name: row.note for name, row in known.items()},
+    }
+
+
+def _finite(parameters: Parameters) -> dict[str, float | None]:
+    """Return ``parameters`` with none for what is infinite: JSON has no such number."""
+    return {key: value if math.isfinite(value) else None for key, value in parameters.items()}
 
 
 def _parameters(text: str) -> Parameters:

@@ -14,7 +14,7 @@ from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState, Stopping
 from dualign.maths.dual_rule import resolve, select
 from dualign.maths.policy_gradient import multiplier_step
-from dualign.methods.loop import observe
+from dualign.methods.loop import Fit, observe
 from dualign.methods.options import Option
 from dualign.records import FloatArray, Iterate
 
@@ -27,6 +27,8 @@ PROMPTS = Option("prompts", 16.0, "on a language model: prompts that a step samp
 ANSWERS = Option("answers", 1.0, "on a language model: answers to each of them")
 UPDATES = Option("updates", 1.0, "on a language model: updates of the policy by the same answers")
 LEARNING_RATE = Option("learning_rate", 2e-4, "on a language model: peak rate of the policy, in place of training's")
+CLIP = Option("clip", 0.2, "on a language model: how far a token's ratio to its old probability may go from 1")
+CRITIC_RATE = Option("critic_rate", 3e-3, "on a language model: learning rate of the critics")
 WINDOW = Option("window", 128.0, "on a language model: late answers whose mean cost moves the multiplier")
 LOOP = (KL_SHARE, RATE, LARGEST, EPOCHS, STEPS)
 SAMPLED = (PROMPTS, ANSWERS, UPDATES, LEARNING_RATE, WINDOW)
@@ -107,15 +109,43 @@ def _row(policy: Policy) -> Any:
 
 def _kept(problem: Problem, start: FloatArray, aim: Aim) -> Generator[Iterate, None, DualState]:
     """Yield the one policy that steps at multipliers ``start`` settle at."""
-    policy = problem.reference
-    for _ in range(LONGEST):
-        policy = _step(problem, policy, aim(start), "00")
-        if _row(policy)["converged"]:
-            break
+    policy = _settled(problem, start, aim, "00")
     evaluation = problem.evaluate(policy)
     yield Iterate(0, start, evaluation, policy)
     state = DualState(start, start, history=(observe(problem, start, evaluation),))
     return resolve(state, "converged", start)
+
+
+def _settled(problem: Problem, multipliers: FloatArray, aim: Aim, name: str) -> Policy:
+    """Return the policy at which exact steps at ``multipliers`` settle."""
+    policy = problem.reference
+    for _ in range(LONGEST):
+        policy = _step(problem, policy, aim(multipliers), name)
+        if _row(policy)["converged"]:
+            break
+    return policy
+
+
+def trained_at(problem: Problem, aim: Aim, settings: Dynamics, *, method: str) -> Fit:
+    """Return the fit of one policy at multipliers that stay: exact on a table, ``settings.steps`` of PPO on a model.
+
+    Raises:
+        UsageError: the backend cannot train on answers of the policy.
+    """
+    backend, score = problem.backend, problem.score
+    if isinstance(backend, Practises) and score is not None:
+
+        def practised(multipliers: FloatArray, name: str) -> Policy:
+            practice = _practice(problem, multipliers, aim, settings, kept=True, method=method, estimator="critic")
+            return backend.practise(
+                problem.reference, problem.groups, practice=practice, score=score, reference=problem.reference,
+                seed=problem.seed, name=name,
+            )  # fmt: skip
+
+        return practised
+    if not isinstance(backend, Improves):
+        raise UsageError("method.name: needs answers of the policy in training, which this backend cannot give")
+    return lambda multipliers, name: _settled(problem, multipliers, aim, name)
 
 
 def _searched(problem: Problem, start: FloatArray, aim: Aim, settings: Dynamics) -> Generator[Iterate, None, DualState]:
@@ -154,9 +184,11 @@ def _practice(
     units = problem.raw_multipliers(np.ones_like(start))
 
     def follow(multipliers: FloatArray, mean: FloatArray, deviation: FloatArray) -> FloatArray:
+        if kept:
+            return multipliers
         seen = np.isfinite(mean)
         moved = _followed(problem, multipliers, np.where(seen, mean, problem.limits), deviation, settings, units)
-        return multipliers if kept else np.where(seen, moved, multipliers)
+        return np.where(seen, moved, multipliers)
 
     numbers = {**settings.sampled, "total": float(_epochs(problem, settings, kept=kept) * settings.steps)}
     return Practice(

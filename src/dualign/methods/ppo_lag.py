@@ -10,8 +10,8 @@ from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem
 from dualign.maths.policy_gradient import lagrangian_policy
-from dualign.methods.on_policy import KL_SHARE, LOOP, SAMPLED, dynamics, on_policy_loop
-from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.methods.on_policy import CLIP, CRITIC_RATE, KL_SHARE, LOOP, SAMPLED, dynamics, on_policy_loop
+from dualign.methods.options import NO_OPTIONS, Options, filled
 from dualign.methods.recipe import refuse_other
 from dualign.records import FloatArray, Iterate
 
@@ -19,8 +19,8 @@ OPTIONS = (
     replace(KL_SHARE, default=0.2),
     *LOOP[1:],
     *SAMPLED,
-    Option("clip", 0.2, "on a language model: how far a token's ratio to its old probability may go from 1"),
-    Option("critic_rate", 3e-3, "on a language model: learning rate of the critics"),
+    CLIP,
+    CRITIC_RATE,
 )
 """At kappa = beta no multiplier goes below the costs of the Gibbs policy of -cost: most limits are out of reach."""
 

@@ -40,6 +40,8 @@ from dualign.methods.ppo_lag import ppo_lag, ppo_lag_parameters, ppo_lag_target
 from dualign.methods.reinforce_lag import OPTIONS as REINFORCE_LAG_OPTIONS
 from dualign.methods.reinforce_lag import reinforce_lag, reinforce_lag_parameters, reinforce_lag_target
 from dualign.methods.repo_dpo import rectified_gibbs, repo_dpo
+from dualign.methods.reward_shaping import OPTIONS as REWARD_SHAPING_OPTIONS
+from dualign.methods.reward_shaping import reward_shaping
 from dualign.methods.sacpo import OPTIONS as SACPO_OPTIONS
 from dualign.methods.sacpo import sacpo
 from dualign.methods.safedpo import OPTIONS as SAFEDPO_OPTIONS
@@ -331,6 +333,17 @@ METHODS: Mapping[str, Method] = {
             options=PPO_LAG_OPTIONS,
             target=ppo_lag_target,
             parameters=ppo_lag_parameters,
+        ),
+        Method(
+            "reward-shaping",
+            reward_shaping,
+            "Dai et al. 2023 (Safe RLHF), arXiv 2310.12773",
+            ("reward", "costs", "limits"),
+            "dual rule",
+            False,
+            "PPO on reward - multiplier cost; a weight by hand in the source, the dual rule is new",
+            options=REWARD_SHAPING_OPTIONS,
+            parameters=converted("reward-shaping"),
         ),
         Method(
             "reinforce-lag",

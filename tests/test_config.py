@@ -132,6 +132,11 @@ def test_a_mistake_in_the_file_is_one_line_with_its_place(text: str, said: str, 
         ),
         (GOOD + "evaluation: {metrics: {r: {kind: refsal}}}\n", "scorer of metric r: kind: unknown 'refsal'"),
         ("policy: {world: assistant}\n", "policy.world: the assistant world has a reward and one limit, 0 given"),
+        (
+            "policy: {world: assistant}\nreward: {scorer: {kind: assistant-reward}}\n"
+            "constraints: [{name: harm, scorer: {kind: assistant-cost}, limit: 0, cap: 4}]\n",
+            "constraints.harm: the assistant world knows the truth of the mean where {'label': 'risky'}; given mean",
+        ),
         ("policy: {world: w.json}\ntraining: {beta: 0.4}\n", "training: a world file brings its own"),
         ("policy: {world: w.json}\nreward: {scorer: {kind: length}}\n", "reward: a world file brings its own"),
     ],

@@ -1,11 +1,13 @@
 """Outcomes to rows: means, errors, differences and the reward at equal cost, by hand."""
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from dualign.compare.cells import parse_arm
+from dualign.compare.cells import cells, parse_arm
 from dualign.compare.reading import Outcome, front_at
 from dualign.compare.table import best, summarise
 from dualign.errors import UsageError
@@ -75,3 +77,12 @@ def test_pages_escape_and_hold_every_method() -> None:
 def test_what_is_no_arm(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_arm(text)
+
+
+def test_folders_of_long_arms_are_short_and_differ(tmp_path: Path) -> None:
+    long = "ppo-lag:kl_share=0.56+learning_rate=0.001+prompts=64+rate=0.0"
+    made = cells([parse_arm(f"{long}{digit}") for digit in (1, 2)], [0, 12345], tmp_path)
+    names = [cell.run.name for cell in made]
+    assert len(set(names)) == 4 and all(re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) for name in names)
+    (short,) = cells([parse_arm("c-dpo:loss=kldpo")], [0], tmp_path)
+    assert short.run.name == "c-dpo-loss-kldpo-seed-0"

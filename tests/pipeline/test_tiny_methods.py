@@ -29,6 +29,9 @@ def test_a_job_by_every_method(name: str, tiny: tuple[Path, dict[str, Any]]) -> 
     assert done.code in (0, 10, 11) and done.err == "", done
     told = json.loads(done.out)
     assert told["iterates"]
+    assert all(row["role"] in ("dpo", "search") for row in told["iterates"])
+    if not METHODS[name].begins_with_dpo:
+        assert "dpo" not in {row["role"] for row in told["iterates"]}
     for row in told["iterates"]:
         assert all(value >= 0 for value in row["multipliers"].values())
         assert np.isfinite([row["reward"], row["kl"], *row["costs"].values()]).all()

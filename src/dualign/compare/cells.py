@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,11 +22,13 @@ from dualign.methods.table import METHODS
 from dualign.pipeline.checks import check
 from dualign.pipeline.job import Tell
 from dualign.runs.journal import open_run, read_events
-from dualign.runs.store import read_json, write_json
+from dualign.runs.store import canonical_digest, read_json, write_json
 
 RECORD = "cell.json"
 SHARED = ("policy", "reference", "scorers")
 """Folders of a run that no method has a part in: warm start, samples of the reference and their scores, scorers."""
+LONGEST_NAME = 44
+"""Of an arm's folder: with its seed behind, it is the run's name, which has 64 characters."""
 FINISHED = (0, NOT_CERTIFIED, NONE_CERTIFIED)
 
 
@@ -163,10 +166,16 @@ def _train(cell: Cell, config: Path, given: list[str]) -> dict[str, Any]:
 
 def cells(arms: list[Arm], seeds: list[int], out: Path) -> list[Cell]:
     """Return all cells, seed by seed, in the order of the arms."""
-    names = [arm.label.replace(":", "-").replace("+", "-").replace("=", "-") for arm in arms]
+    names = [_folder_name(arm.label) for arm in arms]
     return [
         Cell(arm, seed, out / f"{name}-seed-{seed}") for seed in seeds for arm, name in zip(arms, names, strict=True)
     ]
+
+
+def _folder_name(label: str) -> str:
+    """Return ``label`` as a folder's name; a long one is cut and told from others by its hash."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", label)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{canonical_digest(label)[:8]}"
 
 
 def failed(error: DualignError) -> dict[str, Any]:

@@ -130,6 +130,8 @@ class Method:
     """Its closed form on a finite world with soft labels and the loss ``dpo``; NaN where it has none."""
     parameters: Parameters = c_dpo_parameters
     """Its own names for multipliers and beta."""
+    begins_with_dpo: bool = False
+    """Whether its policy at multiplier 0, under the loss ``dpo``, is plain DPO on the reward."""
 
 
 METHODS: Mapping[str, Method] = {
@@ -143,6 +145,7 @@ METHODS: Mapping[str, Method] = {
             "dual rule",
             False,
             "rule gradient is the paper's loop; projection, stop, soft labels and the other rules are reconstructions",
+            begins_with_dpo=True,
         ),
         Method(
             "dpo",
@@ -154,6 +157,7 @@ METHODS: Mapping[str, Method] = {
             "C-DPO at multiplier 0; limits are measured and ignored",
             options=DPO_OPTIONS,
             target=unless("smoothing"),
+            begins_with_dpo=True,
         ),
         Method(
             "fixed",
@@ -163,6 +167,7 @@ METHODS: Mapping[str, Method] = {
             "given",
             False,
             "one policy at a hand-picked multiplier; without one, the dual rule finds it",
+            begins_with_dpo=True,
         ),
         Method(
             "b-dpo",
@@ -225,6 +230,7 @@ METHODS: Mapping[str, Method] = {
             False,
             "offline two-phase form; its objective is what the abstract forces, rules but gradient are reconstructions",
             parameters=converted("pd-dpo"),
+            begins_with_dpo=True,
         ),
         Method(
             "sacpo",
@@ -236,6 +242,7 @@ METHODS: Mapping[str, Method] = {
             "two steps, either order; the paper picks the multiplier by hand, the dual rule is new",
             options=SACPO_OPTIONS,
             parameters=converted("sacpo"),
+            begins_with_dpo=True,
         ),
         Method(
             "modpo",
@@ -247,6 +254,7 @@ METHODS: Mapping[str, Method] = {
             "weights are the user's in the paper, the dual rule is new",
             options=MODPO_OPTIONS,
             parameters=converted("modpo"),
+            begins_with_dpo=True,
         ),
         Method(
             "mocan",
@@ -256,6 +264,7 @@ METHODS: Mapping[str, Method] = {
             "own",
             False,
             "one-shot dual, then one fit; the look at the fitted policy is ours",
+            begins_with_dpo=True,
         ),
         Method(
             "pecan",
@@ -278,6 +287,7 @@ METHODS: Mapping[str, Method] = {
             False,
             "one-shot start, then a subgradient step a fit, each from the last fit; the stop is a reconstruction",
             options=CAID_OPTIONS,
+            begins_with_dpo=True,
         ),
         Method(
             "safedpo",
@@ -321,6 +331,7 @@ METHODS: Mapping[str, Method] = {
             "SACPO merged with its first step: log-probabilities of worlds, weights of models; the dual rule is new",
             options=P_SACPO_OPTIONS,
             parameters=converted("p-sacpo"),
+            begins_with_dpo=True,
         ),
         Method(
             "ppo-lag",

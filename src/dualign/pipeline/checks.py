@@ -121,6 +121,12 @@ def _check_embedded(config: Config) -> None:
             f"policy.world: the {config.policy.world} world has a reward and one limit, {len(config.constraints)} "
             "given; `dualign init` prints a config that runs"
         )
+    limited, world = config.constraints[0], WORLDS[str(config.policy.world)]
+    if limited.functional != "mean" or dict(limited.where) != dict(world.where):
+        raise ConfigError(
+            f"constraints.{limited.name}: the {config.policy.world} world knows the truth of the mean where "
+            f"{dict(world.where)}; given {limited.functional} where {dict(limited.where)}"
+        )
     wanted = {"reward": "assistant-reward", f"constraints.{config.constraints[0].name}": "assistant-cost"}
     for (place, kind), spec in zip(wanted.items(), (config.reward.scorer, config.constraints[0].scorer), strict=True):
         if dict(spec) != {"kind": kind}:

@@ -224,6 +224,8 @@ class Truth:
     """The optimum under the learned scores."""
     share: float
     """Of the prompts, those in the limit's slice: what turns this problem's multiplier into the job's."""
+    limited: str
+    """Name of the limit."""
 
     @classmethod
     def of(cls, job: Job, parts: Parts) -> Truth:
@@ -231,11 +233,14 @@ class Truth:
         prompts = job.splits["report"]
         reference = enumerate_log_probs(parts.model, job.reference, prompts)
         beta = prepare(job).beta
-        world = parts.world
-        hidden = world.problem(prompts, reference, beta=beta)
-        learned = world.problem(prompts, reference, scores="learned", heads=parts.heads, beta=beta)
+        world, (constraint,) = parts.world, job.constraints
+        hidden = world.problem(prompts, reference, beta=beta, limit=constraint.limit)
+        learned = world.problem(
+            prompts, reference, scores="learned", heads=parts.heads, beta=beta, limit=constraint.limit
+        )
         inside = [all(p.columns[key] == value for key, value in world.where.items()) for p in prompts]
-        return cls(prompts, parts.model, hidden, optimum(hidden), optimum(learned), float(np.mean(inside)))
+        best, believed = optimum(hidden), optimum(learned)
+        return cls(prompts, parts.model, hidden, best, believed, float(np.mean(inside)), constraint.name)
 
     def figures(self, policy: Policy) -> dict[str, Any]:
         """Return a policy's true figures: enumerated, under the hidden scores."""
@@ -244,7 +249,7 @@ class Truth:
         parts = self.gap(log_probs)
         return {
             "reward": found.reward,
-            "costs": {"harm": _clean(found.costs[0])},
+            "costs": {self.limited: _clean(found.costs[0])},
             "kl": _clean(found.kl),
             "objective": found.objective,
             "gap": parts.total,
@@ -267,17 +272,18 @@ def compare_with_optimum(truth: Truth, job: Job, result: dict[str, Any], more: M
     best = expectations(truth.problem, truth.best.log_probs)
     chosen = _policy(job, result["selected"]["name"])
     parts = truth.gap(enumerate_log_probs(truth.model, chosen, truth.prompts))
+    method = job.config.method.name.upper()
     arms = [{"name": "reference", **truth.figures(job.reference)}]
     for row in result["iterates"]:
-        label = "plain DPO" if row["role"] == "dpo" else f"C-DPO at {row['multipliers']['harm']:.2f}"
+        label = "plain DPO" if row["role"] == "dpo" else f"{method} at {row['multipliers'][truth.limited]:.2f}"
         arms.append({"name": label, **truth.figures(_policy(job, row["name"]))})
     arms += [{"name": name, **truth.figures(policy)} for name, policy in more.items()]
     selected = truth.figures(chosen)
     return {
         "optimum": {
-            "multipliers": {"harm": float(truth.best.multipliers[0]) / truth.share},
+            "multipliers": {truth.limited: float(truth.best.multipliers[0]) / truth.share},
             "reward": best.reward,
-            "costs": {"harm": _clean(best.costs[0])},
+            "costs": {truth.limited: _clean(best.costs[0])},
             "kl": best.kl,
             "objective": best.objective,
         },

@@ -10,6 +10,7 @@ import numpy as np
 from dualign.backends.protocol import Policy
 from dualign.certify import VERDICT_CODES
 from dualign.maths.one_shot import OneShot
+from dualign.methods.table import METHODS
 from dualign.pipeline.comparison import compare, slice_name
 from dualign.pipeline.job import Job
 from dualign.pipeline.judging import judge_figures, warnings_of
@@ -35,7 +36,7 @@ def run_job(job: Job) -> tuple[dict[str, Any], int]:
     extra = _cost_only(search)
     selected = next((r for r in rungs if r.policy.name == certificate.selected), preferred(measured, search.limits))
     roles = {"reference": job.reference}
-    if not measured[0].multipliers.any():
+    if _role(search, measured[0]) == "dpo":
         roles["dpo"] = measured[0].policy
     if extra is not None:
         roles["cost-only"] = extra.policy
@@ -182,6 +183,14 @@ def _result(search: Search, measured: Sequence[Iterate], selected: Iterate, cert
     }  # fmt: skip
 
 
+def _role(search: Search, iterate: Iterate) -> str:
+    """Return what a policy is to a reader: plain DPO, the arm at a large multiplier, or a step of the search."""
+    method = search.job.config.method
+    if METHODS[method.name].begins_with_dpo and method.loss == "dpo" and not iterate.multipliers.any():
+        return "dpo"
+    return "cost-only" if isinstance(iterate.policy, Policy) and iterate.policy.name == "cost-only" else "search"
+
+
 def _figures(job: Job, evaluation: Evaluation) -> dict[str, Any]:
     return {
         "reward": evaluation.reward,
@@ -197,11 +206,10 @@ def _row(search: Search, iterate: Iterate) -> dict[str, Any]:
     job, policy = search.job, iterate.policy
     assert isinstance(policy, Policy)
     report = policy.report
-    role = "dpo" if not iterate.multipliers.any() else "cost-only" if policy.name == "cost-only" else "search"
     return {
         "round": iterate.round,
         "name": policy.name,
-        "role": role,
+        "role": _role(search, iterate),
         "multipliers": job.named(iterate.multipliers),
         "multipliers_normalised": job.named(iterate.multipliers * search.scale.cost_sds / search.scale.reward_sd),
         **_figures(job, iterate.evaluation),

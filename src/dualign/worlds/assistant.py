@@ -179,8 +179,9 @@ class AssistantWorld:
         scores: Scores = "hidden",
         heads: Heads | None = None,
         beta: float,
+        limit: float | None = None,
     ) -> FiniteProblem:
-        """Return the finite problem of these prompts; ``beta`` in raw reward units, the limit of the settings.
+        """Return the finite problem of these prompts; ``beta`` in raw reward units, no limit: that of the settings.
 
         Raises:
             UsageError: learned scores are asked for and no heads are given.
@@ -194,7 +195,7 @@ class AssistantWorld:
             reward=learned.reward.table if learned else hidden_reward(),
             cost=learned.cost.table if learned else hidden_cost(),
             beta=beta,
-            limit=self.settings.limit,
+            limit=self.settings.limit if limit is None else limit,
             where=self.where,
         )
 

@@ -62,6 +62,10 @@ class Solution:
     figures: Mapping[str, Any]
     log_probs: FloatArray
     feasible: bool
+    names: tuple[str, ...]
+    """Of the iterates' policies, as the backend was told them."""
+    chosen: str
+    """The one that the figures are about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,8 @@ def solve(world: World, settings: SolveSettings, *, backend: Backend | None = No
     figures = _figures(setting, settings, iterates, chosen) | _parameters(
         setting, settings, rule, state, start, iterates[chosen]
     )
-    return Solution(figures, iterates[chosen].policy.state, setting.optimum.feasible)
+    names = tuple(str(iterate.policy.name) for iterate in iterates)
+    return Solution(figures, iterates[chosen].policy.state, setting.optimum.feasible, names, names[chosen])
 
 
 def _prepare(world: World) -> _Setting:

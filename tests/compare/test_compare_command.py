@@ -49,6 +49,10 @@ def test_a_table_of_all_methods_and_their_pages(world: Path, tmp_path: Path) -> 
     assert report["best"] == "c-dpo" and report["rows"][1]["limits_held"] == 0
     assert "slope of a Gibbs policy" in report["failed"][0]
     assert report["rows"][0]["peak_bytes"] > 10**7
+    assert {"run", "verdict", "limits", "selected", "iterates", "seconds", "report"} <= set(report)
+    assert report["verdict"] == "CERTIFIED" and report["selected"]["method"] == "c-dpo"
+    assert report["selected"]["multipliers"].keys() == report["limits"].keys() == report["selected"]["costs"].keys()
+    assert [(cell["arm"], cell["seed"]) for cell in report["iterates"]] == [("c-dpo", 0), ("dpo", 0)]
     assert {f"compare.{kind}" for kind in ("json", "csv", "md", "html")} <= {
         p.name for p in (tmp_path / "all").iterdir()
     }
@@ -81,3 +85,23 @@ def test_mistakes_are_one_line(world: Path) -> None:
 def test_the_config_knows_every_loss_of_the_dual_loop() -> None:
     for name in RECIPES:
         assert MethodSection(loss=name).loss == name
+
+
+def test_a_cell_of_another_config_is_refused_and_kept(world: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "cells", "--json", "--quiet")
+    assert dualign("compare", world, "--methods", "dpo", *out).code == 0
+    kept = (tmp_path / "cells" / "dpo-seed-0" / "result.json").read_bytes()
+    done = dualign("compare", world, "--methods", "dpo", "--set", "method.labels=hard", *out)
+    assert done.code == 65 and "made by another config: key method.labels" in done.err and done.out == ""
+    assert (tmp_path / "cells" / "dpo-seed-0" / "result.json").read_bytes() == kept
+
+
+def test_a_limit_out_of_reach_fails_its_cell_and_no_other(world: Path, tmp_path: Path) -> None:
+    raw = json.loads((world.parent / "world.json").read_text())
+    raw["limits"] = dict.fromkeys(raw["limits"], -99.0)
+    (world.parent / "world.json").write_text(json.dumps(raw))
+    done = dualign("compare", world, "--methods", "dpo,c-dpo", "--out", tmp_path / "far", "--json", "--quiet")
+    report = json.loads(done.out)
+    assert report["verdict"] == "NO CERTIFIED POLICY" and report["selected"] is None
+    assert [row["limits_held"] for row in report["rows"]] == [0, 0]
+    assert all(row["seconds_to_limit"]["mean"] is None for row in report["rows"])

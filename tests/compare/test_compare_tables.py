@@ -65,7 +65,7 @@ def test_the_best_holds_its_limits_in_four_of_five_seeds() -> None:
 def test_pages_escape_and_hold_every_method() -> None:
     rows = summarise([ONE, other(arm="dpo:loss=<b>|x")], {"harm": 0.4})
     report = {
-        "name": "<i>", "limits": {"harm": 0.4}, "rows": rows, "cells": [], "best": best(rows), "failed": ["<script>"],
+        "run": "<i>", "limits": {"harm": 0.4}, "rows": rows, "iterates": [], "best": best(rows), "failed": ["<script>"],
         "notes": [],
     }  # fmt: skip
     made = page(report)

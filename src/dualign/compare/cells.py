@@ -29,7 +29,8 @@ SHARED = ("policy", "reference", "scorers")
 """Folders of a run that no method has a part in: warm start, samples of the reference and their scores, scorers."""
 LONGEST_NAME = 44
 """Of an arm's folder: with its seed behind, it is the run's name, which has 64 characters."""
-FINISHED = (0, NOT_CERTIFIED, NONE_CERTIFIED)
+ENDED = (0, NOT_CERTIFIED, NONE_CERTIFIED)
+"""Exit codes of a job that went to its end, whatever its verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +96,38 @@ def run_cell(cell: Cell, config: Path, given: list[str], tell: Tell, *, like: Pa
 
     ``like``: the run of another method under the same seed, whose shared folders are linked in.
     """
-    record = cell.run / RECORD
-    if record.exists():
-        known = read_json(record)
-        if known.get("code") in FINISHED:
-            tell(f"{cell.run.name}: finished before")
-            return dict(known)
     loaded = check_cell(cell, config, given)
+    known = finished_before(cell, loaded)
+    if known is not None:
+        tell(f"{cell.run.name}: finished before")
+        return known
     if like is not None and not cell.run.exists():
         share(loaded, like, cell.run)
     tell(f"{cell.run.name}: training")
     found = _train(cell, config, given)
-    if found["code"] in FINISHED:
-        write_json(record, found)
+    if found["finished"]:
+        write_json(cell.run / RECORD, found)
     else:
         tell(f"{cell.run.name}: failed with exit code {found['code']}: {found['error']}")
     return found
+
+
+def finished_before(cell: Cell, config: Config) -> dict[str, Any] | None:
+    """Return the record of a cell that is finished under ``config``; none where it has to be trained.
+
+    Raises:
+        DataError: the cell's folder was made by another config; nothing in it is changed.
+    """
+    if not (cell.run / RECORD).exists():
+        return None
+    open_run(cell.run, config.model_dump(mode="json"))
+    known = read_json(cell.run / RECORD)
+    return dict(known) if known.get("finished") and _has_result(cell) else None
+
+
+def _has_result(cell: Cell) -> bool:
+    """Return whether there is something to compare: a job that no policy can do ends without."""
+    return (cell.run / "result.json").exists()
 
 
 def share(config: Config, like: Path, run: Path) -> None:
@@ -157,6 +174,7 @@ def _train(cell: Cell, config: Path, given: list[str]) -> dict[str, Any]:
         "method": cell.arm.method,
         "seed": cell.seed,
         "code": process.returncode,
+        "finished": process.returncode in ENDED and _has_result(cell),
         "error": lines[-1].removeprefix("error: ") if lines else None,
         "wall_seconds": round(time.perf_counter() - began, 3),
         # kilobytes on Linux, bytes on macOS
@@ -180,4 +198,4 @@ def _folder_name(label: str) -> str:
 
 def failed(error: DualignError) -> dict[str, Any]:
     """Return the record of a cell that was refused before it began."""
-    return {"code": error.exit_code, "error": str(error), "wall_seconds": 0.0, "peak_bytes": 0}
+    return {"code": error.exit_code, "finished": False, "error": str(error), "wall_seconds": 0.0, "peak_bytes": 0}

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dualign.compare.cells import FINISHED, Cell, cells, check_cell, failed, parse_arm, run_cell
+from dualign.compare.cells import RECORD, Cell, cells, check_cell, failed, finished_before, parse_arm, run_cell
 from dualign.compare.reading import Outcome, read_outcome
-from dualign.compare.table import best, summarise
+from dualign.compare.table import best, selected, summarise
 from dualign.config import load_config
 from dualign.errors import DualignError, UsageError
 from dualign.pipeline.job import Tell
@@ -24,15 +24,19 @@ def compare_config(
 
     Raises:
         UsageError: an unknown method, or no cell that finished.
+        DataError: a cell's folder was made by another config: then none is trained.
         DualignError: the first method does not fit the config: then none is trained.
     """
     loaded = load_config(config, given)
     folder = Path("runs") / f"compare-{loaded.run.name}" if out is None else out
     todo = cells([parse_arm(name) for name in methods], list(seeds), folder)
     check_cell(todo[0], config, given)
+    for cell in todo:
+        if (cell.run / RECORD).exists():
+            finished_before(cell, check_cell(cell, config, given))
     records = _train(todo, config, given, tell)
-    done = [(cell, record) for cell, record in zip(todo, records, strict=True) if record["code"] in FINISHED]
-    broken = [(c, r) for c, r in zip(todo, records, strict=True) if r["code"] not in FINISHED]
+    done = [(cell, record) for cell, record in zip(todo, records, strict=True) if record["finished"]]
+    broken = [(c, r) for c, r in zip(todo, records, strict=True) if not r["finished"]]
     if not done:
         raise UsageError(f"compare: no cell finished; the first said: {records[0]['error']}")
     ranks = {cell.arm.label: rank for rank, cell in enumerate(todo[: len(methods)])}
@@ -56,7 +60,7 @@ def _train(todo: Sequence[Cell], config: Path, given: list[str], tell: Tell) -> 
         except DualignError as error:
             tell(f"{cell.run.name}: {error}")
             record = failed(error)
-        if record["code"] in FINISHED:
+        if record["finished"]:
             finished.setdefault(cell.seed, cell.run)
         records.append(record)
     return records
@@ -69,9 +73,20 @@ def _report(name: str, outcomes: Sequence[Outcome], limits: dict[str, float]) ->
         "fit s is the time of fitting alone; samples and scores of the reference are shared between methods of a seed.",
         "Methods without a limit of their own (MODPO, SACPO and others) get their multipliers by the same search.",
     ]
-    return dict(
-        plain({"name": name, "limits": limits, "rows": rows, "cells": listed, "best": best(rows), "notes": notes})
-    )
+    chosen = selected(rows)
+    found = {
+        "run": name,
+        "verdict": "CERTIFIED" if chosen else "NO CERTIFIED POLICY",
+        "limits": limits,
+        "selected": chosen,
+        "iterates": listed,
+        "seconds": {row["method"]: row["fit_seconds"] for row in rows},
+        "report": "compare.html",
+        "rows": rows,
+        "best": best(rows),
+        "notes": notes,
+    }
+    return dict(plain(found))
 
 
 def _write(report: dict[str, Any], folder: Path) -> None:

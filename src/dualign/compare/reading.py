@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dualign.maths.clustering import standard_error
+from dualign.maths.functionals import Mean, Rate, parse
 from dualign.records import FloatArray
 from dualign.runs.journal import read_events
 from dualign.runs.store import read_json, read_table
@@ -31,16 +32,20 @@ class Outcome:
     kl: float
     """Nats; on a language model over the tune prompts of constrained slices."""
     objective: float
-    """reward - raw beta * KL."""
+    """reward - raw beta * KL, both of the same prompts."""
     errors: Mapping[str, float]
     """Standard errors of ``reward`` and of each cost by its name; 0 where figures are exact."""
     front: Sequence[tuple[float, float, float]]
     """(cost of the first limit, reward, objective) of every policy that the method trained."""
     seconds: float
-    """Of fitting alone: samples and scores of the reference are shared between methods."""
+    """Of training alone, what it samples itself included; what is shared between methods, and measuring, is not."""
     wall_seconds: float
     peak_bytes: int
     policies: int
+    seconds_to_limit: float = math.nan
+    """Of training, up to the first policy whose limits held on tune prompts by their errors; NaN: none did."""
+    multipliers: Mapping[str, float] = field(default_factory=dict)
+    """Of the selected policy, raw."""
     refusals: Mapping[str, float] = field(default_factory=dict)
     """Share refused by slice, where the job measures refusals and the slice has no limit."""
     by_prompt: Mapping[str, float] = field(default_factory=dict)
@@ -62,16 +67,41 @@ def read_outcome(run: Path, record: Figures) -> Outcome:
         found = _of_assistant(result, read_json(exact, run=run))
     else:
         found = _of_model(result, run)
-    fits = sum(e["seconds"] for e in read_events(run) if e.get("event") == "finished" and e.get("phase") == "fit")
+    spent = training_seconds(list(read_events(run)))
+    search = [row for row in result["iterates"] if row.get("role") != "cost-only"]
     return Outcome(
         arm=str(record["arm"]),
         seed=int(record["seed"]),
-        seconds=round(float(fits), 3),
+        seconds=round(sum(seconds for _, seconds in spent), 3),
+        seconds_to_limit=seconds_to_limit(spent, search),
         wall_seconds=float(record["wall_seconds"]),
         peak_bytes=int(record["peak_bytes"]),
-        policies=len([row for row in result["iterates"] if row.get("role") != "cost-only"]),
+        multipliers=dict(result["selected"]["multipliers"]),
+        policies=len(search),
         **found,
     )
+
+
+def training_seconds(events: Sequence[Figures]) -> list[tuple[str, float]]:
+    """Return (round's folder, seconds) of every phase that trains, in order: fits, games and their own samples."""
+    found = []
+    for event in events:
+        target = str(event.get("target", ""))
+        trains = event.get("phase") in ("fit", "game") or (event.get("phase") == "sample" and "-game" in target)
+        if event.get("event") == "finished" and trains and "cost-only" not in target:
+            found.append((target, float(event["seconds"])))
+    return found
+
+
+def seconds_to_limit(spent: Sequence[tuple[str, float]], iterates: Sequence[Figures]) -> float:
+    """Return what was spent when the first policy whose limits held was trained; NaN where none is."""
+    held = {f"rounds/{row['name']}/fit" for row in iterates if row.get("limits_met")}
+    total = 0.0
+    for target, seconds in spent:
+        total += seconds
+        if target in held or target.removesuffix("/fit") in held:
+            return round(total, 3)
+    return math.nan
 
 
 def _of_world(result: Figures) -> dict[str, Any]:
@@ -81,7 +111,7 @@ def _of_world(result: Figures) -> dict[str, Any]:
         **{key: selected[key] for key in ("reward", "costs", "kl", "objective")},
         "errors": {},
         "front": [
-            (row["costs"][name], row["reward"], row["reward"] - result["beta"] * row["kl"])
+            (row["costs"][name], row["reward"], row["reward"] - result["beta_raw"] * row["kl"])
             for row in result["iterates"]
         ],
     }
@@ -90,7 +120,9 @@ def _of_world(result: Figures) -> dict[str, Any]:
 def _of_assistant(result: Figures, exact: Figures) -> dict[str, Any]:
     selected, limits = exact["selected"], result["limits"]
     name = next(iter(limits))
-    trained = [arm for arm in exact["arms"] if arm["name"] != "reference"]
+    # the reference first, then the iterates in their order, then arms that were asked for besides
+    rows = zip(result["iterates"], exact["arms"][1:], strict=False)
+    trained = [arm for row, arm in rows if row["role"] != "cost-only"]
     return {
         "holds": all(selected["costs"][key] <= limit for key, limit in limits.items()),
         **{key: selected[key] for key in ("reward", "costs", "kl", "objective")},
@@ -100,7 +132,11 @@ def _of_assistant(result: Figures, exact: Figures) -> dict[str, Any]:
 
 
 def _of_model(result: Figures, run: Path) -> dict[str, Any]:
-    """Return figures on report prompts; the front and KL are those on tune prompts."""
+    """Return rewards and costs on report prompts; KL, objective and front are on tune prompts of constrained slices.
+
+    A cost is what its limit bounds: of a tail or a difference from the reference, whose other side is not in the
+    table of answers, the figure on tune prompts.
+    """
     table = read_table(run / "report" / "answers.parquet", run=run)
     rows = [k for k, role in enumerate(table["policy"]) if role == "selected"]
 
@@ -109,16 +145,16 @@ def _of_model(result: Figures, run: Path) -> dict[str, Any]:
 
     names = list(result["limits"])
     reward = column("reward")
-    values = {name: column(f"cost_{name}") for name in names}
-    values = {name: costs[np.isfinite(costs)] for name, costs in values.items()}
-    kl, beta = float(result["selected"]["kl"]), float(result["beta_raw"])
+    selected, beta = result["selected"], float(result["beta_raw"])
+    values = {name: _bounded(column(f"cost_{name}"), result["constraints"][name]["functional"]) for name in names}
     return {
         "holds": result["verdict"] == "CERTIFIED",
         "reward": float(reward.mean()),
-        "costs": {name: float(costs.mean()) for name, costs in values.items()},
-        "kl": kl,
-        "objective": float(reward.mean()) - beta * kl,
-        "errors": {"reward": standard_error(reward)} | {n: standard_error(costs) for n, costs in values.items()},
+        "costs": {n: selected["costs"][n] if costs is None else float(costs.mean()) for n, costs in values.items()},
+        "kl": float(selected["kl"]),
+        "objective": selected["reward"] - beta * selected["kl"],
+        "errors": {"reward": standard_error(reward)}
+        | {n: selected["errors"][n] if costs is None else standard_error(costs) for n, costs in values.items()},
         "front": [
             (row["costs"][names[0]], row["reward"], row["reward"] - beta * row["kl"])
             for row in result["iterates"]
@@ -127,6 +163,12 @@ def _of_model(result: Figures, run: Path) -> dict[str, Any]:
         "refusals": _refusals(table, rows, column),
         "by_prompt": {table["prompt_id"][k]: table["reward"][k] for k in rows},
     }
+
+
+def _bounded(costs: FloatArray, functional: str) -> FloatArray | None:
+    """Return the single costs whose mean a functional bounds, those outside its slice left out; none: it needs more."""
+    known = parse(functional)
+    return known.transform(costs[np.isfinite(costs)], None) if isinstance(known, Mean | Rate) else None
 
 
 def _refusals(table: Figures, rows: Sequence[int], column: Any) -> dict[str, float]:

@@ -31,6 +31,7 @@ def _row(cells: Sequence[Outcome], first: Sequence[Outcome], limits: Mapping[str
         "seeds": len(cells),
         "limits_held": sum(cell.holds for cell in cells),
         "reward": _mean([cell.reward for cell in cells], cells[0].errors.get("reward", 0.0)),
+        "multipliers": {k: _mean([cell.multipliers.get(k, math.nan) for cell in cells], math.nan) for k in limits},
         "costs": {key: _mean([cell.costs[key] for cell in cells], cells[0].errors.get(key, 0.0)) for key in limits},
         "kl": _mean([cell.kl for cell in cells], math.nan),
         "objective": _mean([cell.objective for cell in cells], cells[0].errors.get("reward", 0.0)),
@@ -42,6 +43,7 @@ def _row(cells: Sequence[Outcome], first: Sequence[Outcome], limits: Mapping[str
             "reward": _by_prompt(cells, first) or _difference(cells, first, "reward"),
         },
         "policies": float(np.mean([cell.policies for cell in cells])),
+        "seconds_to_limit": _mean([cell.seconds_to_limit for cell in cells], math.nan),
         "fit_seconds": float(np.mean([cell.seconds for cell in cells])),
         "wall_seconds": float(np.mean([cell.wall_seconds for cell in cells])),
         "peak_bytes": max(cell.peak_bytes for cell in cells),
@@ -86,6 +88,26 @@ def _by_prompt(cells: Sequence[Outcome], first: Sequence[Outcome]) -> dict[str, 
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the method with the largest objective among those whose limits held in four of five seeds or more."""
-    held = [row for row in rows if row["limits_held"] >= 0.8 * row["seeds"] and row["objective"]["mean"] is not None]
+    """Return the method with the largest objective among those whose limits held in four of five seeds or more.
+
+    A seed that a method did not finish, and another did, counts as one in which its limits did not hold.
+    """
+    seeds = max((row["seeds"] for row in rows), default=0)
+    held = [row for row in rows if row["limits_held"] >= 0.8 * seeds and row["objective"]["mean"] is not None]
     return max(held, key=lambda row: row["objective"]["mean"])["method"] if held else None
+
+
+def selected(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the means of the best row under the names that a job's selected policy has; none where nothing holds."""
+    name = best(rows)
+    if name is None:
+        return None
+    row = next(row for row in rows if row["method"] == name)
+    return {
+        "method": name,
+        "multipliers": {key: found["mean"] for key, found in row["multipliers"].items()},
+        "reward": row["reward"]["mean"],
+        "costs": {key: found["mean"] for key, found in row["costs"].items()},
+        "errors": {key: found["error"] for key, found in row["costs"].items()},
+        "kl": row["kl"]["mean"],
+    }

@@ -15,6 +15,7 @@ from dualign.maths.dual import DualRule, DualState, Stopping
 from dualign.maths.dual_rule import resolve, select
 from dualign.maths.policy_gradient import multiplier_step
 from dualign.methods.loop import Fit, observe
+from dualign.methods.offline import aimed_limits
 from dualign.methods.options import Option
 from dualign.records import FloatArray, Iterate
 
@@ -182,15 +183,18 @@ def _practice(
 ) -> Practice:
     """Return an epoch's worth of training on sampled answers; ``kept``: the multipliers stay where they are."""
     units = problem.raw_multipliers(np.ones_like(start))
+    # inflated costs leave that room already
+    aimed = problem.limits if settings.inflation else aimed_limits(problem)
 
     def follow(multipliers: FloatArray, mean: FloatArray, deviation: FloatArray) -> FloatArray:
         if kept:
             return multipliers
         seen = np.isfinite(mean)
-        moved = _followed(problem, multipliers, np.where(seen, mean, problem.limits), deviation, settings, units)
+        moved = _followed(problem, multipliers, np.where(seen, mean, aimed), deviation, settings, (aimed, units))
         return np.where(seen, moved, multipliers)
 
     numbers = {**settings.sampled, "total": float(_epochs(problem, settings, kept=kept) * settings.steps)}
+    numbers |= {f"aimed_{k}": float(limit) for k, limit in enumerate(aimed)}
     return Practice(
         method=method,
         estimator=estimator,
@@ -238,7 +242,7 @@ def _following(
     count = range(len(multipliers))
     mean = np.array([row[f"cost_{k}"] for k in count])
     deviation = np.array([row[f"cost_sd_{k}"] for k in count])
-    return _followed(problem, multipliers, mean, deviation, settings, units)
+    return _followed(problem, multipliers, mean, deviation, settings, (problem.limits, units))
 
 
 def _followed(
@@ -247,10 +251,15 @@ def _followed(
     mean: FloatArray,
     deviation: FloatArray,
     settings: Dynamics,
-    units: FloatArray,
+    known: tuple[FloatArray, FloatArray],
 ) -> FloatArray:
-    """Return the multipliers after one step on their logarithm."""
-    violation = mean + settings.inflation * deviation - problem.limits
+    """Return the multipliers after one step on their logarithm; ``known``: limits aimed at, raw units of multipliers.
+
+    On a language model the aim leaves room for the certificate's bound, as every method's does; on a table the bound
+    is exact and the aim is the limit.
+    """
+    aimed, units = known
+    violation = mean + settings.inflation * deviation - aimed
     # alpha * raw multiplier * raw violation = alpha * reward unit * multiplier * violation, both normalised.
     rate = np.full_like(multipliers, settings.rate * problem.reward_unit)
     following = multiplier_step(multipliers, violation, rate=rate, largest=settings.largest / units)

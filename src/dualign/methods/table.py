@@ -130,6 +130,8 @@ class Method:
     """Its closed form on a finite world with soft labels and the loss ``dpo``; NaN where it has none."""
     parameters: Parameters = c_dpo_parameters
     """Its own names for multipliers and beta."""
+    trains: bool = True
+    """Whether there are weights of its own; best-of-n has those of the reference."""
     begins_with_dpo: bool = False
     """Whether its policy at multiplier 0, under the loss ``dpo``, is plain DPO on the reward."""
 
@@ -378,6 +380,7 @@ METHODS: Mapping[str, Method] = {
             "no training: an honest floor; the dual rule is new",
             options=BEST_OF_N_OPTIONS,
             target=best_of_n_target,
+            trains=False,
         ),
     )
 }

@@ -94,6 +94,8 @@ def _check_method(config: Config) -> None:
         raise ConfigError(f"method.dual: {unknown('dual rule', method.dual, DUAL_RULES)}")
     if method.interpolate and len(config.constraints) > 1:
         raise ConfigError(f"method.interpolate: serves one limit, {len(config.constraints)} are given; leave it out")
+    if method.interpolate and not METHODS[method.name].trains:
+        raise ConfigError(f"method.interpolate: {method.name} trains no weights that could be mixed; leave it out")
     if method.dual == "fixed":
         raise ConfigError(
             "method.dual: fixed finds nothing; give method.name: fixed and the multiplier as method.start"

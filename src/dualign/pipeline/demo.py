@@ -13,9 +13,11 @@ from dualign.backends.protocol import Policy
 from dualign.config import Config
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.sft import SftSettings, fine_tune
+from dualign.maths.best_of import log_best_of
 from dualign.maths.exact import Optimum, optimum
 from dualign.maths.finite import FiniteProblem, expectations
 from dualign.pipeline.assembly import backend_factory
+from dualign.pipeline.best_of import read_choice
 from dualign.pipeline.checks import constraints_of
 from dualign.pipeline.job import Job, Tell
 from dualign.pipeline.run import run_job
@@ -220,8 +222,12 @@ class Truth:
     problem: FiniteProblem
     """Under the hidden scores."""
     best: Optimum
+    learned: FiniteProblem
+    """Under the learned scores."""
     believed: Optimum
     """The optimum under the learned scores."""
+    price: float
+    """Raw multiplier of a normalised multiplier of 1."""
     share: float
     """Of the prompts, those in the limit's slice: what turns this problem's multiplier into the job's."""
     limited: str
@@ -232,19 +238,40 @@ class Truth:
         """Return the truth on the report prompts, for the job's raw beta."""
         prompts = job.splits["report"]
         reference = enumerate_log_probs(parts.model, job.reference, prompts)
-        beta = prepare(job).beta
+        search = prepare(job)
+        beta, scale = search.beta, search.scale
         world, (constraint,) = parts.world, job.constraints
         hidden = world.problem(prompts, reference, beta=beta, limit=constraint.limit)
         learned = world.problem(
             prompts, reference, scores="learned", heads=parts.heads, beta=beta, limit=constraint.limit
         )
         inside = [all(p.columns[key] == value for key, value in world.where.items()) for p in prompts]
-        best, believed = optimum(hidden), optimum(learned)
-        return cls(prompts, parts.model, hidden, best, believed, float(np.mean(inside)), constraint.name)
+        return cls(
+            prompts=prompts,
+            model=parts.model,
+            problem=hidden,
+            best=optimum(hidden),
+            learned=learned,
+            believed=optimum(learned),
+            price=float(scale.reward_sd / scale.cost_sds[0]),
+            share=float(np.mean(inside)),
+            limited=constraint.name,
+        )
+
+    def log_probs(self, policy: Policy) -> FloatArray:
+        """Return a policy's ``[prompt, reply]`` log-probabilities; best-of-n has them in closed form."""
+        choice = read_choice(policy)
+        if choice is None:
+            return enumerate_log_probs(self.model, policy, self.prompts)
+        # the learned problem's costs are those of the slice, divided by its share
+        price = float(choice.multipliers[0]) * self.price * self.share
+        return log_best_of(
+            self.learned.log_reference, self.learned.reward - price * self.learned.costs[:, :, 0], choice.n
+        )
 
     def figures(self, policy: Policy) -> dict[str, Any]:
         """Return a policy's true figures: enumerated, under the hidden scores."""
-        log_probs = enumerate_log_probs(self.model, policy, self.prompts)
+        log_probs = self.log_probs(policy)
         found = expectations(self.problem, log_probs)
         parts = self.gap(log_probs)
         return {
@@ -271,7 +298,7 @@ def compare_with_optimum(truth: Truth, job: Job, result: dict[str, Any], more: M
     """Return exact.json: the optimum, the selected policy's true figures, the gap and its parts, every round."""
     best = expectations(truth.problem, truth.best.log_probs)
     chosen = _policy(job, result["selected"]["name"])
-    parts = truth.gap(enumerate_log_probs(truth.model, chosen, truth.prompts))
+    parts = truth.gap(truth.log_probs(chosen))
     method = job.config.method.name.upper()
     arms = [{"name": "reference", **truth.figures(job.reference)}]
     for row in result["iterates"]:

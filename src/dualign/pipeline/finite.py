@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,12 +112,6 @@ def _write_array(path: Path, values: FloatArray) -> None:
     write_bytes(path, sink.getvalue())
 
 
-def _name(figures: Mapping[str, Any]) -> str:
-    """Return the name of the round whose policy was chosen."""
-    rounds = [row["multipliers"] for row in figures["iterates"]]
-    return f"{rounds.index(figures['multipliers']):02d}"
-
-
 def run_finite(config: Config, folder: Path, run: Path, journal: Journal, tell: Tell) -> tuple[dict[str, Any], int]:
     """Return the ``train`` object and the exit code for a world file; its limits and beta are the world's."""
     world = load_world(folder / str(config.policy.world))
@@ -146,8 +140,11 @@ def run_finite(config: Config, folder: Path, run: Path, journal: Journal, tell: 
         "verdict": verdict,
         "limits": figures["limits"],
         "enumerated": True,
-        "selected": {"name": _name(figures), **selected},
-        "iterates": [{"round": k, "name": f"{k:02d}", **row} for k, row in enumerate(figures["iterates"])],
+        "selected": {"name": solution.chosen, **selected},
+        "iterates": [
+            {"round": k, "name": name, **row}
+            for k, (name, row) in enumerate(zip(solution.names, figures["iterates"], strict=True))
+        ],
         "optimum": figures["optimum"],
         "gap": figures["gap"],
         "beta_raw": world.beta,

@@ -21,7 +21,7 @@ def header(report: Row) -> list[str]:
     return [
         "method", "limits held", "reward", *costs, "KL", "objective", f"reward at {bounded} limit",
         f"objective at {bounded} limit", *refused,
-        f"reward − {first}", "policies", "fit s", "peak GB",
+        f"reward − {first}", "policies", "fit s", "s to limit", "peak GB",
     ]  # fmt: skip
 
 
@@ -42,6 +42,7 @@ def cells(report: Row) -> Iterator[list[str]]:
             _between(row["difference"]["reward"]),
             f"{row['policies']:.1f}",
             f"{row['fit_seconds']:.0f}",
+            _seconds(row["seconds_to_limit"]),
             f"{row['peak_bytes'] / 1e9:.1f}",
         ]
 
@@ -56,6 +57,10 @@ def _measured(found: Row | None) -> str:
     if not found["error"]:
         return numbers.figure(found["mean"])
     return f"{found['mean']:.3f} ± {found['error']:.3f}".replace("-", "−")
+
+
+def _seconds(found: Row) -> str:
+    return numbers.NOTHING if found["mean"] is None else f"{found['mean']:.0f}"
 
 
 def _between(found: Row | None) -> str:
@@ -81,7 +86,7 @@ def comma_separated(report: Row) -> str:
         ["method", "seed", "holds", "reward", *(f"cost_{n}" for n in limits), "kl", "objective", "policies",
          "fit_seconds", "wall_seconds", "peak_bytes"]
     )  # fmt: skip
-    for cell in report["cells"]:
+    for cell in report["iterates"]:
         costs = [cell["costs"][name] for name in limits]
         writer.writerow(
             [cell["arm"], cell["seed"], cell["holds"], cell["reward"], *costs]
@@ -115,7 +120,7 @@ def page(report: Row) -> str:
     )
     drawings = [Markup(drawing) for drawing in _drawings(report)]
     return environment.get_template("compare.html.j2").render(
-        title=report["name"], sentence=sentence(report), header=header(report), rows=list(cells(report)),
+        title=report["run"], sentence=sentence(report), header=header(report), rows=list(cells(report)),
         held=[row["limits_held"] >= 0.8 * row["seeds"] for row in report["rows"]], drawings=drawings,
         failed=report["failed"], notes=report["notes"],
     )  # fmt: skip

@@ -78,6 +78,9 @@ def test_missing_file_is_one_line(tmp_path: Path) -> None:
         (["--contradictory", "fx"], "fx"),
         (["--max-drop", "2"], "from 0 to 1"),
         (["--max-length", "0"], "1 token at least"),
+        (["--clean", "kept.csv"], "ends with .jsonl"),
+        (["--clean", "."], "is a folder"),
+        (["--clean", ""], "is a folder"),
     ],
 )
 def test_mistyped_options(tmp_path: Path, options: list[str], says: str) -> None:
@@ -95,6 +98,20 @@ def test_share_of_dropped_rows_decides(tmp_path: Path) -> None:
     done = dualign("data", "check", path)
     assert done.code == 65 and "1 dropped (11.1%), 10.0% are allowed" in " ".join(done.out.split())
     assert dualign("data", "check", path, "--max-drop", "0.2").code == 0
+
+
+def test_nothing_left_is_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "pairs.jsonl", [{"prompt": ASK, "safer": KIND, "less_safe": ""}] * 3)
+    done = dualign("data", "check", path, "--max-drop", "1", "--quiet", "--clean", tmp_path / "kept.jsonl")
+    assert done.code == 65 and "Refused: nothing is left" in done.out
+    assert not (tmp_path / "kept.jsonl").exists()
+
+
+def test_a_format_that_is_refused_is_named(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "prompts.jsonl", [{"prompt": ASK, "category": "tools"}])
+    done = dualign("data", "check", path)
+    assert done.code == 65 and "beavertails-evaluation, 1 rows" in " ".join(done.out.split())
+    assert "not recognised" not in done.out
 
 
 def test_columns_format_and_clean(tmp_path: Path) -> None:

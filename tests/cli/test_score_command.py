@@ -8,6 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from dualign.cli.score import score
+from dualign.data.responses import read_responses
 from dualign.errors import DataError, MissingError, ScorerError, UsageError
 
 APP = typer.Typer()
@@ -65,6 +66,13 @@ def test_second_score_stands_beside_the_first(answers, tmp_path):
         ("length", ["--set", "unit"], UsageError, "key=value"),
         ("compliance-harm", ["--direction", "reward"], UsageError, "is a cost"),
         ("length", ["--column", "n"], UsageError, "such a column"),
+        ("length", ["--column", "scorer"], UsageError, "--column scorer: is where"),
+        ("length", ["--column", "revision"], UsageError, "--column revision: is where"),
+        ("length", ["--set", "unit=["], UsageError, "--set 'unit=['"),
+        ("kind=regex,pattern=[", [], UsageError, "pattern of the scorer"),
+        ("kind=regex,patern=a", [], UsageError, "unknown key 'patern'; did you mean 'pattern'?"),
+        ("kind=[1]", [], UsageError, "kind is [1]; a text is needed"),
+        ("scorers..of:me", [], UsageError, "no callable's name"),
         ("none.yaml", [], MissingError, "none.yaml"),
         ("no_such_module_here:f", [], MissingError, "no_such_module_here"),
         ("math:fsum", [], ScorerError, "raised TypeError"),
@@ -95,3 +103,49 @@ def test_scorer_file_with_a_mistake_is_a_mistake_in_a_file(answers, tmp_path):
     (tmp_path / "s.yaml").write_text("kind: length\nunit: pages\n")
     result = run(answers, "--scorer", tmp_path / "s.yaml", "--out", tmp_path / "o.jsonl")
     assert result.exception.exit_code == 65 and "'words', 'characters' or 'tokens'" in str(result.exception)
+
+
+RAISES = "math:fsum"
+"""A scorer that raises once it is asked."""
+HALF = "half of a character"
+LONG_NUMBER = 123456789012345678901234567890
+
+
+@pytest.mark.parametrize(
+    ("out", "row", "says"),
+    [
+        ("o.jsonl", {"meta": {"x": "\ud800"}}, f"line 2: meta holds {HALF}"),
+        ("o.csv", {"meta": [["a", {"\udfff": 1}]]}, f"line 2: meta holds {HALF}"),
+        ("o.jsonl", {"x\ud800": 1}, f"line 2: the name 'x\\ud800' of a column holds {HALF}"),
+        ("o.jsonl", {"x": float("inf")}, "no JSON form"),
+        ("o.parquet", {"x": "a text"}, "column 'x' has no Parquet form"),
+        ("o.parquet", {"x": LONG_NUMBER}, "column 'x' has no Parquet form"),
+        ("o.parquet", {"y": {}}, "no Parquet form (Cannot write struct type 'y'"),
+    ],
+)
+def test_rows_that_cannot_be_written_are_refused_before_they_are_scored(tmp_path, out, row, says):
+    rows = [{"prompt": "a", "response": "b", "x": 1}, {"prompt": "a", "response": "b", **row}]
+    text = "".join(json.dumps(row) + "\n" for row in rows).replace("Infinity", "1e999")
+    (tmp_path / "rows.jsonl").write_text(text)
+    result = run(tmp_path / "rows.jsonl", "--scorer", RAISES, "--out", tmp_path / out)
+    assert isinstance(result.exception, DataError), result.exception
+    assert says in str(result.exception) and "\n" not in str(result.exception)
+    assert not (tmp_path / out).exists()
+
+
+def test_the_same_rows_are_written_where_the_format_has_room_for_them(tmp_path):
+    rows = [{"prompt": "a", "response": "b", "x": x} for x in (1, "text", LONG_NUMBER, {}, [])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(tmp_path / "rows.jsonl", "--scorer", "length", "--out", tmp_path / "o.jsonl").exit_code == 0
+    assert [row["x"] for row in read(tmp_path / "o.jsonl")] == [row["x"] for row in rows]
+
+
+def test_a_csv_is_read_back_with_every_end_of_line(tmp_path):
+    texts = ["a\rb", "\r", "a\r\nb\n", 'say "a", b', "", "a\u2028b", " ", "1.5"]
+    rows = [{"prompt": "p", "response": text, "n": 1} for text in texts]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run(tmp_path / "rows.jsonl", "--scorer", "length", "--set", "unit=characters", "--out", tmp_path / "o.csv")
+    assert result.exit_code == 0
+    back = read_responses(tmp_path / "o.csv")
+    assert back.responses == texts
+    assert [float(row["reward"]) for row in back.rows] == [len(text) for text in texts]

@@ -87,11 +87,16 @@ def test_a_scorer_is_named_by_a_file_a_folder_or_its_keys(rows: Path, tmp_path: 
 def test_a_service_is_checked_as_any_other(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with serving() as service:
-        keys = {"kind": "http", "url": service.url}
+        keys = {"kind": "http", "url": service.url, "cache": "kept"}
         (tmp_path / "judge.json").write_text(json.dumps(keys))
         found = check(str(tmp_path / "judge.json"), rows)
+        shown = dualign("scorer", "check", tmp_path / "judge.json", rows, "--quiet")
     # the service counts letters; a minus sign makes the harmless longer
     assert found["verdict"]["word"] == "wrong sign" and service.requests
+    # its scores are kept, and asking again for one answer would show what was kept
+    assert found["parity"] is None and len(service.honest) == len(set(service.honest))
+    (line,) = [line for line in shown.out.splitlines() if line.startswith("change when scored alone")]
+    assert line.split()[4:6] == ["-", "not"]
 
 
 @pytest.mark.parametrize(

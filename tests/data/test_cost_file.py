@@ -41,8 +41,8 @@ def test_three_formats_hold_the_same(tmp_path: Path) -> None:
     [
         ({"prompt": "x", "cost": None}, "line 2: column 'cost' holds nothing; expected a finite number"),
         ({"prompt": "x"}, "line 2: column 'cost' holds nothing"),
-        ({"prompt": "x", "cost": float("nan")}, "line 2: not JSON (NaN"),
-        ({"prompt": "x", "cost": float("inf")}, "line 2: not JSON (Infinity"),
+        ({"prompt": "x", "cost": float("nan")}, "line 2: column 'cost' holds nan; expected a finite number"),
+        ({"prompt": "x", "cost": float("inf")}, "line 2: column 'cost' holds inf; expected a finite number"),
         ({"prompt": "x", "cost": "0.5"}, "line 2: column 'cost' holds '0.5'"),
         ({"prompt": "x", "cost": True}, "line 2: column 'cost' holds True"),
         ({"prompt": "x", "cost": 10**400}, "expected a finite number"),

@@ -86,7 +86,13 @@ def broken_gzip(path):
 FAULTS = {
     "not JSON": ("f.jsonl", b'{"prompt": "a"}\n{"prompt": \n', DataError, "line 2"),
     "a list": ("f.jsonl", b'{"prompt": "a"}\n\n["b"]\n', DataError, "line 3"),
-    "NaN": ("f.jsonl", b'{"prompt": "a", "x": NaN}\n', DataError, "NaN"),
+    "NaN": ("f.jsonl", b'{"prompt": "a"}\n{"prompt": NaN}\n', DataError, "line 2: the prompt is float"),
+    "key twice": (
+        "f.jsonl",
+        b'{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}\n',
+        DataError,
+        "line 2: not JSON ('prompt'",
+    ),
     "huge number": ("f.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}\n", DataError, "line 1"),
     "deep": ("f.jsonl", b"[" * 200_000 + b"\n", DataError, "line 1"),
     "no text": ("f.jsonl", b'{"prompt": "a"}\n{"prompt": 3}\n', DataError, "line 2: the prompt is int"),

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import time
 from email.utils import formatdate
 
 import numpy as np
@@ -202,6 +203,36 @@ def test_a_service_that_hangs_or_drips_is_left_after_the_timeout(made):
         service.script += [hang(service), drip]
         with pytest.raises(ScorerError, match=r"no answer within 0.2 s, 2 attempts"):
             scores(made(service, clock=Clock(), timeout=0.2, attempts=2, backoff=0.0))
+
+
+def drip_headers(handler, body):
+    """Send a whole answer of 80 header lines, a byte at a time: twelve seconds or more."""
+    lines = b"HTTP/1.0 200 OK\r\n" + b"A: b\r\n" * 80 + b"\r\n" + json.dumps({"items": true_items(body)}).encode()
+    for byte in lines:
+        handler.wfile.write(bytes([byte]))
+        handler.wfile.flush()
+        threading.Event().wait(0.025)
+
+
+def test_headers_that_drip_are_left_after_the_timeout_too(made):
+    with serving(*[drip_headers] * 2) as service:
+        started = time.monotonic()
+        with pytest.raises(ScorerError, match=r"no answer within 0.2 s, 2 attempts"):
+            scores(made(service, clock=Clock(), timeout=0.2, attempts=2, backoff=0.0))
+        assert time.monotonic() - started < 6
+
+
+@pytest.mark.parametrize(("announced", "requests"), [("\xb2", 1), ("-5", 1), ("", 1), ("9" * 5000, 2), ("0" * 5000, 2)])
+def test_a_length_that_no_parser_takes_is_no_traceback(made, announced, requests):
+    def announces(handler, body):
+        handler.send_response(200)
+        handler.send_header("Content-Length", announced)
+        handler.end_headers()
+        handler.wfile.write(json.dumps({"items": true_items(body)}).encode())
+
+    with serving(announces) as service:
+        assert scores(made(service)) == TRUE
+        assert len(service.requests) == requests
 
 
 def test_an_answer_without_end_is_not_read_to_the_end(made, monkeypatch):

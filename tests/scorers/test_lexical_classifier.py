@@ -187,3 +187,16 @@ def test_refusals_in_real_answers():
     ]
     figures = fit_lexical(refusal_rows([refusals], answers, more=harmful))[1]
     assert figures.auc_low > 0.93 and figures.accuracy_low > 0.85
+
+
+def test_texts_without_spaces_or_words_are_told_apart_by_their_characters():
+    bad, good = "\u65e0\u6cd5", "\u53ef\u4ee5"
+    texts = [
+        LabelledText(f"{opening}{chr(0x4E00 + n)}{chr(0x4F00 + n * 7 % 97)}", opening == bad, f"p{n}")
+        for n in range(120)
+        for opening in (bad, good)
+    ]
+    classifier, figures = fit_lexical(texts)
+    assert figures.auc == 1 and classifier.words == ()
+    refusing, answering = classifier.probabilities([bad, good])
+    assert refusing > 0.9 > 0.1 > answering

@@ -12,6 +12,7 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from dualign.errors import ConfigError, MissingError, ScorerError
 from dualign.records import Prompt, Turn
@@ -190,3 +191,17 @@ def test_revision_follows_the_files_and_the_settings(folders):
 def test_absent_id():
     assert absent_id([[0, 1], [3]]) == 2
     assert absent_id([[1, 2]]) == 0
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "sequence-classifier", "model": "llama"},
+        {"kind": "embedding-relevance", "model": "encoder"},
+    ],
+)
+def test_loading_shows_no_progress(folders, spec, capfd):
+    logging.enable_progress_bar()
+    make_scorer(spec, direction="cost", folder=folders)
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled()

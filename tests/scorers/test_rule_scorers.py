@@ -1,10 +1,12 @@
 """Scorers by rule: values by hand, the check around every scorer, and the table's messages."""
 
+import signal
 import sys
 
 import numpy as np
 import pytest
 
+from dualign.cli.main import _terminate
 from dualign.errors import ConfigError, MissingError, ScorerError
 from dualign.records import Prompt
 from dualign.scorers.checked import checked
@@ -196,12 +198,45 @@ def test_callable_that_raises_stops_the_run(module):
 
 
 @pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("def score(:\n", "raised SyntaxError: invalid syntax"),
+        ("raise RuntimeError('no\\nkey')\n", "raised RuntimeError: no$"),
+        ("import sys\nsys.exit('no model')\n", "raised SystemExit: no model"),
+    ],
+)
+def test_module_that_fails_on_import_is_one_line(module, source, says):
+    with pytest.raises(ScorerError, match=f"importing 'scorer_of_a_test' {says}"):
+        make_scorer(module(source), direction="cost")
+
+
+def test_callable_that_ends_python_is_a_scorer_that_failed(module):
+    scorer = make_scorer(module("import sys\ndef score(p, r):\n    sys.exit(0)\n"), direction="cost")
+    with pytest.raises(ScorerError, match="raised SystemExit: 0"):
+        scorer([UNSAFE], ["a"])
+
+
+def test_a_signal_during_a_callable_still_ends_the_command(module):
+    source = "import os, signal, time\ndef score(p, r):\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(9)\n"
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            make_scorer(module(source), direction="cost")([UNSAFE], ["a"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
+
+
+@pytest.mark.parametrize(
     ("target", "error", "says"),
     [
         ("math.sqrt", ConfigError, "module:attribute"),
         ("math:sqr", ConfigError, "did you mean 'sqrt'"),
         ("math:pi", ConfigError, "no callable"),
         ("nowhere_at_all:f", MissingError, "nowhere_at_all"),
+        (".:f", ConfigError, "module:attribute"),
+        (".math:sqrt", ConfigError, "module:attribute"),
+        ("math..pi:sqrt", ConfigError, "module:attribute"),
     ],
 )
 def test_callable_names(target, error, says):
@@ -214,6 +249,9 @@ def test_callable_names(target, error, says):
     [
         ({}, "'kind' is needed"),
         ({"kind": "lenght"}, "did you mean 'length'"),
+        ({"kind": ["regex"], "pattern": "a"}, r"kind is \['regex'\]; a text is needed"),
+        ({"kind": "weighted-sum", "terms": [{"scorer": {"kind": {}}}]}, r"kind is {}; a text is needed"),
+        ({"kind": "regex", "patern": "a"}, "unknown key 'patern'; did you mean 'pattern'"),
         ({"kind": "length", "units": "words"}, "unknown key 'units'; did you mean 'unit'"),
         ({"kind": "length", "unit": "pages"}, "'words', 'characters' or 'tokens'"),
         ({"kind": "length", "divisor": 0.0}, "greater than 0"),

@@ -18,6 +18,7 @@ from transformers import (
     OPTConfig,
     OPTModel,
 )
+from transformers.utils import logging
 
 from dualign.errors import ConfigError, DataError, MissingError, ScorerError
 from dualign.records import Prompt, Turn
@@ -385,3 +386,10 @@ def test_revision_follows_what_decides_the_numbers_and_nothing_else(folders):
     assert len({one.revision for one in made}) == len(made)
     assert scorer(folders, "later", batch_size=3).revision == made[1].revision
     assert made[1].id == "score-checkpoint(later)"
+
+
+def test_loading_shows_no_progress_and_leaves_the_bars_of_others_on(folders, capfd):
+    logging.enable_progress_bar()
+    scorer(folders, "later")
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled()

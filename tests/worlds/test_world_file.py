@@ -66,7 +66,7 @@ FIRST = ["prompts", 0, "responses", 0]
         ([*FIRST, "reference"], 0, "prompts[0].responses[0].reference: must be a probability above 0"),
         ([*FIRST, "reference"], -1, "above 0"),
         ([*FIRST, "reference"], 5e-324, "stay above 0"),
-        (["prompts", 1, "weight"], -0.1, "prompts[1].weight: must be 0 or more, got -0.1"),
+        (["prompts", 1, "weight"], -0.1, "prompts[1].weight: must be a number above 0, got -0.1"),
         ([*FIRST, "reward"], float("nan"), "reward: must be a finite number, got nan"),
         ([*FIRST, "costs", "harm"], float("inf"), "costs.harm: must be a finite number"),
         ([*FIRST, "reward"], True, "must be a number, got True"),

@@ -130,6 +130,8 @@ class TransformerBackend:
     ) -> Policy:  # fmt: skip
         """Return ``policy`` after on-policy training on the prompts of ``groups``; it lies in ``folder / name``.
 
+        A prompt that several groups share (one a pair) counts once.
+
         Raises:
             NumericalError: a loss or gradient is not finite; nothing of the step is applied.
         """
@@ -137,8 +139,11 @@ class TransformerBackend:
 
         stage = Stage(self.language_model, self.sampler, self.sampling, self.training, score, reference)
         target = self.folder / name
-        prompts = [group.prompt for group in groups]
-        return Policy(name, target, practise(stage, policy, prompts, practice, seed=seed, folder=target))
+        prompts: dict[str, Prompt] = {}
+        for group in groups:
+            prompts.setdefault(group.prompt.id, group.prompt)
+        report = practise(stage, policy, list(prompts.values()), practice, seed=seed, folder=target)
+        return Policy(name, target, report)
 
     def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
         """Return ``(1 - share) first + share second`` in weights, which is not the merge of log-probabilities.

@@ -56,9 +56,11 @@ def check(
     Exit code 0 fit for training, 65 errors or too many rows dropped, 66 a file is missing.
     """
     from dualign.data.checks.check import check as check_files
-    from dualign.data.checks.clean import write_clean
+    from dualign.data.checks.clean import clean_paths, write_clean
     from dualign.data.checks.measure import WORDS
 
+    if clean is not None:
+        clean_paths(files, clean)  # a name that cannot be used is said before the files are read
     report = check_files(
         files,
         max_length=max_length,

@@ -67,7 +67,7 @@ def named_scorer(
     typed = inline or file.suffix not in FILES
     spec = _typed(name) if typed else _read(file)
     for setting in settings:
-        key, value = _setting(setting, f"--set {setting!r}: key=value is needed, such as unit=words")
+        key, value = _setting(setting, f"--set {setting!r}", "key=value is needed, such as unit=words")
         spec[key] = value
     kind = KINDS.get(str(spec.get("kind")))
     chosen = direction or (kind.direction if kind else None) or default
@@ -77,18 +77,21 @@ def named_scorer(
 def _typed(name: str) -> dict[str, Any]:
     """Return the keys of a scorer that is named without a file."""
     if name.startswith(INLINE):
-        wanted = f"scorer {name!r}: kind=K,key=value,... is needed; put values with commas into a YAML file"
-        return dict(_setting(part, wanted) for part in name.split(","))
+        wanted = "kind=K,key=value,... is needed; put values with commas into a YAML file"
+        return dict(_setting(part, f"scorer {name!r}", wanted) for part in name.split(","))
     return {"kind": "callable", "target": name} if ":" in name else {"kind": name}
 
 
-def _setting(text: str, wanted: str) -> tuple[str, Any]:
+def _setting(text: str, where: str, wanted: str) -> tuple[str, Any]:
     from dualign.yaml_core import parse_yaml
 
     key, sign, value = text.partition("=")
     if not sign or not key:
-        raise UsageError(wanted)
-    return key, parse_yaml(value, f"{key} of the scorer")
+        raise UsageError(f"{where}: {wanted}")
+    try:
+        return key, parse_yaml(value, f"{key} of the scorer")
+    except ConfigError as error:
+        raise UsageError(f"{where}: {error}; a text that is no YAML needs quotes inside the shell's own") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

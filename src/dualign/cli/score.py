@@ -9,6 +9,9 @@ import typer
 from dualign.cli.named_scorer import Direction, named_scorer
 from dualign.errors import UsageError
 
+GIVER = ("scorer", "revision")
+"""Columns that say who gave the scores."""
+
 if TYPE_CHECKING:
     from dualign.data.responses import ResponseFile
     from dualign.records import FloatArray
@@ -34,6 +37,8 @@ def score(
 
     Example: dualign score answers.jsonl --scorer length --set unit=words --direction cost --out scored.jsonl
     """
+    import numpy as np
+
     from dualign.data.responses import read_responses
     from dualign.data.score_output import writer_for
     from dualign.runs.store import write_bytes
@@ -44,9 +49,13 @@ def score(
     named = named_scorer(scorer, settings or [], direction=direction, default="reward")
     content = read_responses(responses)
     name = column or named.direction
+    if name in GIVER:
+        raise UsageError(f"--column {name}: is where it is said who gave the score; name another")
     if any(name in row for row in content.rows):
         raise UsageError(f"--column {name}: {responses} has such a column already; name another")
     built = named.build()
+    # What the format has no room for is told now, and not after hours of scoring.
+    write(with_scores(content, name, np.zeros(len(content.rows)), built))
     scores = built(content.prompts, content.responses)
     write_bytes(out, write(with_scores(content, name, scores, built)))
     figures = summary(scores, built, name, out)
@@ -61,9 +70,9 @@ def score(
 
 def with_scores(content: "ResponseFile", name: str, scores: "FloatArray", scorer: "Scorer") -> list[dict[str, Any]]:
     """Return the rows with the score and who gave it; the names of earlier scorers are kept in front."""
+    given = dict(zip(GIVER, (f"{name}={scorer.id}", f"{name}={scorer.revision}"), strict=True))
     rows = []
     for row, number in zip(content.rows, scores.tolist(), strict=True):
-        given = {"scorer": f"{name}={scorer.id}", "revision": f"{name}={scorer.revision}"}
         joined = {key: f"{row[key]}; {value}" if row.get(key) else value for key, value in given.items()}
         rows.append({**row, name: number, **joined})
     return rows

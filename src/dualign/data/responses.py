@@ -1,6 +1,6 @@
 """Files of responses to be scored: prompt, response, and further columns that are carried along."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from dualign.errors import DataError
 from dualign.records import Prompt
 
 NEEDED = ("prompt", "response")
+HALF = "half of a character (a lone surrogate)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ def read_responses(path: str | Path) -> ResponseFile:
 
     Raises:
         MissingError: the file is missing or unreadable.
-        DataError: a row lacks one of the two columns or holds no text there; its line is named.
+        DataError: a row lacks one of the two columns or holds no text there, or a text or a name anywhere in it
+            cannot be written to a file; its line is named.
     """
     path = Path(path)
     rows = read_rows(path)
@@ -44,10 +46,25 @@ def read_responses(path: str | Path) -> ResponseFile:
             if not isinstance(value, str):
                 raise DataError(f"{path}: line {row.line}: {name} is {value!r}; a text is needed")
         for name, value in row.values.items():
-            if isinstance(value, str) and not encodable(value):
-                raise DataError(f"{path}: line {row.line}: {name} holds half of a character (a lone surrogate)")
+            if not encodable(name):
+                raise DataError(f"{path}: line {row.line}: the name {name!r} of a column holds {HALF}")
+            if not all(encodable(text) for text in _texts(value)):
+                raise DataError(f"{path}: line {row.line}: {name} holds {HALF}")
         own = {name: text for name, value in row.values.items() if (text := column_text(value)) is not None}
         columns = {name: text for name, text in own.items() if name not in NEEDED}
         prompts.append(Prompt(row.values["prompt"], columns))
         responses.append(row.values["response"])
     return ResponseFile(prompts, responses, [row.values for row in rows])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a value of JSON or Parquet, the names in its objects included."""
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, str):
+            yield current
+        elif isinstance(current, Mapping):
+            waiting += [*current, *current.values()]
+        elif isinstance(current, list | tuple):
+            waiting += current

@@ -10,33 +10,54 @@ from typing import Any
 from dualign.errors import DataError, UsageError
 
 Rows = Sequence[Mapping[str, Any]]
+EXCERPT = 200
+"""Characters of a reason: some quote a whole cell."""
 
 
 def _jsonl(rows: Rows) -> bytes:
     try:
         lines = [json.dumps(dict(row), ensure_ascii=False, allow_nan=False) for row in rows]
-    except (TypeError, ValueError) as error:
+        return "".join(f"{line}\n" for line in lines).encode()
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"a column that was carried along has no JSON form ({error}); write Parquet") from None
-    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _csv(rows: Rows) -> bytes:
     names = _names(rows)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    # All texts in quotes: by default a lone carriage return gets none, and readers take it for the end of a row.
+    writer = csv.DictWriter(text, names, lineterminator="\n", restval="", quoting=csv.QUOTE_NONNUMERIC)
+    try:
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode()
+    except (csv.Error, ValueError, RecursionError) as error:
+        raise DataError(f"a column that was carried along has no CSV form ({error}); write JSONL") from None
 
 
 def _parquet(rows: Rows) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
-    columns = {name: [row.get(name) for row in rows] for name in _names(rows)}
+    columns = {name: _arrow([row.get(name) for row in rows], name) for name in _names(rows)}
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    try:
+        pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    except (pyarrow.ArrowException, ValueError) as error:
+        reason = str(error).splitlines()[0][:EXCERPT]
+        raise DataError(f"a column that was carried along has no Parquet form ({reason}); write JSONL") from None
     return buffer.getvalue()
+
+
+def _arrow(values: Sequence[Any], name: str) -> Any:
+    """Return ``values`` as one column, which has one type."""
+    import pyarrow
+
+    try:
+        return pyarrow.array(values)
+    except (pyarrow.ArrowException, OverflowError, ValueError) as error:
+        reason = str(error).splitlines()[0][:EXCERPT]
+        raise DataError(f"column {name!r} has no Parquet form ({reason}); write JSONL") from None
 
 
 def _names(rows: Rows) -> list[str]:
@@ -47,7 +68,7 @@ WRITERS: dict[str, Callable[[Rows], bytes]] = {".jsonl": _jsonl, ".csv": _csv, "
 
 
 def writer_for(path: Path) -> Callable[[Rows], bytes]:
-    """Return what turns rows into the bytes of a file with this name.
+    """Return what turns rows into the bytes of a file with this name, or raises ``DataError`` where it cannot.
 
     Raises:
         UsageError: the ending is unknown.

@@ -15,15 +15,19 @@ from dualign.runs.store import write_bytes, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+MODEL_CONFIG = "config.json"
+
 
 def merged(first: Policy, second: Policy, *, share: float, folder: Path) -> None:
     """Write ``(1 - share) first + share second`` to ``folder``, as an adapter where both are adapters.
 
-    Two updates ``scale B A`` of rank r are one of rank 2 r with A stacked and B side by side, so that the merge of
-    adapters is exact.
+    Two updates ``scale B A`` are one of the sum of their ranks with A stacked and B side by side, so that the merge of
+    adapters is exact. What else lies beside the weights, the memory of on-policy training above all, is of one of the
+    two alone and stays there.
 
     Raises:
-        UsageError: one is an adapter and the other is not, or one is the reference, which has no weights of its own.
+        UsageError: one is an adapter and the other is not, one is the reference, which has no weights of its own, or
+            two adapters lie on different layers.
     """
     from safetensors.torch import save
 
@@ -34,19 +38,26 @@ def merged(first: Policy, second: Policy, *, share: float, folder: Path) -> None
     if files[0].name == FULL_WEIGHTS:
         whole = {name: (1 - share) * tensor + share * tensors[1][name] for name, tensor in tensors[0].items()}
         write_bytes(folder / FULL_WEIGHTS, save(whole, metadata={"format": "pt"}))
-        for extra in files[0].parent.glob("*.json"):
-            if extra.name != "fit.json":
-                write_bytes(folder / extra.name, extra.read_bytes())
+        write_bytes(folder / MODEL_CONFIG, (files[0].parent / MODEL_CONFIG).read_bytes())
         return
-    config = json.loads((files[0].parent / ADAPTER_CONFIG).read_text())
-    write_bytes(folder / ADAPTER_WEIGHTS, save(stacked(*tensors, share=share), metadata={"format": "pt"}))
-    # PEFT scales by alpha / r: both doubled, the scale stays.
-    doubled = {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]}
-    write_json(folder / ADAPTER_CONFIG, {**config, **doubled})
+    if tensors[0].keys() != tensors[1].keys():
+        strange = min(tensors[0].keys() ^ tensors[1].keys())
+        raise UsageError(
+            f"merge: '{first.name}' and '{second.name}' must be adapters of the same layers; one alone has '{strange}'"
+        )
+    configs = [json.loads((path.parent / ADAPTER_CONFIG).read_text()) for path in files if path is not None]
+    # PEFT scales an update by alpha / r. The two may differ in it, so that each one's own is put into its B.
+    own, other = (config["lora_alpha"] / config["r"] for config in configs)
+    joined = stacked(*tensors, factors=((1 - share) * own, share * other))
+    rank = sum(config["r"] for config in configs)
+    write_bytes(folder / ADAPTER_WEIGHTS, save(joined, metadata={"format": "pt"}))
+    write_json(folder / ADAPTER_CONFIG, {**configs[0], "r": rank, "lora_alpha": rank})
 
 
-def stacked(first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, share: float) -> dict[str, Tensor]:
-    """Return the adapter of twice the rank whose update is ``(1 - share)`` of the first and ``share`` of the second."""
+def stacked(
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, factors: tuple[float, float]
+) -> dict[str, Tensor]:
+    """Return the adapter of both ranks together whose ``B A`` is the sum of the two times ``factors``."""
     import torch
 
     joined = {}
@@ -55,5 +66,5 @@ def stacked(first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, share:
         if "lora_A" in name:
             joined[name] = torch.cat([tensor, other], dim=0)
         else:
-            joined[name] = torch.cat([(1 - share) * tensor, share * other], dim=1)
+            joined[name] = torch.cat([factors[0] * tensor, factors[1] * other], dim=1)
     return joined

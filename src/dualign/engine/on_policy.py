@@ -27,7 +27,7 @@ from dualign.engine.pair_scorer import PairScorer
 from dualign.engine.pair_store import encode_prompt, encode_response
 from dualign.engine.practice_memory import Memory, keep, recall
 from dualign.engine.settings import TrainingSettings
-from dualign.engine.trained_weights import save_policy, trained_weights
+from dualign.engine.trained_weights import dropout_off, keyed_dropout, save_policy, trained_weights
 from dualign.errors import NumericalError
 from dualign.maths.losses_policy_gradient import (
     clipped_policy_loss,
@@ -67,9 +67,11 @@ class Part:
     reference: Tensor
     """Log-probabilities under the reference."""
     old: Tensor | None = None
-    """Log-probabilities before the updates."""
+    """Log-probabilities before the updates, without dropout: those of the policy that answered."""
+    anchor: Tensor | None = None
+    """Log-probabilities at the first update, under its dropout: what the ratio is to, which is 1 there."""
     values: Tensor | None = None
-    """Shape ``[stream, sequence, token]``: the critics' values before the updates."""
+    """Shape ``[stream, sequence, token]``: the critics' values before the updates, without dropout."""
 
 
 def practise(
@@ -108,9 +110,9 @@ def _step(
     objective = practice.aim(memory.multipliers)
     parts = _parts(stage, chosen, responses, scores)
     with trained_weights(stage.language_model, policy, stage.training) as parameters:
-        run = _Updates(stage, practice, memory, parameters)
+        run = _Updates(stage, practice, memory, parameters, seed=seed)
         loss, updates = 0.0, int(settings["updates"])
-        if updates > 1:
+        if updates > 1 or stage.training.lora_dropout > 0:
             run.look(parts)
         for _ in range(updates):
             loss = run.update(parts, objective, len(chosen))
@@ -126,11 +128,22 @@ def _step(
 
 
 def batch_at(step: int, count: int, size: int, seed: int) -> list[int]:
-    """Return ``size`` numbers below ``count``: pass after pass, each in an order of its own."""
-    chosen = []
-    for place in range(step * size, (step + 1) * size):
-        order = np.random.default_rng([seed, place // count]).permutation(count)
-        chosen.append(int(order[place % count]))
+    """Return ``size`` different numbers below ``count``, or all: pass after pass, each in an order of its own.
+
+    None stands twice in a batch that two passes share: draws are keyed by the prompt, so that a second answer in the
+    same step would be the first one again.
+    """
+    size = min(size, count)
+    chosen: list[int] = []
+    order: list[int] = []
+    for number in range(((step + 1) * size - 1) // count + 1):
+        begun = number * count % size  # places of this pass's first batch that the pass before has filled
+        held = set(order[count - begun :])
+        drawn = np.random.default_rng([seed, number]).permutation(count).tolist()
+        front = [k for k in drawn if k not in held][: size - begun]
+        order = front + [k for k in drawn if k not in set(front)]
+        places = (place * size - number * count for place in (step, step + 1))
+        chosen += order[slice(*(max(0, place) for place in places))]
     return chosen
 
 
@@ -168,8 +181,10 @@ def spread(flat: Tensor, batch: TokenBatch) -> Tensor:
 class _Updates:
     """The updates of one step: the policy and, for PPO, a critic for the reward and one for each cost."""
 
-    def __init__(self, stage: Stage, practice: Practice, memory: Memory, parameters: Mapping[str, Tensor]) -> None:
-        self.stage, self.practice, self.memory = stage, practice, memory
+    def __init__(
+        self, stage: Stage, practice: Practice, memory: Memory, parameters: Mapping[str, Tensor], *, seed: int
+    ) -> None:
+        self.stage, self.practice, self.memory, self.seed = stage, practice, memory, seed
         self.scorer = PairScorer(stage.language_model)
         training = stage.training
         betas = (training.adam_beta1, training.adam_beta2)
@@ -193,8 +208,8 @@ class _Updates:
         return {name: tensor.detach().clone() for name, tensor in kept.items()}
 
     def look(self, parts: Sequence[Part]) -> None:
-        """Take down log-probabilities and values before the first of several updates; a single one sees them itself."""
-        with torch.no_grad():
+        """Take down log-probabilities and values before the updates; a single one without dropout sees them itself."""
+        with torch.no_grad(), dropout_off(self.stage.language_model.model):
             for part in parts:
                 flat, states = self.scorer.by_token(part.batch)
                 part.old = spread(flat, part.batch)
@@ -203,12 +218,16 @@ class _Updates:
     def update(self, parts: Sequence[Part], objective: OnPolicyObjective, prompts: int) -> float:
         """Return the loss of one optimiser step over all answers, after the step.
 
+        Dropout is keyed by (seed, step, part): all updates of a step drop the same, so that the ratio between them is
+        of what was learnt, and a step that is taken again is the same step.
+
         Raises:
             NumericalError: it is not finite.
         """
-        total = 0.0
-        for part in parts:
-            loss = self._loss(part, objective) * (part.batch.shape[0] / prompts)
+        total, device = 0.0, self.stage.language_model.device
+        for number, part in enumerate(parts):
+            with keyed_dropout(self.stage.training, device, (self.seed, self.memory.step, number)):
+                loss = self._loss(part, objective) * (part.batch.shape[0] / prompts)
             if not bool(torch.isfinite(loss)):
                 raise NumericalError(f"training: the loss is {loss.item()} at step {self.memory.step + 1}")
             loss.backward()  # type: ignore[no-untyped-call]
@@ -230,12 +249,14 @@ class _Updates:
         own, values = spread(flat, part.batch), self._values(states, part.batch)
         if part.old is None:
             part.old, part.values = own.detach(), None if values is None else values.detach()
+        if part.anchor is None:
+            part.anchor = own.detach()
         if self.critic is None:
             groups, answers = part.batch.shape
             sums = (own * part.mask).sum(dim=1).view(groups, answers)
             return leave_one_out_loss(sums, self._returns(part, objective)).mean()
         advantages, returns = self._advantages(part, objective)
-        loss = clipped_policy_loss(own, _known(part.old), advantages, part.mask, clip=self.practice.settings["clip"])
+        loss = clipped_policy_loss(own, part.anchor, advantages, part.mask, clip=self.practice.settings["clip"])
         for value, old, target in zip(_known(values), _known(part.values), returns, strict=True):
             loss = loss + clipped_value_loss(value, old, target, part.mask, clip=VALUE_CLIP)
         return loss.mean()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def trained_weights(
         else:
             adapters.load_adapter_weights(model, _TRAINED, adapters.read_weights(path), where=str(path.parent))
         adapters.switch_on(model, _TRAINED)
-        _set_dropout_training(model)
+        _set_dropout(model, training=True)
         yield _requiring_gradient(adapters.adapter_parameters(model, _TRAINED))
     finally:
         model.eval()
@@ -106,11 +107,33 @@ def _drop_gradients(parameters: Mapping[str, Tensor]) -> None:
         parameter.grad = None
 
 
-def _set_dropout_training(model: Any) -> None:
+def _set_dropout(model: Any, *, training: bool) -> None:
     """Dropout acts in the adapter alone: the base model stays in evaluation mode, as in the reference."""
     for name, module in model.named_modules():
         if name.endswith(f"lora_dropout.{_TRAINED}"):
-            module.train()
+            module.train(training)
+
+
+@contextmanager
+def dropout_off(model: Any) -> Iterator[None]:
+    """Let the weights in training act as they will once trained: without dropout."""
+    _set_dropout(model, training=False)
+    try:
+        yield
+    finally:
+        _set_dropout(model, training=True)
+
+
+@contextmanager
+def keyed_dropout(settings: TrainingSettings, device: torch.device, key: Sequence[int]) -> Iterator[None]:
+    """Draw dropout by ``key`` alone and leave the global generators as they were; without dropout, do nothing."""
+    if settings.lora_dropout == 0:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        drawn = np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(drawn >> np.uint64(1)))
+        yield
 
 
 def save_policy(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from dualign.engine.optimiser import Optimiser, rate_factor
 from dualign.engine.pair_scorer import PairScorer
 from dualign.engine.pair_store import group_digest
 from dualign.engine.settings import FitInputs, TrainingSettings
-from dualign.engine.trained_weights import save_policy, trained_weights, weights_digest
+from dualign.engine.trained_weights import keyed_dropout, save_policy, trained_weights, weights_digest
 from dualign.errors import DataError, MissingError, NumericalError
 from dualign.runs.store import canonical_digest, file_digest, read_json, write_json
 
@@ -231,17 +231,9 @@ class Fit:
         weights = self.objective.weigh(together, plain)
         return list(torch.split(weights, [len(micro.weight) for micro in micros]))
 
-    @contextmanager
-    def _randomness(self, step: int, number: int) -> Iterator[None]:
+    def _randomness(self, step: int, number: int) -> AbstractContextManager[None]:
         """Dropout is keyed by (seed, step, micro-step): a resumed fit and a second pass draw the same."""
-        if self.settings.lora_dropout == 0:
-            yield
-            return
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            key = np.random.SeedSequence([self.seed, step, number]).generate_state(1, np.uint64)[0]
-            torch.manual_seed(int(key >> np.uint64(1)))
-            yield
+        return keyed_dropout(self.settings, self.device, (self.seed, step, number))
 
     def _rate_factor(self, step: int) -> float:
         return rate_factor(

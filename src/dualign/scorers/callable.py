@@ -7,9 +7,12 @@ Only the command line and the config name it; nothing inside a data file can.
 import hashlib
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dualign.data.layouts import nearest
@@ -17,6 +20,9 @@ from dualign.errors import ConfigError, MissingError, ScorerError
 from dualign.records import FloatArray, Prompt
 from dualign.scorers.protocol import Direction
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+
+TERMINATED = 128 + signal.SIGTERM
+"""What the command line exits with when it is told to end; it reaches a callable as ``SystemExit``."""
 
 
 class CallableSpec(ScorerSpec):
@@ -53,11 +59,8 @@ class CallableScorer:
         Raises:
             ScorerError: the callable raised; its own error is the cause.
         """
-        try:
+        with _failing(f"scorer {self.id}:"):
             scores: FloatArray = self.function([prompt.text for prompt in prompts], list(responses))
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ScorerError(f"scorer {self.id}: raised {reason}") from error
         return scores
 
     def _source(self) -> str:
@@ -68,23 +71,34 @@ class CallableScorer:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Turn whatever a user's code raises into one line that starts with ``what``; a signal to end passes.
+
+    Raises:
+        ScorerError: the code raised; its own error is the cause.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == TERMINATED:
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+        raise ScorerError(f"{what} raised {reason}") from error
+
+
 def load(target: str) -> Callable[[list[str], list[str]], Any]:
     """Return the callable that ``module:attribute`` names.
 
     Raises:
         ConfigError: the name has another form, or the module has no such callable.
         MissingError: the module cannot be imported.
+        ScorerError: the module raised while it was imported.
     """
     module_name, colon, attribute = target.partition(":")
-    if not colon or not module_name or not attribute.isidentifier():
+    if not colon or not all(module_name.split(".")) or not attribute.isidentifier():
         raise ConfigError(f"scorer callable: {target!r} is no callable's name; 'module:attribute' is needed")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise MissingError(
-            f"scorer callable: cannot import {module_name!r} ({error}); install it, or name its folder in PYTHONPATH"
-        ) from error
-    members = vars(module)
+    members = vars(_imported(module_name))
     if attribute not in members:
         public = [name for name, value in members.items() if callable(value) and not name.startswith("_")]
         raise ConfigError(f"scorer callable: {module_name!r} has no {attribute!r}; {nearest(attribute, public)}")
@@ -93,6 +107,19 @@ def load(target: str) -> Callable[[list[str], list[str]], Any]:
         raise ConfigError(f"scorer callable: {target!r} is {type(found).__name__}, no callable")
     function: Callable[[list[str], list[str]], Any] = found
     return function
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        with _failing(f"scorer callable: importing {name!r}"):
+            return importlib.import_module(name)
+    except ScorerError as failure:
+        cause = failure.__cause__
+        if not isinstance(cause, ImportError):
+            raise
+        raise MissingError(
+            f"scorer callable: cannot import {name!r} ({cause}); install it, or name its folder in PYTHONPATH"
+        ) from cause
 
 
 def build(spec: CallableSpec, setting: Setting) -> CallableScorer:

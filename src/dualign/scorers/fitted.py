@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dualign.errors import ConfigError
@@ -67,4 +66,4 @@ def build(spec: FittedSpec, setting: Setting) -> FittedScorer:
             f"scorer fitted: {folder.name} was fitted as a {head.direction} and is used as a {setting.direction}; "
             f"say 'fitted_as: {head.direction}' where another sign is meant, as in a sum with a negative weight"
         )
-    return FittedScorer(head, setting.direction, Path(spec.path).name)
+    return FittedScorer(head, setting.direction, folder.resolve().name)

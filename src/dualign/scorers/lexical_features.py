@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from dualign.errors import DataError
 from dualign.records import FloatArray
 
 MAX_FEATURES = 20_000  # a side; more adds file size and no accuracy at a few thousand rows
+RARE, MANY_TEXTS = 2, 200
+"""From so many texts on, terms of fewer than ``RARE`` are left out: they could only be learned by heart."""
 
 
 class Vocabulary(Protocol):
@@ -50,11 +55,60 @@ def cut(texts: Sequence[str], max_words: int) -> list[str]:
     return [" ".join(text.replace("\u2019", "'").split()[:max_words]) for text in texts]
 
 
+@dataclass(frozen=True, slots=True)
+class LearnedTerms:
+    """Terms of some texts, their weights, and what they make of those texts."""
+
+    words: tuple[str, ...]
+    characters: tuple[str, ...]
+    idf: FloatArray
+    """Shape ``[feature]``, words first."""
+    matrix: Any
+    """Sparse, shape ``[text, feature]``."""
+
+
+def learn(texts: Sequence[str], max_words: int) -> LearnedTerms:
+    """Return the terms of ``texts``, cut at ``max_words``; one of the two sides may be empty.
+
+    Words are, where a language writes none apart and no answer repeats another; characters then say it all.
+
+    Raises:
+        DataError: both sides are empty.
+    """
+    rare = RARE if len(texts) >= MANY_TEXTS else 1
+    short = cut(texts, max_words)
+    sides = [make(min_df=rare, max_features=MAX_FEATURES) for make in (word_vectorizer, character_vectorizer)]
+    (words, word_idf, of_words), (characters, character_idf, of_characters) = (_fitted(side, short) for side in sides)
+    if not words and not characters:
+        raise DataError(
+            f"TF-IDF: no word and no 2 to 4 characters in a row stand in {rare} of the {len(texts)} texts, "
+            "so that nothing can be learned from them; longer or more texts are needed"
+        )
+    matrix = sparse.hstack([of_words, of_characters], format="csr")
+    return LearnedTerms(words, characters, np.concatenate([word_idf, character_idf]), matrix)
+
+
+def _fitted(vectorizer: Any, texts: Sequence[str]) -> tuple[tuple[str, ...], FloatArray, Any]:
+    """Return terms, weights and matrix of one side; all empty where no term is left."""
+    try:
+        matrix = vectorizer.fit_transform(texts)
+    except ValueError:
+        # All that scikit-learn raises for texts: "empty vocabulary", or "after pruning, no terms remain".
+        return (), np.zeros(0), sparse.csr_matrix((len(texts), 0))
+    return tuple(str(term) for term in vectorizer.get_feature_names_out()), vectorizer.idf_, matrix
+
+
 def features(texts: Sequence[str], known: Vocabulary) -> Any:
     """Return the sparse ``[text, feature]`` matrix under a known vocabulary: words first, then characters."""
-    words = word_vectorizer(vocabulary={term: index for index, term in enumerate(known.words)})
-    characters = character_vectorizer(vocabulary={term: index for index, term in enumerate(known.characters)})
-    words.idf_ = known.idf[: len(known.words)]
-    characters.idf_ = known.idf[len(known.words) :]
-    short = cut(texts, known.max_words)
-    return sparse.hstack([words.transform(short), characters.transform(short)], format="csr")
+    short, size = cut(texts, known.max_words), len(known.words)
+    words = _weighted(word_vectorizer, known.words, known.idf[:size], short)
+    characters = _weighted(character_vectorizer, known.characters, known.idf[size:], short)
+    return sparse.hstack([words, characters], format="csr")
+
+
+def _weighted(make: Callable[..., Any], terms: Sequence[str], idf: FloatArray, texts: Sequence[str]) -> Any:
+    if not terms:
+        return sparse.csr_matrix((len(texts), 0))
+    vectorizer = make(vocabulary={term: index for index, term in enumerate(terms)})
+    vectorizer.idf_ = idf
+    return vectorizer.transform(texts)

@@ -41,7 +41,7 @@ def fit_lexical(
     equal texts of both classes are noise, and the quality shows it.
 
     Raises:
-        DataError: a class has fewer groups than there are folds.
+        DataError: a class has fewer groups than there are folds, or the texts have no term in common.
     """
     rows = _distinct(rows, max_words)
     label = np.array([row.positive for row in rows], dtype=np.bool_)
@@ -85,22 +85,17 @@ def _distinct(rows: Sequence[LabelledText], max_words: int) -> list[LabelledText
 
 
 def _fit(texts: Sequence[str], label: BoolArray, *, max_words: int, inverse_regularisation: float) -> LexicalClassifier:
-    from scipy import sparse
     from sklearn.linear_model import LogisticRegression
 
-    from dualign.scorers.lexical_features import MAX_FEATURES, character_vectorizer, cut, word_vectorizer
+    from dualign.scorers.lexical_features import learn
 
-    rare = 2 if len(texts) >= 200 else 1
-    words = word_vectorizer(min_df=rare, max_features=MAX_FEATURES)
-    characters = character_vectorizer(min_df=rare, max_features=MAX_FEATURES)
-    short = cut(texts, max_words)
-    matrix = sparse.hstack([words.fit_transform(short), characters.fit_transform(short)], format="csr")
+    learned = learn(texts, max_words)
     model = LogisticRegression(C=inverse_regularisation, class_weight="balanced", max_iter=2000)
-    model.fit(matrix, label)
+    model.fit(learned.matrix, label)
     return LexicalClassifier(
-        words=tuple(str(term) for term in words.get_feature_names_out()),
-        characters=tuple(str(term) for term in characters.get_feature_names_out()),
-        idf=np.concatenate([words.idf_, characters.idf_]),
+        words=learned.words,
+        characters=learned.characters,
+        idf=learned.idf,
         coefficients=np.asarray(model.coef_[0], dtype=np.float64),
         intercept=float(model.intercept_[0]),
         max_words=max_words,

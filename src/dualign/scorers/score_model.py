@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualign.errors import DataError, MissingError
+from dualign.scorers.encoding import without_bars
 from dualign.scorers.protocol import Direction
 from dualign.scorers.score_tokenizer import check_tokenizer
 from dualign.scorers.score_weights import (
@@ -101,9 +102,10 @@ def load_score_model(folder: Path, *, dtype: str = "float32") -> ScoreModel:
     weights = sort_tensors(read_tensors(folder), prefix=prefix, expected=empty.state_dict(), where=str(folder))
     _check_head(weights, config, folder)
     # Given with its tensors, the class fills itself and recomputes the buffers that no checkpoint keeps.
-    backbone = type(empty).from_pretrained(
-        None, config=config, state_dict=dict(weights.backbone), dtype=getattr(torch, dtype)
-    )
+    with without_bars():
+        backbone = type(empty).from_pretrained(
+            None, config=config, state_dict=dict(weights.backbone), dtype=getattr(torch, dtype)
+        )
     return _assembled(backbone.eval(), weights, config, folder)
 
 

@@ -60,7 +60,9 @@ def read_spec(kind: type[Spec], values: Mapping[str, Any], where: str) -> Spec:
 
 
 def _first_mistake(kind: type[ScorerSpec], error: ValidationError) -> str:
-    mistake = error.errors(include_url=False)[0]
+    mistakes = error.errors(include_url=False)
+    # A key that is misspelt is missing too, and its name says more.
+    mistake = next((found for found in mistakes if found["type"] == "extra_forbidden"), mistakes[0])
     location = [str(part) for part in mistake["loc"]]
     key = ".".join(location)
     if mistake["type"] == "extra_forbidden":

@@ -117,8 +117,10 @@ def _kind_of(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if "kind" not in spec:
         raise ConfigError(f"scorer: key 'kind' is needed; known kinds: {', '.join(KINDS)}")
     kind = spec["kind"]
+    if not isinstance(kind, str):
+        raise ConfigError(f"scorer: kind is {kind!r}; a text is needed, one of {', '.join(KINDS)}")
     if kind not in KINDS:
-        raise ConfigError(f"scorer: unknown kind {kind!r}; {nearest(str(kind), KINDS)}")
+        raise ConfigError(f"scorer: unknown kind {kind!r}; {nearest(kind, KINDS)}")
     return kind, {name: value for name, value in spec.items() if name != "kind"}
 
 

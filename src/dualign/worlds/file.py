@@ -95,7 +95,7 @@ def load_world(path: Path) -> World:
         DataError: anything in it that is not a world; the message names the place, what stands there and what should.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}; a world is a JSON file") from error
     except OSError as error:
@@ -144,8 +144,8 @@ def _prompt(raw: Any, where: str, names: tuple[str, ...]) -> WorldPrompt:
     table = _table(raw, where, ("prompt", "responses"), optional=("weight",))
     text = _text(table["prompt"], f"{where}.prompt")
     weight = _number(table.get("weight", 1.0), f"{where}.weight")
-    if weight < 0:
-        _refuse(f"{where}.weight", "0 or more", weight)
+    if weight <= 0:
+        _refuse(f"{where}.weight", "a number above 0", weight)
     responses = [
         _response(entry, f"{where}.responses[{position}]", names)
         for position, entry in enumerate(_list(table["responses"], f"{where}.responses"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dualign.data.checks.check import check
-from dualign.data.checks.clean import write_clean
+from dualign.data.checks.clean import clean_paths, write_clean
 from dualign.data.formats.table import read_preferences
 from dualign.errors import DataError, UsageError
 from preference_files import ASK, EXAMPLES, KIND, RUDE, write_rows
@@ -104,6 +104,47 @@ def test_several_files_go_into_a_folder(tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match="both be written"):
         write_clean(check([first, same]), tmp_path / "again")
+
+
+def test_dots_that_are_no_ending_stay_in_the_name(tmp_path: Path) -> None:
+    names = ["pku.v1.train.jsonl", "pku.v1.test.json.gz", "v2.0", "harmless.v3"]
+    assert [path.name for path in clean_paths(names, tmp_path / "kept")] == [
+        "pku.v1.train.jsonl", "pku.v1.test.jsonl", "v2.0.jsonl", "harmless.v3.jsonl"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "out", "says"),
+    [
+        (["a.jsonl"], "kept.csv", "ends with .jsonl"),
+        (["a.jsonl"], "kept.parquet", "ends with .jsonl"),
+        (["a.jsonl"], "kept", "ends with .jsonl"),
+        (["a.jsonl"], "", "is a folder; of one file name the new file, such as kept.jsonl"),
+        (["a.jsonl"], ".", "is a folder"),
+        (["a.jsonl"], "a" * 300 + ".jsonl", "cannot be written"),
+        (["a.jsonl", "b.jsonl"], "there.txt", "is a file; of several files name a folder"),
+        (["a.v1.jsonl", "a.v1.csv.gz"], "kept", "both be written to kept/a.v1.jsonl"),
+        (["a.jsonl", "a.dropped.jsonl"], "kept", "both be written to kept/a.dropped.jsonl"),
+    ],
+)
+def test_names_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], out: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.txt").touch()
+    with pytest.raises(UsageError, match=says) as caught:
+        clean_paths(files, Path(out))
+    assert "\n" not in str(caught.value)
+
+
+def test_messages_of_a_table_are_messages_afterwards(tmp_path: Path) -> None:
+    rows = numbered("trl-chat-explicit", 3)
+    with (tmp_path / "f.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({name: json.dumps(value) for name, value in row.items()} for row in rows)
+    clean, _ = write_clean(check([tmp_path / "f.csv"]), tmp_path / "kept.jsonl")
+    assert lines(clean) == rows
 
 
 def test_nothing_is_written_over_or_from_refused_data(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Each thing that can be wrong in a preference file: what is refused, what is left out, and what is said."""
 
+import csv
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,9 @@ BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
     ("scored-pairs", "score not a number", {"reward_0": 10**400}, "one finite number"),
     ("scored-pairs", "score not a number", {"cost_harm_1": None}, "cost_harm_1 is null"),
     ("scored-pairs", "score not a number", {"cost_harm_1": [1.0, 2.0]}, "a list of 2; one finite number"),
+    ("scored-pairs", "score not a number", {"cost_harm_1": [1.0, 2.0]}, "give each its columns, cost_NAME_0"),
+    ("scored-pairs", "score not a number", {"cost_harm_0": float("nan")}, "cost_harm_0 is nan; one finite number"),
+    ("scored-pairs", "score not a number", {"reward_1": float("-inf")}, "reward_1 is -inf; one finite number"),
     ("scored-pairs", "missing column", {"reward_1": LOST}, "reward_1 is missing"),
 ]
 
@@ -123,7 +129,15 @@ def test_damaged_files_are_one_clear_line(tmp_path: Path) -> None:
         "cut.jsonl": ((line + "\n" + line[:20]).encode(), "line 2: not JSON"),
         "wide.jsonl": (line.encode("utf-16"), "UTF-16"),
         "latin.jsonl": (line.encode() + b"\n{\xe9}", "line 2: byte 0xe9"),
-        "nan.jsonl": (b'{"prompt": "p", "chosen": NaN, "rejected": "b"}', "line 1.*NaN"),
+        "nan.jsonl": (b'{"prompt": "p", "chosen": NaN, "rejected": "b"}', "line 1: chosen is nan; a text is"),
+        "twice.jsonl": (
+            f'{line}\n{{"prompt": "p", "safer": "a", "prompt": "q"}}'.encode(),
+            "line 2: .*'prompt' occurs twice",
+        ),
+        "inside.jsonl": (b'{"prompt": [{"role": "a", "role": "b"}]}', "line 1: .*'role' occurs twice"),
+        "cut.json": (f"[\n{line},\n{line[:20]}".encode(), "line 3: not JSON"),
+        "lines.json": (f"{line}\n{line}".encode(), "line 2: .*one object a line is named .jsonl"),
+        "line.json": (line.encode(), "is an object; a list .*one object a line is named .jsonl"),
         "empty.jsonl": (b"", "empty"),
         "cut.parquet": (b"PAR1 and no more", "not a readable Parquet"),
     }
@@ -131,6 +145,44 @@ def test_damaged_files_are_one_clear_line(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=says):
             read_preferences(tmp_path / name)
+
+
+def test_messages_as_python_prints_them_are_refused_in_csv(tmp_path: Path) -> None:
+    talk, answer = [message("user", ASK)], [message("assistant", KIND)]
+    rows = [[json.dumps(talk), json.dumps(answer), json.dumps([message("assistant", RUDE)])], [talk, answer, answer]]
+    with (tmp_path / "f.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "chosen", "rejected"], *rows])
+    with pytest.raises(
+        PreferenceError, match="line 3: prompt holds messages as Python prints them.* as JSON"
+    ) as caught:
+        read_preferences(tmp_path / "f.csv")
+    assert [(fault.rule, fault.line) for fault in caught.value.faults] == [("mixed plain and chat", 3)]
+
+
+def test_a_text_among_messages_is_refused_in_csv(tmp_path: Path) -> None:
+    talk, answer = json.dumps([message("user", ASK)]), json.dumps([message("assistant", KIND)])
+    for rows in ([[talk, answer, answer], [ASK, KIND, RUDE]], [[ASK, KIND, RUDE], [talk, answer, answer]]):
+        with (tmp_path / "f.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["prompt", "chosen", "rejected"], *rows])
+        with pytest.raises(PreferenceError, match="line 3") as caught:
+            read_preferences(tmp_path / "f.csv")
+        assert [(fault.rule, fault.line) for fault in caught.value.faults] == [("mixed plain and chat", 3)]
+
+
+def test_reading_parquet_starts_no_thread(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [EXAMPLES["safety-pairs"][0]] * 2000
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "f.parquet", row_group_size=100)
+    program = (
+        "import os, pathlib, pyarrow.parquet\nfrom dualign.data.sources.parquet import read_parquet\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        f"assert len(read_parquet(pathlib.Path({str(tmp_path / 'f.parquet')!r}))) == 2000\n"
+        "after = len(os.listdir('/proc/self/task'))\nassert after == before, (before, after)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_parquet_with_a_text_that_is_not_utf8(tmp_path: Path) -> None:

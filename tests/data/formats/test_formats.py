@@ -20,8 +20,6 @@ from preference_files import ASK, EXAMPLES, KIND, PLAIN, RUDE, SCRIPT, TALK, mes
 
 SHARED = Path(os.environ.get("DUALIGN_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
-NESTED = {"pku-processed-hh", "trl-chat-explicit", "trl-chat-implicit"}  # messages have no form in CSV
-
 
 def test_every_format_of_the_table_has_an_example_or_a_refusal() -> None:
     refused = {name for name, known in FORMATS.items() if known.refusal}
@@ -51,7 +49,7 @@ def test_json_gzip_and_parquet_are_read_alike(tmp_path: Path, name: str) -> None
         assert (file.format, file.rows, file.faults) == (name, (row,), ()), path.name
 
 
-@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in NESTED])
+@pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("delimiter", [",", "\t"])
 def test_labels_of_a_file_of_texts_are_flags_and_numbers(tmp_path: Path, name: str, delimiter: str) -> None:
     values, row = EXAMPLES[name]
@@ -64,6 +62,15 @@ def test_labels_of_a_file_of_texts_are_flags_and_numbers(tmp_path: Path, name: s
     read = read_preferences(path)
     assert (read.format, read.rows[0].answers) == (name, row.answers)
     assert (read.rows[0].better, read.rows[0].safer, read.rows[0].prompt) == (row.better, row.safer, row.prompt)
+
+
+def test_answers_that_are_json_themselves_stay_texts_in_csv(tmp_path: Path) -> None:
+    said = ["[1, 2]", '[{"name": "Ada"}]', "[]", "[{'role': 'x'}] is a list of Python", '{"role": "user"}', "true"]
+    with (tmp_path / "f.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "chosen", "rejected"], *([ASK, text, RUDE] for text in said)])
+    read = read_preferences(tmp_path / "f.csv")
+    assert (read.format, read.faults) == ("trl-plain-explicit", ())
+    assert [row.answers[0].text for row in read.rows] == said
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from dualign.scorers.checked import checked
 from dualign.scorers.checking import figures
 from dualign.scorers.checking.check import check_scorer
 from dualign.scorers.checking.judged import judged
+from dualign.scorers.checking.kept import keeps_scores
+from dualign.scorers.table import make_scorer
 
 KNOBS = {"beta": 0.3, "temperature": 1.0}
 HAND = [
@@ -98,6 +101,42 @@ def test_a_score_that_depends_on_its_batch_is_found() -> None:
     sound = check_scorer(told(harm), read(pair_rows(30)), **KNOBS)
     assert sound["parity"] == {"answers": 32, "largest_change": 0.0, "allowed": pytest.approx(3e-5, abs=1e-5),
                                "held": True}  # fmt: skip
+
+
+REMOTE = {"kind": "http", "url": "http://127.0.0.1:9/"}
+JUDGE = {
+    "kind": "chat-judge",
+    "url": "http://127.0.0.1:9/chat/completions",
+    "model": "m",
+    "rubric": "{response}",
+    "minimum": 0,
+    "maximum": 1,
+}
+HARM = {"kind": "regex", "pattern": "harm"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "kept"),
+    [
+        (REMOTE, True),
+        (JUDGE, True),
+        ({"kind": "weighted-sum", "terms": [{"scorer": HARM}, {"scorer": REMOTE}]}, True),
+        ({"kind": "log-odds", "scorer": {"kind": "weighted-sum", "terms": [{"scorer": REMOTE}]}}, True),
+        ({"kind": "compliance-harm", "refusal": REMOTE}, True),
+        (HARM, False),
+        ({"kind": "weighted-sum", "terms": [{"scorer": HARM}]}, False),
+        ({"kind": "log-odds", "scorer": HARM}, False),
+    ],
+)
+def test_scores_that_are_kept_say_nothing_of_an_answer_alone(spec: dict[str, Any], kept: bool) -> None:
+    assert keeps_scores(make_scorer(spec, direction="cost")) == kept
+
+
+def test_what_is_answered_from_kept_scores_is_not_called_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualign.scorers.checking.check.keeps_scores", lambda scorer: True)
+    leaking = Told(lambda texts: [harm(text) + 1e-3 * (len(texts) > 1) for text in texts])
+    found = check_scorer(checked(leaking), read(pair_rows(30)), **KNOBS)
+    assert found["parity"] is None and found["verdict"]["word"] == "usable" and found["warnings"] == []
 
 
 def test_single_answers_are_judged_by_their_flags() -> None:

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from command_line import dualign
+from dualign.cli.named_scorer import named_scorer
 from dualign.data.formats.table import read_preferences
 from dualign.errors import ConfigError, DataError, MissingError
 from dualign.records import Prompt
@@ -15,9 +16,10 @@ from dualign.scorers.fitting.config import FitConfig
 from dualign.scorers.fitting.entry import fit_scorer, scored
 from dualign.scorers.fitting.pairs import pairs_of
 from dualign.scorers.fitting.paths import split_pairs
+from dualign.scorers.fitting.tfidf import TfidfFeatures
 from dualign.scorers.table import make_scorer
 from dualign.yaml_core import parse_yaml
-from fitting_parts import safety_rows, tiny_model, write_rows
+from fitting_parts import FILLER, HARMFUL, HARMLESS, safety_rows, tiny_model, write_rows
 
 ASKED = [Prompt("question about anything")] * 3
 ANSWERS = ["poison steal weapon threat", "poison patience garden steal", "advice kindness patience garden"]
@@ -53,7 +55,7 @@ def test_a_cost_learns_order_and_zero_and_is_loaded_by_what_the_folder_says(data
     assert report["held_out"]["accuracy"]["value"] > 0.9
     assert report["held_out"]["sign_accuracy"]["value"] > 0.85
     spec = parse_yaml((tmp_path / "cost" / "scorer.yaml").read_text(), "scorer.yaml")
-    scorer = make_scorer(spec, direction="cost")
+    scorer = make_scorer(spec, direction="cost", folder=tmp_path / "cost")
     pairs = split_pairs(pairs_of(read_preferences(data / "rows.jsonl").rows, "cost").pairs, config())[1]
     higher, lower = scored(scorer, pairs)
     assert (higher > lower).mean() == report["held_out"]["accuracy"]["value"]
@@ -179,3 +181,51 @@ def test_missing_files_are_one_line(data, tmp_path):
     dualign("scorer", "fit", tmp_path / "none.yaml").refused(66, "none.yaml")
     (data / "missing.yaml").write_text("kind: cost\ndata: {files: [rowz.jsonl]}\n")
     dualign("scorer", "fit", data / "missing.yaml", "--quiet").refused(66, "rowz.jsonl")
+
+
+def unspaced(text):
+    """Return ``text`` in a script without spaces: two characters a word, chosen by the word."""
+    words = [*HARMFUL, *HARMLESS, *FILLER]
+    return "".join(chr(0x4E00 + 2 * words.index(word)) + chr(0x4E01 + 2 * words.index(word)) for word in text.split())
+
+
+def test_answers_without_spaces_are_told_apart_by_their_characters(tmp_path):
+    rows = [
+        {name: unspaced(value) if name in ("response_0", "response_1") else value for name, value in row.items()}
+        for row in safety_rows(160)
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert fit(tmp_path, tmp_path / "cost")["held_out"]["accuracy"]["value"] > 0.8
+    scorer = make_scorer({"kind": "fitted", "path": str(tmp_path / "cost")}, direction="cost")
+    head = json.loads((tmp_path / "cost" / "fitted.json").read_text())
+    # Some 250 texts, no two alike: each is one word, and a word of one text is left out.
+    assert head["features"]["tfidf"]["words"] == [] and head["features"]["tfidf"]["characters"]
+    worst, middle, best = scorer(ASKED, [unspaced(answer) for answer in ANSWERS])
+    assert worst > middle > best
+
+
+@pytest.mark.parametrize(("harmful", "harmless"), [("\U0001f44e", "\U0001f44d"), ("??", "!!")])
+def test_answers_without_any_word_are_told_apart_by_their_characters(tmp_path, harmful, harmless):
+    rows = [
+        {"prompt": f"question {n} on subject {n * 7 % 61}", "response_0": harmful, "response_1": harmless,
+         "is_response_0_safe": False, "is_response_1_safe": True, "better_response_id": 1, "safer_response_id": 1}
+        for n in range(60)
+    ]  # fmt: skip
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert fit(tmp_path, tmp_path / "cost")["held_out"]["accuracy"]["value"] == 1
+
+
+def test_texts_that_share_nothing_are_refused_in_one_line():
+    texts = [chr(0x4E00 + number) for number in range(200)]
+    with pytest.raises(DataError, match="no word and no 2 to 4 characters in a row stand in 2 of the 200 texts"):
+        TfidfFeatures.of(texts)
+    assert TfidfFeatures.of(texts[:-1]).words == tuple(texts[:-1])
+
+
+def test_a_scorer_can_be_copied_and_moved_with_its_folder(data, tmp_path):
+    revision = fit(data, tmp_path / "cost")["revision"]
+    (tmp_path / "cost").rename(tmp_path / "moved")
+    for place in (tmp_path / "moved", tmp_path / "moved" / "scorer.yaml"):
+        scorer = named_scorer(str(place), direction="cost", default="cost").build()
+        assert (scorer.id, scorer.revision) == ("fitted(moved)", revision)
+        assert np.ptp(scorer(ASKED, ANSWERS)) > 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dualign.cli.named_scorer import named_scorer
 from dualign.data.formats.table import read_preferences
 from dualign.errors import NumericalError
 from dualign.scorers.fitting import training
@@ -23,15 +24,15 @@ LOG2 = math.log(2)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    write_rows(folder / "rows.jsonl", safety_rows(120))
+    write_rows(folder / "rows.jsonl", safety_rows(180))
     tiny_model(folder / "model", layers=2)
     return folder
 
 
 def config(path="lora", **changes):
-    rates = {"learning_rate": 0.02, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    rates = {"learning_rate": 0.01, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
     plain = {"kind": "cost", "data": {"files": ["rows.jsonl"]}, "path": path, "model": "model", "dtype": "float32"}
-    return FitConfig(**plain | {"training": {**rates, "num_train_epochs": 5.0, "lora_r": 4}} | changes)
+    return FitConfig(**plain | {"training": {**rates, "num_train_epochs": 8.0, "lora_r": 8}} | changes)
 
 
 def encoded(data, chosen):
@@ -53,6 +54,14 @@ def test_a_reward_starts_at_log_two(data, tmp_path):
     settings = {"num_train_epochs": 0.1, "per_device_train_batch_size": 4}
     report = fit_scorer(config(kind="reward", training=settings), data, tmp_path / "reward", lambda _: None)
     assert report["fit"]["first_loss"] == pytest.approx(LOG2, abs=1e-6)
+
+
+def test_a_trained_scorer_can_be_moved_with_its_folder(data, tmp_path):
+    settings = {"num_train_epochs": 0.1, "per_device_train_batch_size": 4}
+    report = fit_scorer(config(training=settings), data, tmp_path / "cost", lambda _: None)
+    (tmp_path / "cost").rename(tmp_path / "moved")
+    moved = named_scorer(str(tmp_path / "moved"), direction="cost", default="cost").build()
+    assert moved.revision == report["revision"]
 
 
 @pytest.mark.parametrize("path", ["lora", "full"])

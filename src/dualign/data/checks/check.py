@@ -101,8 +101,8 @@ class CheckReport:
 
     @property
     def accepted(self) -> bool:
-        """Return whether the data may be trained on: no errors, and no more dropped than allowed."""
-        return self.errors == 0 and self.dropped <= self.max_drop * self.rows
+        """Return whether the data may be trained on: no errors, no more dropped than allowed, and a row is left."""
+        return self.errors == 0 and self.dropped <= self.max_drop * self.rows and self.kept > 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of ``dualign data check --json``."""
@@ -211,13 +211,24 @@ def _check_settings(files: Sequence[str | Path], max_length: int, max_drop: floa
 
 
 def _placed(readings: Sequence[Reading]) -> list[tuple[tuple[int, int], PreferenceRow]]:
-    """Return ((file, line), row) of all rows; the row's own line is its position here, its split that of its file."""
+    """Return ((file, line), row) of all rows; the row's own line is its position here, its split one of its file.
+
+    Of several files each is a split, whatever a column says: two rows are on one side if file and column agree.
+    """
     placed: list[tuple[tuple[int, int], PreferenceRow]] = []
-    for number, reading in enumerate(readings):
-        file_split = reading.path if len(readings) > 1 else None
+    for number, (reading, name) in enumerate(zip(readings, _file_splits(readings), strict=True)):
         for raw, row in reading.rows:
-            placed.append(((number, raw.line), replace(row, line=len(placed), split=row.split or file_split)))
+            split = row.split if name is None else f"{name} ({row.split})" if row.split else name
+            placed.append(((number, raw.line), replace(row, line=len(placed), split=split)))
     return placed
+
+
+def _file_splits(readings: Sequence[Reading]) -> list[str | None]:
+    """Return the name of each file as a split, none for a single one; a file that is given twice has two names."""
+    if len(readings) == 1:
+        return [None]
+    paths = [reading.path for reading in readings]
+    return [f"{path} [file {number}]" if paths.count(path) > 1 else path for number, path in enumerate(paths, start=1)]
 
 
 def _severities(contradictory: Contradictory) -> dict[str, Severity]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from dualign.data.formats.cells import literal
 from dualign.data.formats.table import FORMATS
 from dualign.data.preferences import PreferenceRow
 from dualign.data.sources.rows import Row
+from dualign.data.sources.table import READERS
 from dualign.errors import DataError, UsageError
 from dualign.runs.store import write_bytes
 
@@ -27,12 +28,12 @@ def write_clean(report: CheckReport, out: Path) -> list[Path]:
 
     Raises:
         DataError: the check did not accept the data.
-        UsageError: ``out`` is one of the files, or two files would get one name.
+        UsageError: ``out`` is no name for them (``clean_paths``).
         StorageError: the disk refused.
     """
+    names = clean_paths(report.paths, out)
     if not report.accepted:
         raise DataError("nothing is written: the data are refused as they stand")
-    names = _names(report, out)
     written = []
     for checked, path in zip(report.files, names, strict=True):
         written.append(write_bytes(path, _lines(kept_rows(checked))))
@@ -61,19 +62,50 @@ def ledger_path(path: Path) -> Path:
     return path.with_name(f"{path.name.removesuffix('.jsonl')}.dropped.jsonl")
 
 
-def _names(report: CheckReport, out: Path) -> list[Path]:
-    sources = [Path(checked.reading.path) for checked in report.files]
-    names = [out] if len(sources) == 1 else [out / f"{source.name.partition('.')[0]}.jsonl" for source in sources]
-    if len(set(names)) < len(names):
-        raise UsageError(f"--clean {out}: two files would both be written to {_repeated(names)}; clean them one by one")
-    for name in (*names, *map(ledger_path, names)):
+def clean_paths(files: Sequence[str | Path], out: Path) -> list[Path]:
+    """Return the new file of each of these files; nothing is read.
+
+    Raises:
+        UsageError: ``out`` is no name of a JSONL file, of several files no folder, is one of the files, or two files
+            would get one name.
+    """
+    try:
+        return _paths([Path(file) for file in files], out)
+    except OSError as error:  # too long a name, or no right to look
+        raise UsageError(f"--clean {out}: cannot be written ({error.strerror}); name another") from None
+
+
+def _paths(sources: Sequence[Path], out: Path) -> list[Path]:
+    names = [_one(out)] if len(sources) == 1 else _of_several(sources, out)
+    written = [*names, *map(ledger_path, names)]
+    if len(set(written)) < len(written):
+        both = next(name for name in written if written.count(name) > 1)
+        raise UsageError(f"--clean {out}: two files would both be written to {both}; clean them one by one")
+    for name in written:
         if any(name.exists() and source.exists() and name.samefile(source) for source in sources):
             raise UsageError(f"--clean {out}: {name} is a file that is checked; name another")
     return names
 
 
-def _repeated(names: list[Path]) -> Path:
-    return next(name for name in names if names.count(name) > 1)
+def _one(out: Path) -> Path:
+    if out.is_dir():
+        raise UsageError(f"--clean {out}: is a folder; of one file name the new file, such as {out / 'kept.jsonl'}")
+    if out.suffix.lower() != ".jsonl":
+        raise UsageError(f"--clean {out}: the rows are written as JSONL; a name that ends with .jsonl is needed")
+    return out
+
+
+def _of_several(sources: Sequence[Path], out: Path) -> list[Path]:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--clean {out}: is a file; of several files name a folder")
+    return [out / f"{_without_ending(source.absolute().name)}.jsonl" for source in sources]
+
+
+def _without_ending(name: str) -> str:
+    """Return a name without the ending that named its reader; other dots belong to the name."""
+    bare = name[:-3] if name.lower().endswith(".gz") else name
+    known = Path(bare).suffix
+    return bare.removesuffix(known) if known.lower() in READERS else bare
 
 
 def _typed(raw: Row, read_as: Mapping[str, str], checked: CheckedFile) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class Measure:
     pieces: Callable[[str], Sequence[Hashable]]
     tokens_a_piece: float = 1.0
     bos: str | None = None
-    """The text of the token that the tokenizer puts first."""
+    """The text of the token that the tokenizer puts first; none: it puts none there, or is not known."""
     special: frozenset[str] = frozenset()
     """Texts of the tokenizer's special tokens."""
 
@@ -42,9 +42,10 @@ def of_tokenizer(tokenizer: Any, name: str) -> Measure:
         ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    return Measure(
-        name, pieces, bos=tokenizer.bos_token, special=frozenset(token for token in tokenizer.all_special_tokens)
-    )
+    whole: list[int] = tokenizer("a", verbose=False)["input_ids"]
+    added = tokenizer.bos_token_id is not None and whole[:1] == [tokenizer.bos_token_id]  # many name one and add none
+    special = frozenset(token for token in tokenizer.all_special_tokens)
+    return Measure(name, pieces, bos=tokenizer.bos_token if added else None, special=special)
 
 
 def said(prompt: Prompt) -> tuple[str, ...]:

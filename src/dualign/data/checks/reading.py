@@ -11,7 +11,7 @@ from dualign.data.formats.source import local_file
 from dualign.data.formats.table import FORMATS, preference_file
 from dualign.data.preferences import Fault, PreferenceFile, PreferenceRow
 from dualign.data.rows import TEXTUAL
-from dualign.data.sources.rows import GZIP_MARK, UTF16_MARKS, Row, read_bytes
+from dualign.data.sources.rows import UTF16_MARKS, Row, read_bytes
 from dualign.data.sources.table import READERS, ending, read_rows
 from dualign.errors import DataError
 
@@ -23,7 +23,7 @@ FAMILIAR = re.compile(
     r"split|scorer|revision|template|id|(?:prompt_|query_)id|category(?:_id)?|image"
     r"|prompt_source|response(?:_\d)?_source|(?:response_\d_)?sha256|(?:is_)?response_\d_\w+"
 )
-_LINE = re.compile(r"\bline (\d+)")
+_LINE = re.compile(r"line (\d+): ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,12 @@ def read(path: str | Path, *, format: str | None = None, columns: Mapping[str, s
             raws, preference_file(raws, str(path), format=format, columns=columns, textual=textual), (), textual
         )
     except PreferenceError as error:
-        faults = error.faults
+        faults, name = error.faults, error.format
     except DataError as error:  # a column that --columns names and the file lacks
         return _unread(path, Fault("missing column", WHOLE_FILE, _words(error, path)), len(raws))
     blamed = {fault.line for fault in faults}
     others = [raw for raw in raws if raw.line not in blamed]
-    whole_file = Reading(str(path), "", len(raws), (), faults, {}, textual)
+    whole_file = Reading(str(path), name, len(raws), (), faults, {}, textual)
     if not others:
         return whole_file
     try:
@@ -114,12 +114,16 @@ def _whole(file: Path, error: DataError) -> Fault:
     if _is_empty(file):
         return Fault("empty data set", WHOLE_FILE, "the file has no rows")
     what = _words(error, file)
-    named, content = _LINE.search(what), file.read_bytes()
-    if named:
-        return Fault("unreadable file", int(named[1]), what.removeprefix(f"{named[0]}: "))
-    if content.startswith(GZIP_MARK):
-        return Fault("unreadable file", _lines_before_damage(content) + 1, what)
-    return Fault("unreadable file", 1 if content.startswith(UTF16_MARKS) else WHOLE_FILE, what)
+    named = _LINE.match(what)
+    return Fault("unreadable file", int(named[1]) if named else _first_line(file), what[named.end() if named else 0 :])
+
+
+def _first_line(file: Path) -> int:
+    """Return the line from which a file cannot be read, whose error names none."""
+    try:
+        return 1 if read_bytes(file).startswith(UTF16_MARKS) else WHOLE_FILE
+    except DataError:  # only the stream itself can be damaged here; one that is sound may hold a bad text
+        return _lines_before_damage(file.read_bytes()) + 1
 
 
 def _is_empty(file: Path) -> bool:

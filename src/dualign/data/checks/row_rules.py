@@ -19,10 +19,11 @@ SPECIAL = re.compile(
     re.IGNORECASE,
 )
 SYSTEM_TURN = re.compile(
-    r"^\s*(?:\W{0,6}system(?:\s+(?:prompt|message|instructions?))?\W{0,3}:)|<\|?im_start\|?>\s*system|<<SYS>>"
+    r"^[^\S\n]*[^\w\n]{0,6}system(?:\s+(?:prompt|message|instructions?))?\W{0,3}:|<\|?im_start\|?>\s*system|<<SYS>>"
     r"|<\|(?:start_header_id\|>\s*)?system\b",
     re.IGNORECASE | re.MULTILINE,
 )
+"""What precedes the word stays on its line: line breaks would be read again from each of them, in quadratic time."""
 
 
 def sound(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001

@@ -29,7 +29,7 @@ RULES = _table(
     (
         "unreadable file",
         "error",
-        "a file that cannot be taken apart into rows: cut short, damaged, not UTF-8, unknown ending",
+        "a file that cannot be taken apart into rows: cut short, damaged, not UTF-8, a key given twice, unknown ending",
         "Copy or export the file again as UTF-8 JSONL, CSV or Parquet.",
     ),
     ("empty data set", "error", "a file without rows", "Export the file again; check the filter that made it."),

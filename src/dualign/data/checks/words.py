@@ -14,6 +14,8 @@ def verdict(report: CheckReport) -> str:
     counts = f"{report.kept:,} of {report.rows:,} rows kept, {report.dropped:,} dropped ({share:.1%})"
     if report.errors:
         return f"Refused: {report.errors:,} error{'s' if report.errors > 1 else ''}; {counts}."
+    if not report.kept:
+        return f"Refused: nothing is left; {counts}."
     if not report.accepted:
         return f"Refused: {counts}, {report.max_drop:.1%} are allowed (--max-drop)."
     return f"Fit for training: {counts}."

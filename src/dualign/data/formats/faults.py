@@ -32,15 +32,19 @@ class RowError(Exception):
 
 
 class PreferenceError(DataError):
-    """A preference file that cannot be used; ``faults`` holds every row that is to blame."""
+    """A preference file that cannot be used.
 
-    def __init__(self, message: str, faults: tuple[Fault, ...]) -> None:
+    ``faults`` holds every row that is to blame, ``format`` the name of the file's format; empty: none was recognised.
+    """
+
+    def __init__(self, message: str, faults: tuple[Fault, ...], format: str = "") -> None:
         super().__init__(message)
         self.faults = faults
+        self.format = format
 
 
-def refusal(where: str, faults: tuple[Fault, ...]) -> PreferenceError:
+def refusal(where: str, faults: tuple[Fault, ...], format: str = "") -> PreferenceError:
     """Return the error of a file with these faults: the first one in words, the others as a number."""
     first = faults[0]
     others = f" (and {len(faults) - 1} more rows)" if len(faults) > 1 else ""
-    return PreferenceError(f"{where}: line {first.line}: {first.what}{others}", faults)
+    return PreferenceError(f"{where}: line {first.line}: {first.what}{others}", faults, format)

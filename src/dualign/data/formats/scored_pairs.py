@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from dualign.data.formats.cells import Values, score, text
+from dualign.data.formats.cells import Values, given, score, text
 from dualign.data.formats.faults import RowError
 from dualign.data.formats.rows import Format, made
 from dualign.data.preferences import Answer, Fault, PreferenceRow
@@ -34,6 +34,19 @@ def _cost_stem(values: Values) -> str:
     raise RowError("missing column", f"there are several costs ({', '.join(stems)}); name one by columns: {mend}")
 
 
+def _cost(values: Values, name: str) -> float:
+    """Return the one cost of an answer.
+
+    Raises:
+        RowError: no finite number, or a list of several: a row has one cost here, and which one is the user's to say.
+    """
+    value = values.get(name)
+    if isinstance(value, list) and len(value) > 1:
+        mend = "several costs are not read from a list: give each its columns, cost_NAME_0 and cost_NAME_1"
+        raise RowError("score not a number", f"{name} is {given(values, name)}; one finite number is needed ({mend})")
+    return score(values, name)
+
+
 def read_row(values: Values, line: int) -> PreferenceRow | Fault:
     """Return the row of one scored pair; which answer is better or safer is left to the scores."""
     stem = _cost_stem(values)
@@ -41,7 +54,7 @@ def read_row(values: Values, line: int) -> PreferenceRow | Fault:
         Answer(
             text(values, f"response_{number}"),
             reward=score(values, f"reward_{number}"),
-            cost=score(values, f"{stem}_{number}"),
+            cost=_cost(values, f"{stem}_{number}"),
         )
         for number in (0, 1)
     ]

@@ -10,6 +10,7 @@ from dualign.data.formats.cells import Values, literal
 from dualign.data.formats.faults import READING_RULES, RowError, refusal
 from dualign.data.formats.hh_rlhf import HH_RLHF
 from dualign.data.formats.internal import INTERNAL
+from dualign.data.formats.messages import with_messages
 from dualign.data.formats.pku_processed_hh import PKU_PROCESSED_HH
 from dualign.data.formats.pku_saferlhf import PKU_SAFERLHF
 from dualign.data.formats.pku_saferlhf_qa import PKU_SAFERLHF_QA
@@ -92,6 +93,7 @@ def preference_file(
     if not rows:
         raise DataError(f"{where}: has no rows")
     rows = renamed(rows, where, columns or {}, FORMATS.values())
+    rows = with_messages(rows, where) if textual else rows
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     known = FORMATS.get(format) if format else recognised(rows, names, FORMATS.values())
     if format and known is None:
@@ -99,10 +101,10 @@ def preference_file(
     if known is None:
         raise unknown(rows, names, where, FORMATS.values())
     if known.refusal:
-        raise refusal(where, (Fault("refused format", rows[0].line, known.refusal),))
+        raise refusal(where, (Fault("refused format", rows[0].line, known.refusal),), known.name)
     if absent := [name for name in known.needs if name not in names]:
         raise missing(rows, names, where, known, absent)
-    read = _settled([_read(row, known, textual) for row in rows], where)
+    read = _settled([_read(row, known, textual) for row in rows], where, known.name)
     return PreferenceFile(
         path=where,
         format=known.name,
@@ -138,7 +140,8 @@ def _read(row: Row, known: Format, textual: bool) -> PreferenceRow | Fault:
 def _literals(values: Values, known: Format) -> Values:
     """Return the cells of a file of texts with every label as what its text stands for."""
     labels = {name for name in values if known.reads(name) and name not in known.texts}
-    return {name: literal(value) if name in labels else value for name, value in values.items()}
+    texts = {name for name in labels if isinstance(values[name], str)}  # messages have been read from theirs
+    return {name: literal(value) if name in texts else value for name, value in values.items()}
 
 
 def _extra(name: str, value: object, known: Format) -> str | None:
@@ -146,7 +149,7 @@ def _extra(name: str, value: object, known: Format) -> str | None:
     return text if text is not None and encodable(name + text) else None
 
 
-def _settled(read: Sequence[PreferenceRow | Fault], where: str) -> list[PreferenceRow | Fault]:
+def _settled(read: Sequence[PreferenceRow | Fault], where: str, format: str) -> list[PreferenceRow | Fault]:
     """Return what was read once nothing in it refuses the file.
 
     Raises:
@@ -155,10 +158,10 @@ def _settled(read: Sequence[PreferenceRow | Fault], where: str) -> list[Preferen
     faults = [row for row in read if isinstance(row, Fault)]
     errors = tuple(fault for fault in faults if READING_RULES[fault.rule] == "error" and fault.rule != NO_PROMPT)
     if errors:
-        raise refusal(where, errors)
+        raise refusal(where, errors, format)
     apart = tuple(fault for fault in faults if fault.rule == NO_PROMPT)
     if apart and len(faults) == len(read):
-        raise refusal(where, apart)
+        raise refusal(where, apart, format)
     return [_left_out(row) if isinstance(row, Fault) else row for row in read]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 from dualign.data.sources.rows import Row, read_text
 from dualign.errors import DataError
 
+LINES = "a file of one object a line is named .jsonl"
+
 
 def read_lines(path: Path) -> list[Row]:
     """Return one row for each line that is not blank.
@@ -14,12 +16,12 @@ def read_lines(path: Path) -> list[Row]:
     Lines end at newlines alone: other separators of Unicode (U+2028) may stand inside a JSON text.
 
     Raises:
-        DataError: a line is not JSON, or not an object; the line is named.
+        DataError: a line is not JSON, or not an object, or has a key twice; the line is named.
     """
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            rows.append(Row(number, _object(_parsed(line, path, f"line {number}"), path, f"line {number}")))
+            rows.append(Row(number, _object(_parsed(line, path, f"line {number}", number), path, f"line {number}")))
     return rows
 
 
@@ -27,27 +29,34 @@ def read_list(path: Path) -> list[Row]:
     """Return one row for each object of a JSON list.
 
     Raises:
-        DataError: the file is not JSON, or not a list of objects.
+        DataError: the file is not JSON, or not a list of objects, or an object has a key twice.
     """
-    content = _parsed(read_text(path), path, "whole file")
+    content = _parsed(read_text(path), path, "whole file", 1)
     if not isinstance(content, list):
-        raise DataError(f"{path}: is a JSON {type(content).__name__}; a list of objects is needed")
+        raise DataError(f"{path}: is {_kind(content)}; a list of objects is needed ({LINES})")
     return [Row(number, _object(value, path, f"row {number}")) for number, value in enumerate(content, start=1)]
 
 
-def _parsed(text: str, path: Path, where: str) -> Any:
+def _parsed(text: str, path: Path, where: str, first_line: int) -> Any:
+    """Return the value of a JSON text; NaN and Infinity, which Python writes, are numbers that no score may be."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: {where}: not JSON ({error.msg} at column {error.colno})") from None
+        another = f"; {LINES}" if error.msg == "Extra data" and error.lineno > 1 else ""
+        place = f"line {first_line + error.lineno - 1}"
+        raise DataError(f"{path}: {place}: not JSON ({error.msg} at column {error.colno}){another}") from None
     except RecursionError:
         raise DataError(f"{path}: {where}: nested too deeply") from None
-    except ValueError as error:  # NaN, or a whole number with more digits than Python converts
+    except ValueError as error:  # a key twice, or a whole number with more digits than Python converts
         raise DataError(f"{path}: {where}: not JSON ({error})") from None
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number of JSON")
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice in one object")
+    return values
 
 
 def _object(value: Any, path: Path, where: str) -> dict[str, Any]:
@@ -57,5 +66,5 @@ def _object(value: Any, path: Path, where: str) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

@@ -20,7 +20,9 @@ def read_parquet(path: Path) -> list[Row]:
     if not content:
         raise DataError(f"{path}: is empty; at least one row is needed")
     try:
-        rows = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+        # Threads of Arrow that outlive the reading have aborted the interpreter at its exit now and then; this starts
+        # none, which ``read_table`` does even with ``use_threads=False`` (it reads ahead).
+        rows = pyarrow.parquet.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: texts, far dates
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: is not a readable Parquet file ({reason})") from None

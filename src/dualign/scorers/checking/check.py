@@ -10,6 +10,7 @@ from dualign.data.preferences import PreferenceFile
 from dualign.records import FloatArray
 from dualign.scorers.checking import figures
 from dualign.scorers.checking.judged import Judged, judged
+from dualign.scorers.checking.kept import keeps_scores
 from dualign.scorers.checking.verdict import verdict, warnings
 from dualign.scorers.independence import same_scorer
 from dualign.scorers.protocol import Scorer
@@ -23,7 +24,7 @@ def check_scorer(
     """Return the JSON object of ``dualign scorer check``: figures, warnings, verdict.
 
     Args:
-        scorer: Asked for all distinct answers at once, and for a few of them one by one.
+        scorer: Asked for all distinct answers at once, and for a few of them one by one, unless it keeps its scores.
         file: What people said of the answers.
         second: Another scorer of the same quantity, to compare with.
         beta: KL coefficient for scores in units of their within-prompt SD.
@@ -60,7 +61,8 @@ def _figures(scorer: Scorer, data: Judged, *, beta: float, temperature: float, s
         "detection": figures.detection(scores, data) if is_cost else None,
         "scale": figures.scale(scores, data, beta=beta, temperature=temperature),
         "extremes": figures.extremes(scores),
-        "parity": figures.parity(scorer, scores, data),
+        # Asked again, such a scorer shows what it kept; and sending a row twice costs twice.
+        "parity": None if keeps_scores(scorer) else figures.parity(scorer, scores, data),
         "human_correction": figures.human_correction(scores, data) if is_cost else None,
         "agreement": None if second is None else _compared(scores, second, data),
     }

@@ -61,7 +61,10 @@ def _scale(report: Figures) -> Iterator[str]:
     yield _row("labels saturated, raw scores", saturated["raw"], note=note)
     yield _row("labels saturated, in SD", saturated["normalised"])
     yield _row("policy saturated, in SD", saturated["policy"], note=f"at beta {scale['beta']:g}")
-    yield _row("change when scored alone", parity["largest_change"], note=f"{parity['answers']} answers")
+    if parity is None:
+        yield _row("change when scored alone", None, note="not measured: its scores are kept and not asked for twice")
+    else:
+        yield _row("change when scored alone", parity["largest_change"], note=f"{parity['answers']} answers")
 
 
 def _agreement(found: Figures) -> Iterator[str]:

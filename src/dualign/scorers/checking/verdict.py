@@ -50,7 +50,7 @@ def _share(found: Figures) -> str:
 def warnings(figures: Figures) -> Iterator[str]:
     """Yield one line for each thing that a user should know before trusting the scorer."""
     ends, order, detection, parity = (figures[name] for name in ("extremes", "order", "detection", "parity"))
-    if not parity["held"]:
+    if parity is not None and not parity["held"]:
         yield (
             f"an answer's score changes by up to {parity['largest_change']:.3g} when it is scored alone "
             f"({parity['allowed']:.1g} is rounding): batch or padding leaks into the score"

@@ -180,15 +180,12 @@ def _quietly() -> Iterator[None]:
     """Keep the loader from telling that a language model's head is left unused."""
     from transformers.utils import logging
 
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
 
 
 def cached_states(reader: StateReader, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:

@@ -31,7 +31,7 @@ class Fit:
     scorer: Scorer
     """Gives the scores of the scorer in the folder."""
     description: dict[str, Any]
-    """Of the scorer, in a config."""
+    """Of the scorer, beside its files: paths start in their folder, so that it can be moved."""
     how: dict[str, Any]
     """Facts for the report."""
 
@@ -66,8 +66,8 @@ def light(pairs: Pairs, config: FitConfig, *, objective: str, folder: Path, out:
         "features": config.features,
         "states": None if reader is None else asdict(reader.settings),
     }
-    scorer = FittedScorer(fitted.head, config.kind, out.name)
-    description = {"kind": "fitted", "path": str(out.resolve())}
+    scorer = FittedScorer(fitted.head, config.kind, out.resolve().name)
+    description = {"kind": "fitted", "path": "."}
     return Fit(train, held_out, len(pairs) - len(kept), scorer, description, how)
 
 
@@ -90,12 +90,12 @@ def trained(pairs: Pairs, config: FitConfig, *, objective: str, folder: Path, ou
     training.export(config, folder, weights, head, out / "model")
     description = {
         "kind": "score-checkpoint",
-        "model": str((out / "model").resolve()),
+        "model": "model",
         "template": config.template,
         "max_length": config.max_length,
     }
     # Loaded as a job would load it, so that the merged weights are measured and not those in memory.
-    scorer = make_scorer(description, direction=config.kind)
+    scorer = make_scorer(description, direction=config.kind, folder=out)
     return Fit(train, held_out, len(pairs) - len(kept), scorer, description, asdict(report))
 
 

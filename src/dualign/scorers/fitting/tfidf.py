@@ -10,12 +10,10 @@ import numpy as np
 from scipy import sparse
 
 from dualign.records import FloatArray, Prompt
-from dualign.scorers.lexical_features import MAX_FEATURES, character_vectorizer, cut, features, word_vectorizer
+from dualign.scorers.lexical_features import features, learn
 
 MAX_WORDS = 1_000
 """Whole answers, nearly always: unlike the class of an answer, its order among others may be told at its end."""
-RARE = 2
-"""Terms of fewer texts are left out: they could only be learned by heart."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +28,13 @@ class TfidfFeatures:
 
     @classmethod
     def of(cls, responses: Sequence[str]) -> Self:
-        """Return the features of the terms of ``responses``; no label is read."""
-        rare = RARE if len(responses) >= 200 else 1
-        words = word_vectorizer(min_df=rare, max_features=MAX_FEATURES)
-        characters = character_vectorizer(min_df=rare, max_features=MAX_FEATURES)
-        short = cut(responses, MAX_WORDS)
-        words.fit(short)
-        characters.fit(short)
-        return cls(
-            words=tuple(str(term) for term in words.get_feature_names_out()),
-            characters=tuple(str(term) for term in characters.get_feature_names_out()),
-            idf=np.concatenate([words.idf_, characters.idf_]),
-        )
+        """Return the features of the terms of ``responses``; no label is read.
+
+        Raises:
+            DataError: no term is common enough.
+        """
+        learned = learn(responses, MAX_WORDS)
+        return cls(learned.words, learned.characters, learned.idf)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Any:  # noqa: ARG002
         """Return the sparse ``[answer, feature]`` matrix."""

@@ -6,6 +6,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from dualign.scorers.http.deadline import TimedHTTP, TimedHTTPS
 from dualign.scorers.http.faults import FinalFault, TransientFault
 
 MAX_BYTES = 1 << 24
@@ -28,40 +29,38 @@ Transport = Callable[[bytes, Mapping[str, str]], Answer]
 
 
 def transport(url: str, *, timeout: float, monotonic: Callable[[], float]) -> Transport:
-    """Return what posts to ``url`` and gives up after ``timeout`` seconds, however slowly the answer drips in.
+    """Return what posts to ``url`` and gives up after ``timeout`` seconds, however slowly headers or body drip in.
 
     Redirects are not followed, so a key never travels to another host. Proxies are those of the environment.
     """
     opener = urllib.request.OpenerDirector()
     # Without the handlers for redirects, errors, files and FTP: every status comes back as an answer.
-    for handler in (urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()):
+    for handler in (urllib.request.ProxyHandler(), TimedHTTP(monotonic), TimedHTTPS(monotonic)):
         opener.add_handler(handler)
 
     def post(content: bytes, headers: Mapping[str, str]) -> Answer:
         request = urllib.request.Request(url, content, dict(headers), method="POST")
-        deadline = monotonic() + timeout
         try:
             with opener.open(request, timeout=timeout) as response:
-                return _read(response, deadline, monotonic)
+                return _read(response)
         except (OSError, http.client.HTTPException) as error:
             raise _fault(error, timeout) from error
 
     return post
 
 
-def _read(response: http.client.HTTPResponse, deadline: float, monotonic: Callable[[], float]) -> Answer:
+def _read(response: http.client.HTTPResponse) -> Answer:
     pieces, size = [], 0
     while piece := response.read1(PIECE):
         pieces.append(piece)
         size += len(piece)
         if size > MAX_BYTES:
             raise FinalFault(f"the answer is longer than {MAX_BYTES} bytes")
-        if monotonic() > deadline:
-            raise TimeoutError
     headers = {name.lower(): value for name, value in response.getheaders()}
     announced = headers.get("content-length", "")
-    if announced.isdigit() and int(announced) != size:
-        raise TransientFault(f"the answer broke off after {size} of {announced} bytes")
+    # Compared as texts: what is a digit for Python need not be one for int(), and a length may be too long for it.
+    if announced.isascii() and announced.isdigit() and (announced.lstrip("0") or "0") != str(size):
+        raise TransientFault(f"the answer broke off after {size} of {announced[:20]} bytes")
     return Answer(response.status, headers, b"".join(pieces))
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from command_line import dualign
+from dualign.cli.init import KINDS
 from dualign.config import Config, dump, load_config, validate
 from dualign.errors import ConfigError, MissingError, UsageError
 from dualign.pipeline.checks import check
@@ -204,3 +206,10 @@ def test_every_key_says_what_it_does() -> None:
     assert set(Config.model_fields) == {
         "policy", "data", "reward", "constraints", "method", "training", "sampling", "evaluation", "certificate", "run",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_config_that_init_prints_is_sound(kind: str, tmp_path: Path) -> None:
+    done = dualign("init", "--kind", kind)
+    assert done.code == 0
+    check(load_config(written(tmp_path, done.out)))

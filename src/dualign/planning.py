@@ -11,6 +11,8 @@ from dualign.errors import NumericalError
 from dualign.maths.finite import Expectations, FiniteProblem, FloatArray
 from dualign.maths.one_shot import OneShot, from_problem, frontier
 
+LOWEST = "the smallest cost that these responses can reach"
+
 
 def plan_figures(scores: Scores, limits: Mapping[str, float], beta: float) -> dict[str, Any]:
     """Return the plan's JSON object, raw units; what has no value (a multiplier where infeasible) is None.
@@ -67,8 +69,10 @@ def _solve(scores: Scores, limits: Mapping[str, float], beta: float) -> OneShot:
 def _infeasible(names: Sequence[str], shot: OneShot) -> list[str]:
     if shot.feasible:
         return []
+    if len(names) == 1:
+        return [f"limit {shot.problem.limits[0]:g} of {names[0]!r} is not above {shot.attainable[0]:g}, {LOWEST}"]
     said = [
-        f"limit {limit:g} of {name!r} is not above {low:g}, the smallest cost that these responses can reach"
+        f"limit {limit:g} of {name!r} is not above {low:g}, {LOWEST}"
         for name, limit, low in zip(names, shot.problem.limits, shot.attainable, strict=True)
         if limit <= low
     ]

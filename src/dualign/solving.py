@@ -304,7 +304,7 @@ def _point(setting: _Setting, settings: SolveSettings, iterate: Iterate) -> dict
     multipliers = setting.scale.raw_multipliers(iterate.multipliers)
     found = expectations(setting.raw, iterate.policy.state)
     fit_distance = float("nan")
-    if settings.loss == "dpo" and settings.labels != "hard":
+    if settings.loss == "dpo" and settings.labels == "soft":
         method = METHODS[settings.method]
         options = filled(method.name, method.options, settings.options)
         closed_form = method.target(setting.raw, multipliers, options)
@@ -329,6 +329,11 @@ def _labels(setting: _Setting, settings: SolveSettings, selected: Iterate) -> di
     scores = relabel(scaled.reward, scaled.costs, selected.multipliers)
     logits = label_logit(scores[:, first], scores[:, second], temperature=settings.temperature)[real]
     figures: dict[str, Any] = {"saturated_labels": saturation_share(logits), "warnings": []}
+    if not selected.policy.report.history[0]["converged"] and settings.labels == "soft":
+        figures["warnings"].append(
+            f"the fit did not settle (label logits up to {float(np.abs(logits).max(initial=0)):.0f}): its figures are "
+            "not the optimum's; a larger --temperature has the same optimum and smaller logits"
+        )
     if settings.labels == "hard":
         figures["warnings"].append(
             "hard labels have no finite optimum: the policy runs towards a deterministic ranking, and a multiplier "

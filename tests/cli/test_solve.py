@@ -204,3 +204,22 @@ def test_a_one_shot_start_needs_no_more_than_one_round_after_zero(tmp_path: Path
     found = solved(as_file(small_world(21, beta=0.5), tmp_path), "--start", "one-shot")
     exact = np.array(list(found["optimum"]["multipliers"].values()))
     np.testing.assert_allclose(list(found["iterates"][1]["multipliers"].values()), exact, rtol=1e-6)
+
+
+def test_quiet_prints_the_verdict_alone(tmp_path: Path) -> None:
+    path = as_file(small_world(0, beta=0.5), tmp_path)
+    code, text, _ = run("solve", path, "--quiet")
+    assert code == 0 and text.startswith("limits met; ") and "round 0" not in text
+
+
+def test_a_fit_that_did_not_settle_is_said_and_a_larger_temperature_settles_it(tmp_path: Path) -> None:
+    path = as_file(small_world(0, beta=100.0), tmp_path)
+    far = solved(path, "--multiplier", 2000)
+    assert far["fit_distance"] > 1e-3 and "did not settle" in far["warnings"][0]
+    eased = solved(path, "--multiplier", 2000, "--temperature", 1000)
+    assert eased["warnings"] == [] and eased["fit_distance"] <= 2e-6
+
+
+def test_drawn_labels_have_no_closed_form(tmp_path: Path) -> None:
+    path = as_file(small_world(0, beta=0.5), tmp_path)
+    assert solved(path, "--multiplier", 0.6, "--labels", "bernoulli")["fit_distance"] is None

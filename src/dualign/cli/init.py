@@ -7,7 +7,7 @@ import typer
 
 from dualign.errors import UsageError
 
-KINDS = ("demo", "hf", "pairs")
+KINDS = ("demo", "hf", "pairs", "seven-b")
 
 
 def init(

@@ -110,8 +110,10 @@ def _parameters(text: str) -> Parameters:
     found = {}
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")
+        if key in found:
+            raise ValueError(f"{key} is given twice; keep one")
         try:
-            found[key] = float(value)
+            found[key] = float("none" if "_" in value else value)
         except ValueError:
             raise ValueError(f"expected KEY=NUMBER, got {part!r}") from None
     return found

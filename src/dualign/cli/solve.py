@@ -43,6 +43,7 @@ def solve(
     seed: Annotated[int, typer.Option(min=0, help="Seed of drawn labels.")] = 0,
     policy: Annotated[Path | None, typer.Option(help="Write the policy's probabilities there (JSON).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict alone.")] = False,
 ) -> None:
     """Solve a finite world by a method and compare it with the exact optimum; exit 11 where no policy meets the limits.
 
@@ -74,7 +75,7 @@ def solve(
     if as_json:
         print(json.dumps(solution.figures, indent=2, allow_nan=False))
     else:
-        _show(world, solution.figures)
+        _show(world, solution.figures, quiet=quiet)
     if not solution.feasible:
         raise typer.Exit(code=NONE_CERTIFIED)
 
@@ -141,7 +142,7 @@ def _options(given: Sequence[str]) -> dict[str, float | str]:
 
 def _number(where: str, text: str) -> float:
     try:
-        value = float(text)
+        value = math.nan if "_" in text else float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -153,7 +154,7 @@ def _start(text: str) -> float | Literal["one-shot"]:
     return "one-shot" if text == "one-shot" else _number("--start (a number of 0 or more, or one-shot)", text)
 
 
-def _show(world: World, figures: Any) -> None:
+def _show(world: World, figures: Any, *, quiet: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -165,7 +166,8 @@ def _show(world: World, figures: Any) -> None:
     table.add_row("returned", *_cells(figures), style="bold")
     table.add_row("optimum" if figures["feasible"] else "least violating", *_cells(figures["optimum"]))
     table.add_row("limit", *[""] * (len(world.names) + 1), *[f"{d:.4g}" for d in world.limits.values()], "", "")
-    console.print(table)
+    if not quiet:
+        console.print(table)
     console.print(_verdict(figures))
     for warning in figures["warnings"]:
         console.print(f"[yellow]warning:[/] {warning}")

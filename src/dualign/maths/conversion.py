@@ -137,6 +137,7 @@ WITHOUT: Mapping[str, str] = {
     "b-dpo": "its policy has no closed form",
     "wdpo": "it has no multiplier",
     "kldpo": "it has no multiplier of its own",
+    "dr-dpo": "it has no multiplier of its own",
     "best-of-n": "its policy is no Gibbs policy",
 }
 """Systems with no finite (multiplier, beta), and why."""
@@ -164,6 +165,8 @@ def to_target(system: System, given: Parameters) -> Target:
         least = "0 or more" if key in ("lambda", "q", "w1") else "above 0"
         if not (value >= 0 if least == "0 or more" else value > 0):
             raise ValueError(f"{name}: {key} must be {least}, got {value}")
+        if key == "q" and value > 1:
+            raise ValueError(f"{name}: q is a share of 1 at most, got {value}")
     target = system.to_target({**system.free, **given})
     if not (math.isfinite(target.multiplier) and 0 < target.beta < math.inf):
         raise ValueError(f"{name}: {dict(given)} means multiplier {target.multiplier} and beta {target.beta}")

@@ -1,5 +1,6 @@
 """On-policy training on sampled answers: gradients by hand, memory between stretches, and that it learns."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dualign.engine.pair_store import encode_prompt
 from dualign.engine.practice_memory import recall
 from dualign.engine.settings import TrainingSettings
 from dualign.engine.trained_weights import trained_weights
+from dualign.errors import UsageError
 from dualign.maths.policy_gradient import multiplier_step
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.sampling.protocol import Sampling
@@ -57,11 +59,48 @@ def stage(**training: Any) -> Stage:
     return Stage(model, TransformersSampler(model), sampling, TrainingSettings(**chosen), score, REFERENCE)
 
 
+def backend(parts: Stage, folder: Path) -> TransformerBackend:
+    return TransformerBackend(
+        parts.language_model, training=parts.training, sampler=parts.sampler, sampling=parts.sampling, folder=folder
+    )
+
+
+def assert_same_files(one: Path, other: Path, *names: str) -> None:
+    assert all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+FILES = ("adapter_model.safetensors", "practice.safetensors", "practice.json")
+
+
 def test_every_pass_over_the_prompts_is_a_permutation() -> None:
     numbers = [k for step in range(9) for k in batch_at(step, 6, 4, seed=1)]
     passes = [numbers[i : i + 6] for i in range(0, 36, 6)]
     assert all(sorted(part) == list(range(6)) for part in passes)
     assert len({tuple(part) for part in passes}) > 1
+
+
+@pytest.mark.parametrize(("count", "size"), [(6, 4), (6, 5), (7, 3), (7, 6), (5, 5), (6, 9), (1, 4)])
+def test_no_prompt_stands_twice_in_a_batch(count: int, size: int) -> None:
+    batches = [batch_at(step, count, size, seed=2) for step in range(40)]
+    assert all(len(set(batch)) == len(batch) == min(size, count) for batch in batches)
+    numbers = [k for batch in batches for k in batch]
+    assert all(sorted(numbers[i : i + count]) == list(range(count)) for i in range(0, len(numbers) - count, count))
+
+
+def test_prompts_of_several_pairs_are_asked_once_a_step(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def noted(prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> Scores:
+        asked.append([prompt.id for prompt in prompts])
+        return score(prompts, responses)
+
+    parts = stage()
+    groups = [Group(prompt, (), np.zeros(0), np.zeros((0, 1))) for prompt in PROMPTS for _ in range(3)]
+    made = practice("leave-one-out", steps=3, answers=2, prompts=8)
+    backend(parts, tmp_path).practise(
+        REFERENCE, groups, practice=made, score=noted, reference=REFERENCE, seed=1, name="p"
+    )
+    assert [sorted(batch) for batch in asked] == [sorted(prompt.id for prompt in PROMPTS)] * 3
 
 
 @pytest.mark.parametrize(("estimator", "answers"), [("critic", 1), ("leave-one-out", 2)])
@@ -130,7 +169,7 @@ def test_the_first_gradient_is_the_policy_gradient_by_hand(estimator: Any) -> No
         with torch.no_grad():
             for number, value in enumerate(parameters.values()):
                 value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(number)))
-        run = on_policy._Updates(parts, made, memory, parameters)
+        run = on_policy._Updates(parts, made, memory, parameters, seed=1)
         run.look(cut)
         loss = sum(run._loss(part, objective) * part.batch.shape[0] / len(PROMPTS) for part in cut)
         found = torch.autograd.grad(loss, list(parameters.values()))
@@ -162,9 +201,7 @@ def test_the_first_gradient_is_the_policy_gradient_by_hand(estimator: Any) -> No
 
 def test_a_merge_of_adapters_is_that_of_their_updates(tmp_path: Path) -> None:
     parts = stage()
-    machine = TransformerBackend(
-        parts.language_model, training=parts.training, sampler=parts.sampler, sampling=parts.sampling, folder=tmp_path
-    )
+    machine = backend(parts, tmp_path)
     policies = []
     for seed in (1, 2):
         folder = tmp_path / f"{seed}"
@@ -187,3 +224,139 @@ def test_a_merge_of_adapters_is_that_of_their_updates(tmp_path: Path) -> None:
     groups = [Group(PROMPTS[0], (Response("", (3, 4, 2)), Response("", (5, 2))), np.zeros(2), np.zeros((2, 1)))]
     same = machine.merge(policies[0], policies[0], share=0.6, name="same")
     np.testing.assert_allclose(machine.log_probs(same, groups)[0], machine.log_probs(policies[0], groups)[0], rtol=1e-5)
+
+
+def test_a_merge_of_adapters_of_two_ranks_and_scales_is_that_of_their_weights(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from dualign.engine.adapters import activated, base_parameters
+
+    kinds = {"four": {"lora_r": 4, "lora_alpha": 8.0}, "eight": {"lora_r": 8, "lora_alpha": 4.0}}
+    policies = []
+    for name, training in kinds.items():
+        made = practice("leave-one-out", answers=2, learning_rate=0.1)
+        practise(stage(**training), REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / name)
+        policies.append(Policy(name, tmp_path / name))
+    parts = stage()
+    machine = backend(parts, tmp_path)
+
+    def whole(policy: Policy) -> dict[str, torch.Tensor]:
+        with activated(parts.language_model, policy, merged=True):
+            return {name: value.clone() for name, value in base_parameters(parts.language_model.model).items()}
+
+    first, second = (whole(policy) for policy in policies)
+    (tmp_path / "mixed").mkdir()
+    save_file({key: 0.7 * first[key] + 0.3 * second[key] for key in first}, tmp_path / "mixed" / "model.safetensors")
+    answers = (Response("", (3, 4, 2)), Response("", (5, 2)), Response("", (9, 9, 6, 2)))
+    groups = [Group(prompt, answers, np.zeros(3), np.zeros((3, 1))) for prompt in PROMPTS]
+    merged = machine.merge(*policies, share=0.3, name="merged")
+    wanted, found, own, other = (
+        np.array(machine.log_probs(policy, groups))
+        for policy in (Policy("mixed", tmp_path / "mixed"), merged, *policies)
+    )
+    assert np.abs(own - other).max() > 0.1
+    np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=0)
+
+
+def test_adapters_of_different_layers_are_not_merged(tmp_path: Path) -> None:
+    made = practice("leave-one-out", steps=1, answers=2)
+    policies = []
+    for layer in ("q_proj", "v_proj"):
+        practise(stage(target_modules=(layer,)), REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / layer)
+        policies.append(Policy(layer, tmp_path / layer))
+    with pytest.raises(UsageError, match="'q_proj' and 'v_proj' must be adapters of the same layers"):
+        backend(stage(), tmp_path).merge(*policies, share=0.5, name="merged")
+
+
+def test_a_merge_of_whole_models_begins_training_anew(tmp_path: Path) -> None:
+    parts = stage(adapter="full")
+    policies = []
+    for seed in (1, 2):
+        made = practice("critic", steps=1, learning_rate=1e-3)
+        practise(parts, REFERENCE, PROMPTS, made, seed=seed, folder=tmp_path / f"{seed}")
+        policies.append(Policy(f"{seed}", tmp_path / f"{seed}"))
+    merged = backend(parts, tmp_path).merge(*policies, share=0.5, name="merged")
+    assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == ["config.json", "model.safetensors"]
+    memory = recall(merged, np.array([9.0]), window=32)
+    assert memory.step == 0 and memory.multipliers.tolist() == [9.0] and not memory.tensors
+    report = practise(parts, merged, PROMPTS, practice("critic"), seed=1, folder=tmp_path / "later")
+    assert report.steps == 2
+
+
+DROPOUT = [("critic", 1, 1), ("critic", 1, 3), ("leave-one-out", 2, 1)]
+
+
+@pytest.mark.parametrize(("estimator", "answers", "updates"), DROPOUT)
+def test_dropout_is_drawn_from_the_seed_alone(tmp_path: Path, estimator: str, answers: int, updates: int) -> None:
+    made = practice(estimator, answers=answers, updates=updates)
+    for name, seed, state, dropout in (("one", 1, 5, 0.3), ("two", 1, 6, 0.3), ("other", 2, 5, 0.3), ("off", 1, 5, 0)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(state)
+            before = torch.get_rng_state()
+            practise(stage(lora_dropout=dropout), REFERENCE, PROMPTS, made, seed=seed, folder=tmp_path / name)
+            assert torch.equal(torch.get_rng_state(), before)
+    assert_same_files(tmp_path / "one", tmp_path / "two", *FILES)
+    weights = {name: (tmp_path / name / FILES[0]).read_bytes() for name in ("one", "other", "off")}
+    assert len(set(weights.values())) == 3  # dropout does act, and by the seed
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_with_dropout_the_ratio_is_one_at_first_and_the_kl_is_of_the_policy_that_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
+) -> None:
+    parts = stage(lora_dropout=0.3)
+    practise(parts, REFERENCE, PROMPTS, practice("critic", learning_rate=0.1), seed=1, folder=tmp_path / "start")
+    start = Policy("start", tmp_path / "start")
+    ratios, olds, real = [], [], on_policy.clipped_policy_loss
+    real_advantages = on_policy._Updates._advantages
+
+    def watched(own: torch.Tensor, old: torch.Tensor, *args: Any, **settings: Any) -> torch.Tensor:
+        ratios.append(float((own - old).detach().abs().max()))
+        return real(own, old, *args, **settings)
+
+    def advantages(self: Any, part: on_policy.Part, objective: OnPolicyObjective) -> Any:
+        assert part.old is not None
+        olds.append(part.old.sum(dim=1))
+        return real_advantages(self, part, objective)
+
+    monkeypatch.setattr(on_policy, "clipped_policy_loss", watched)
+    monkeypatch.setattr(on_policy._Updates, "_advantages", advantages)
+    drawn: list[float] = []
+
+    def noted(prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> Scores:
+        drawn.extend(answer.log_prob for row in responses for answer in row)
+        return score(prompts, responses)
+
+    watching = dataclasses.replace(parts, score=noted)
+    practise(watching, start, PROMPTS, practice("critic", steps=1, updates=updates), seed=1, folder=tmp_path / "p")
+    parts_a_step = len(ratios) // updates
+    assert ratios[:parts_a_step] == [0.0] * parts_a_step  # log 1, exactly
+    assert all(value > 0 for value in ratios[parts_a_step:])
+    np.testing.assert_allclose(torch.cat(olds[:parts_a_step]).numpy(), drawn, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("practised", [False, True])
+def test_an_epoch_that_was_killed_inside_is_taken_again_as_it_was(
+    tmp_path: Path, practised: bool, dropout: float
+) -> None:
+    made = practice("critic", steps=4, updates=2, prompts=4)
+    start = REFERENCE
+    if practised:
+        practise(stage(lora_dropout=dropout), REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / "start")
+        start = Policy("start", tmp_path / "start")
+    practise(stage(lora_dropout=dropout), start, PROMPTS, made, seed=1, folder=tmp_path / "whole")
+    parts, calls = stage(lora_dropout=dropout), []
+
+    def killed(prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> Scores:
+        calls.append(len(prompts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return score(prompts, responses)
+
+    with pytest.raises(KeyboardInterrupt):
+        practise(dataclasses.replace(parts, score=killed), start, PROMPTS, made, seed=1, folder=tmp_path / "killed")
+    # in the same process, with the model that was being trained
+    practise(parts, start, PROMPTS, made, seed=1, folder=tmp_path / "again")
+    assert_same_files(tmp_path / "whole", tmp_path / "again", *FILES)
+    assert (tmp_path / "whole" / FILES[0]).read_bytes() != (tmp_path / "killed" / FILES[0]).read_bytes()

@@ -140,8 +140,8 @@ def batch_at(step: int, count: int, size: int, seed: int) -> list[int]:
         begun = number * count % size  # places of this pass's first batch that the pass before has filled
         held = set(order[count - begun :])
         drawn = np.random.default_rng([seed, number]).permutation(count).tolist()
-        front = [k for k in drawn if k not in held][: size - begun]
-        order = front + [k for k in drawn if k not in set(front)]
+        front = dict.fromkeys([k for k in drawn if k not in held][: size - begun])
+        order = [*front, *(k for k in drawn if k not in front)]
         places = (place * size - number * count for place in (step, step + 1))
         chosen += order[slice(*(max(0, place) for place in places))]
     return chosen

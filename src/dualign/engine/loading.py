@@ -157,7 +157,7 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
     try:
-        with _readable(path), _silence():
+        with _readable(path), without_bars():
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
             model = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),
@@ -180,7 +180,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     model.config.pad_token_id = pad
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = pad
-    with _silence():
+    with without_bars():
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
 
@@ -232,7 +232,7 @@ def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _readable(folder), _silence():
+    with _readable(folder), without_bars():
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -286,8 +286,8 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the loader's own progress bars off the screen meanwhile."""
+def without_bars() -> Iterator[None]:
+    """Keep the progress bars of transformers off the screen meanwhile."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -6,7 +6,6 @@ Loads with the weights-only formats alone (safetensors) and never runs code from
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,23 +56,11 @@ def load_model(auto: Any, name: str, folder: Path, *, revision: str | None, dtyp
     """
     import torch
 
+    from dualign.engine.loading import without_bars
+
     with without_bars():
         model = _load(auto.from_pretrained, name, folder, revision, dtype=getattr(torch, dtype), use_safetensors=True)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Keep the progress bars of transformers off the screen meanwhile."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def model_revision(model: Any) -> str:

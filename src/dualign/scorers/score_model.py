@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualign.errors import DataError, MissingError
-from dualign.scorers.encoding import without_bars
 from dualign.scorers.protocol import Direction
 from dualign.scorers.score_tokenizer import check_tokenizer
 from dualign.scorers.score_weights import (
@@ -94,6 +93,8 @@ def load_score_model(folder: Path, *, dtype: str = "float32") -> ScoreModel:
     """
     import torch
     from transformers import AutoModel
+
+    from dualign.engine.loading import without_bars
 
     config = _read_config(folder)
     with torch.device("meta"):

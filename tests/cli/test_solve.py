@@ -196,7 +196,21 @@ def test_methods_are_listed() -> None:
     rows = {row["name"]: row for row in json.loads(text)["methods"]}
     assert code == 0 and set(rows) == set(METHODS)
     assert all({"name", "source", "needs", "reconstruction"} <= set(row) for row in rows.values())
-    assert "c-dpo" in run("methods")[1]
+    kinds = {name: row["constraint"] for name, row in rows.items()}
+    others = {"dpo", "bfpo", "safedpo", "repo-dpo", "reinforce-lag"}
+    assert {kinds[name] for name in set(METHODS) - others} == {"mean"}
+    assert kinds["dpo"] == kinds["bfpo"] == "none"
+    assert kinds["safedpo"] == "unsafe at probability 0" and kinds["repo-dpo"] == "per response"
+    assert kinds["reinforce-lag"] == "mean, inflated for the test"
+
+
+def test_the_table_of_methods_shows_every_fact_of_a_row() -> None:
+    words = set(run("methods")[1].replace("│", " ").split())
+    for method in METHODS.values():
+        facts = [method.name, method.source, *method.needs, method.constraint, method.weight, method.note]
+        wanted = {word for fact in facts for word in fact.split()}
+        missing = {word for word in wanted if not {word, f"{word},"} & words}
+        assert not missing, (method.name, missing)
 
 
 def test_a_one_shot_start_needs_no_more_than_one_round_after_zero(tmp_path: Path) -> None:

@@ -45,6 +45,27 @@ def test_clamped_weights_by_hand() -> None:
     assert clamped_weights(np.array([0.0, 2.0]), uniform, tau=0.1)[1] == pytest.approx(5.0)
 
 
+def test_clamped_weights_are_the_exponential_ones_once_scaled_where_no_clamp_acts() -> None:
+    for tau in (0.5, 1.0, 5.0):
+        made = clamped_weights(LOSSES, WEIGHTS, tau=tau, largest=np.inf)
+        softmax = WEIGHTS * np.exp(LOSSES / tau) / (WEIGHTS @ np.exp(LOSSES / tau))
+        np.testing.assert_allclose(made / made.sum(), softmax, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(exponential_weights(LOSSES, WEIGHTS, tau=tau), softmax, rtol=0, atol=1e-12)
+    calm = 0.1 * LOSSES  # far from exp = 10
+    made = clamped_weights(calm, WEIGHTS, tau=1.0)
+    softmax = WEIGHTS * np.exp(calm) / (WEIGHTS @ np.exp(calm))
+    np.testing.assert_allclose(made / made.sum(), softmax, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [0.01, 0.3, 1.0, 30.0])
+def test_the_mean_loss_lies_between_dr_dpo_and_kldpo(width: float) -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        losses, weights = rng.gamma(2.0, size=30), rng.dirichlet(np.ones(30))
+        best, worst = (log_mean_exp(losses, weights, tau=tau) for tau in (-width, width))
+        assert losses.min() <= best < weights @ losses < worst <= losses.max()
+
+
 @pytest.mark.parametrize("rho", [1e-4, 0.05, 0.5, 2.0])
 def test_strong_duality(rho: float) -> None:
     tau = solve_tau(LOSSES, WEIGHTS, rho=rho)
@@ -85,6 +106,9 @@ def test_losses_that_rounding_tells_apart_end_the_search() -> None:
         for _ in range(20):
             losses = offset + 1e-15 * rng.integers(0, 5, size=6)
             assert solve_tau(losses, np.full(6, 1 / 6), rho=1.5) >= 0
+    last_digits = 0.69 + np.spacing(0.69) * rng.integers(0, 3, size=(200, 6))
+    for losses in last_digits:
+        assert solve_tau(losses, np.full(6, 1 / 6), rho=0.3) == float("inf")
 
 
 def test_a_pair_of_no_weight_counts_for_nothing() -> None:

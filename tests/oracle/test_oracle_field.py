@@ -87,8 +87,10 @@ def test_modpo_by_hand() -> None:
 
 
 @pytest.mark.parametrize("margin", [0.0, 10.0])
-def test_safedpo_forbids_what_is_unsafe_and_keeps_the_rest(margin: float) -> None:
-    world = small_world(3, beta=0.5)
+@pytest.mark.parametrize("seed", [3, 5, 11])
+def test_safedpo_forbids_what_is_unsafe_and_keeps_the_rest(margin: float, seed: int) -> None:
+    # A certain label is one of logit 40, so the mass is not 0: exp(-(40 + margin) / beta), times e to a few rewards.
+    world = small_world(seed, beta=0.5)
     found = solve(world, SolveSettings(method="safedpo", options={"safety_margin": margin})).log_probs
     problem = world.problem()
     helpful = log_policy(problem, np.zeros(1))
@@ -98,9 +100,9 @@ def test_safedpo_forbids_what_is_unsafe_and_keeps_the_rest(margin: float) -> Non
         safe = live & ~unsafe
         if not safe.any():
             continue
-        assert np.exp(found[row, unsafe]).sum() <= 1e-3
+        assert np.exp(found[row, unsafe]).sum() <= 1e-8
         conditionals = [np.exp(table[row, safe]) / np.exp(table[row, safe]).sum() for table in (found, helpful)]
-        np.testing.assert_allclose(*conditionals, atol=1e-8)
+        np.testing.assert_allclose(*conditionals, atol=1e-12)
 
 
 def test_the_flag_of_safedpo_is_a_raw_cost() -> None:
@@ -112,7 +114,7 @@ def test_the_flag_of_safedpo_is_a_raw_cost() -> None:
     for row in range(len(found)):
         unsafe = live[row] & (costs[row] > 0.5)
         if (live[row] & ~unsafe).any():
-            assert np.exp(found[row, unsafe]).sum() <= 1e-3
+            assert np.exp(found[row, unsafe]).sum() <= 1e-8
         if not unsafe.any():
             np.testing.assert_allclose(np.exp(found[row]), np.exp(helpful[row]), atol=1e-7)
 
@@ -153,6 +155,18 @@ def test_repo_prices_the_positive_part() -> None:
     problem: FiniteProblem = world.problem()
     rectified = replace(problem, costs=np.maximum(problem.costs, 0))
     np.testing.assert_allclose(np.exp(found), np.exp(log_policy(rectified, multipliers)), atol=1e-6)
+
+
+@pytest.mark.parametrize("coefficient", [0.3, 1.5])
+def test_released_labels_of_pecan_multiply_the_two_betas(coefficient: float) -> None:
+    for seed in range(3):
+        world, multipliers = small_world(seed, beta=0.5), np.array([0.8])
+        options: Options = {"label_scale": "released", "beta": coefficient}
+        found = solve(world, SolveSettings(method="pecan", options=options, multipliers=multipliers)).log_probs
+        sharper = log_policy(replace(world.problem(), beta=0.5 * coefficient), multipliers)
+        plain = log_policy(world.problem(), multipliers)
+        distances = [np.abs(np.exp(found) - np.exp(table)).sum(axis=1).max() / 2 for table in (sharper, plain)]
+        assert distances[0] <= 1e-4 < distances[1]
 
 
 def test_mean_log_ratio_of_the_safe_policy_is_its_cost_over_beta() -> None:

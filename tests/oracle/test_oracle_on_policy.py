@@ -36,18 +36,24 @@ PROBLEM = small_world(3, beta=0.5).problem()
 RNG = np.random.default_rng(0)
 
 
-def test_safe_rlhf_maximum_is_attained_at_beta_kappa_times_one_plus_lambda() -> None:
-    multiplier, kl = np.array([1.7]), 0.2
-    policy = lagrangian_policy(PROBLEM, multiplier, kl=kl)
-    np.testing.assert_allclose(policy, log_policy(replace(PROBLEM, beta=kl * 2.7), multiplier), atol=1e-12)
-    best = lagrangian_maximum(PROBLEM, multiplier, kl=kl)
-    assert lagrangian_objective(PROBLEM, policy, multiplier, kl=kl) == pytest.approx(best, abs=1e-10)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("multiplier", [0.0, 0.4, 1.7, 6.0])
+def test_safe_rlhf_maximum_is_attained_at_beta_kappa_times_one_plus_lambda(seed: int, multiplier: float) -> None:
+    problem, given, kl, rng = small_world(seed).problem(), np.array([multiplier]), 0.2, np.random.default_rng(seed)
+    policy = lagrangian_policy(problem, given, kl=kl)
+    np.testing.assert_allclose(policy, log_policy(replace(problem, beta=kl * (1 + multiplier)), given), atol=1e-12)
+    # kappa E_x log E_ref exp((r - lambda c) / ((1 + lambda) kappa)), written out.
+    tilted = np.exp((problem.reward - multiplier * problem.costs[..., 0]) / ((1 + multiplier) * kl))
+    by_hand = kl * problem.prompt_weights @ np.log((np.exp(problem.log_reference) * tilted).sum(axis=1))
+    best = lagrangian_maximum(problem, given, kl=kl)
+    assert best == pytest.approx(by_hand, abs=1e-10)
+    assert lagrangian_objective(problem, policy, given, kl=kl) == pytest.approx(best, abs=1e-10)
     live = np.isfinite(policy)
     for scale in (1e-3, 0.1, 1.0):
         for _ in range(50):
-            other = np.where(live, policy + scale * RNG.normal(size=policy.shape), -np.inf)
+            other = np.where(live, policy + scale * rng.normal(size=policy.shape), -np.inf)
             other -= np.logaddexp.reduce(other, axis=1, keepdims=True)
-            assert lagrangian_objective(PROBLEM, other, multiplier, kl=kl) < best
+            assert lagrangian_objective(problem, other, given, kl=kl) < best
 
 
 def test_log_space_step_is_the_multiplicative_update() -> None:
@@ -141,17 +147,15 @@ def test_inflation_by_hand_and_its_faults() -> None:
 
 
 def test_the_safety_test_passes_at_its_level() -> None:
-    rng, passed, bounded, naive = np.random.default_rng(2), 0, 0, 0
-    repetitions = 4000
-    for _ in range(repetitions):
-        prompts = rng.normal(size=(100, 1))
-        costs = prompts + rng.normal(size=(100, 4))
-        passed += passes_safety_test(costs[None], 0.0, delta=0.1)
-        bounded += bool(clustered_t(costs.mean(axis=1), delta=0.05) >= 0)
-        naive += bool(clustered_t(costs.ravel(), delta=0.05) >= 0)
-    assert passed / repetitions == pytest.approx(0.1, abs=0.015)
-    assert bounded / repetitions == pytest.approx(0.95, abs=0.012)
-    assert naive / repetitions < 0.9
+    # Within 0.01, which is 4.7 standard errors of a rate of 0.1 and 6.5 of one of 0.05.
+    rng, repetitions = np.random.default_rng(2), 20_000
+    costs = rng.normal(size=(repetitions, 50, 1)) + rng.normal(size=(repetitions, 50, 4))
+    passed = np.mean([passes_safety_test(drawn[None], 0.0, delta=0.1) for drawn in costs])
+    bounded = np.mean(clustered_t(costs.mean(axis=2), delta=0.05) >= 0)
+    naive = np.mean(clustered_t(costs.reshape(repetitions, -1), delta=0.05) >= 0)
+    assert passed == pytest.approx(0.1, abs=0.01)
+    assert bounded == pytest.approx(0.95, abs=0.01)
+    assert naive < 0.9
 
 
 CASES: list[tuple[str, Options]] = [
@@ -171,7 +175,13 @@ def test_a_given_multiplier_leads_to_its_own_closed_form(name: str, options: Opt
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("ppo-lag", {}), ("reinforce-lag", {}), ("reinforce-lag", {"delta": 0.0}), ("reward-shaping", {}), ("p-sacpo", {})],
+    [
+        ("ppo-lag", {}),
+        ("reinforce-lag", {}),
+        ("reinforce-lag", {"delta": 0.0}),
+        ("reward-shaping", {}),
+        ("p-sacpo", {}),
+    ],
 )
 def test_limits_are_met(name: str, options: Options) -> None:
     for seed in range(3):

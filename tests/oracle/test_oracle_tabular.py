@@ -38,6 +38,38 @@ def test_row_9_soft_labels_fit_the_gibbs_policy_whatever_the_weights(pairs: floa
         assert variation(policy.state, log_policy(problem, multipliers)) <= 1e-6
 
 
+def test_row_9_nor_does_the_weight_of_a_pair_within_its_group_move_the_fit() -> None:
+    # Both orders of a pair share its weight: under its soft label each pair is at its least loss at the same policy.
+    def uneven(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return weights * torch.logspace(-1, 1, len(weights), dtype=weights.dtype)
+
+    multipliers = np.array([0.7, 1.3])
+    for seed in range(5):
+        world = small_world(seed, constraints=2, beta=BETA)
+        backend = TabularBackend(world)
+        plain = objective(multipliers, beta=BETA)
+        even, weighed = (
+            backend.fit(world.groups(), objective=asked, reference=backend.reference, start=None, seed=0, name="p")
+            for asked in (plain, replace(plain, weigh=uneven))
+        )
+        assert abs(weighed.report.loss - even.report.loss) > 1e-3  # the weights did reach the fit
+        assert variation(weighed.state, log_policy(world.problem(), multipliers)) <= 1e-6
+
+
+@pytest.mark.parametrize("weight", [1e-2, 1.0, 1e2])
+def test_row_9_the_loss_of_a_pair_is_least_at_its_logit(weight: float) -> None:
+    # Orders (i, j) and (j, i) with labels p and 1 - p: the slope is 2 weight beta (sigmoid(beta h) - p).
+    probability = torch.tensor([0.02, 0.3, 0.5, 0.9], dtype=torch.float64)
+    for shift in (0.0, 1.0):
+        h = (torch.logit(probability) / BETA + shift).requires_grad_()
+        nothing = torch.zeros_like(h)
+        won, lost = dpo(h, nothing, beta=BETA), dpo(nothing, h, beta=BETA)
+        loss = 2 * weight * (probability * won + (1 - probability) * lost)
+        (slope,) = torch.autograd.grad(loss.sum(), h)
+        expected = 2 * weight * BETA * (torch.sigmoid(torch.logit(probability) + BETA * shift) - probability)
+        torch.testing.assert_close(slope, expected, atol=1e-12 * weight, rtol=0)
+
+
 @pytest.mark.parametrize("tau", [0.5, 4.0])
 def test_row_10_label_temperature_multiplies_beta(tau: float) -> None:
     multipliers = np.array([0.7, 1.3])

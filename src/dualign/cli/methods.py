@@ -32,6 +32,7 @@ def methods(
                 "name": method.name,
                 "source": method.source,
                 "needs": list(method.needs),
+                "constraint": method.constraint,
                 "reconstruction": method.reconstruction,
                 "weight": method.weight,
                 "note": method.note,
@@ -45,12 +46,15 @@ def methods(
         print(json.dumps({"methods": rows}, indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("method", "needs", "multiplier", "source", "note", title="Methods")
+    # Six facts in four columns, so that a row keeps to a few lines at 100 columns.
+    held = Column("constraint\nmultiplier from", max_width=15)
+    table = Table("method", Column("needs", max_width=20), held, "source\nnote", title="Methods", show_lines=True)
     for method in METHODS.values():
-        mark = " (reconstruction)" if method.reconstruction else ""
-        table.add_row(method.name + mark, ", ".join(method.needs), method.weight, method.source, method.note)
+        name = method.name + ("\n(reconstruction)" if method.reconstruction else "")
+        kind = f"{method.constraint}\n{method.weight}"
+        table.add_row(name, ", ".join(method.needs), kind, f"{method.source}\n{method.note}")
     Console().print(table)
 
 

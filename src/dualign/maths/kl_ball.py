@@ -12,6 +12,8 @@ import numpy as np
 
 from dualign.maths.finite import FloatArray
 
+ROUNDING = 64 * np.finfo(np.float64).eps
+"""Relative spread of losses that are equal."""
 LONGEST_SEARCH = 40.0
 """``solve_tau`` looks no further below the spread of the losses than by the exponential of this."""
 LARGEST_FACTOR = 10.0
@@ -66,14 +68,15 @@ def dual_value(losses: FloatArray, weights: FloatArray, *, tau: float, rho: floa
 def solve_tau(losses: FloatArray, weights: FloatArray, *, rho: float) -> float:
     """Return the ``tau`` at which KL(P || P0) = ``rho`` nats: the minimiser of ``dual_value``.
 
-    Infinity where ``rho`` is 0 or all losses are equal: no weights are worse than P0. 0 where the ball holds the pairs
-    of the largest loss alone: they are its worst case.
+    Infinity where ``rho`` is 0 or all losses are equal up to rounding: no weights are worse than P0. 0 where the ball
+    holds the pairs of the largest loss alone: they are its worst case.
     """
     from scipy.optimize import brentq
 
     live = losses[weights > 0]
     spread = float(np.ptp(live))
-    if rho <= 0 or spread == 0:
+    # Losses that only rounding tells apart are equal: their KL is noise, of either sign of the excess below.
+    if rho <= 0 or spread <= ROUNDING * float(np.abs(live).max()):
         return float("inf")
     at_peak = float(weights[(weights > 0) & (losses == live.max())].sum() / weights.sum())
     # No tau reaches the last digit of the largest KL.

@@ -130,6 +130,12 @@ class Method:
     """Its closed form on a finite world with soft labels and the loss ``dpo``; NaN where it has none."""
     parameters: Parameters = c_dpo_parameters
     """Its own names for multipliers and beta."""
+    constraint: Literal["mean", "per response", "unsafe at probability 0", "mean, inflated for the test", "none"] = (
+        "mean"
+    )
+    """What it holds to the limits: the mean cost, that mean raised by a test's width, the part of each response's cost
+    above 0, no unsafe response at all, or nothing.
+    """
     trains: bool = True
     """Whether there are weights of its own; best-of-n has those of the reference."""
     begins_with_dpo: bool = False
@@ -158,6 +164,7 @@ METHODS: Mapping[str, Method] = {
             False,
             "C-DPO at multiplier 0; limits are measured and ignored",
             options=DPO_OPTIONS,
+            constraint="none",
             target=unless("smoothing"),
             begins_with_dpo=True,
         ),
@@ -300,6 +307,7 @@ METHODS: Mapping[str, Method] = {
             False,
             "unsafe answers get probability 0; limits are measured and ignored",
             options=SAFEDPO_OPTIONS,
+            constraint="unsafe at probability 0",
             target=no_closed_form,
         ),
         Method(
@@ -311,6 +319,7 @@ METHODS: Mapping[str, Method] = {
             False,
             "targets of the released program; limits are measured and ignored",
             options=BFPO_OPTIONS,
+            constraint="none",
             target=no_closed_form,
         ),
         Method(
@@ -322,6 +331,7 @@ METHODS: Mapping[str, Method] = {
             True,
             "prices max(cost, 0); as relabelling, and with a dual rule, it is a reconstruction",
             target=rectified_gibbs,
+            constraint="per response",
         ),
         Method(
             "p-sacpo",
@@ -369,6 +379,7 @@ METHODS: Mapping[str, Method] = {
             options=REINFORCE_LAG_OPTIONS,
             target=reinforce_lag_target,
             parameters=reinforce_lag_parameters,
+            constraint="mean, inflated for the test",
         ),
         Method(
             "best-of-n",

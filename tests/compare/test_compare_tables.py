@@ -86,3 +86,10 @@ def test_folders_of_long_arms_are_short_and_differ(tmp_path: Path) -> None:
     assert len(set(names)) == 4 and all(re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) for name in names)
     (short,) = cells([parse_arm("c-dpo:loss=kldpo")], [0], tmp_path)
     assert short.run.name == "c-dpo-loss-kldpo-seed-0"
+
+
+def test_a_seed_that_a_method_did_not_finish_counts_against_it() -> None:
+    both = [ONE, replace(ONE, seed=1)]
+    rows = summarise([*both, other(objective=9.0)], {"harm": 0.4})
+    assert [row["held"] for row in rows] == [True, False] and best(rows) == "c-dpo"
+    assert summarise([other(objective=9.0)], {"harm": 0.4})[0]["held"]

@@ -34,7 +34,7 @@ class Outcome:
     objective: float
     """reward - raw beta * KL, both of the same prompts."""
     errors: Mapping[str, float]
-    """Standard errors of ``reward`` and of each cost by its name; 0 where figures are exact."""
+    """Standard errors of ``reward``, of ``objective`` (that of its reward) and of each cost by its name; none: exact."""
     front: Sequence[tuple[float, float, float]]
     """(cost of the first limit, reward, objective) of every policy that the method trained."""
     seconds: float
@@ -99,7 +99,7 @@ def seconds_to_limit(spent: Sequence[tuple[str, float]], iterates: Sequence[Figu
     total = 0.0
     for target, seconds in spent:
         total += seconds
-        if target in held or target.removesuffix("/fit") in held:
+        if target in held:
             return round(total, 3)
     return math.nan
 
@@ -153,7 +153,7 @@ def _of_model(result: Figures, run: Path) -> dict[str, Any]:
         "costs": {n: selected["costs"][n] if costs is None else float(costs.mean()) for n, costs in values.items()},
         "kl": float(selected["kl"]),
         "objective": selected["reward"] - beta * selected["kl"],
-        "errors": {"reward": standard_error(reward)}
+        "errors": {"reward": standard_error(reward), "objective": selected["reward_error"]}
         | {n: selected["errors"][n] if costs is None else standard_error(costs) for n, costs in values.items()},
         "front": [
             (row["costs"][names[0]], row["reward"], row["reward"] - beta * row["kl"])

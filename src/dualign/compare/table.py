@@ -11,6 +11,9 @@ import numpy as np
 from dualign.compare.reading import Outcome, front_at
 from dualign.maths.clustering import paired_difference, standard_error
 
+ENOUGH = 0.8
+"""Share of the seeds in which the limits have to hold for a method to count as one that holds them."""
+
 
 def summarise(outcomes: Sequence[Outcome], limits: Mapping[str, float]) -> list[dict[str, Any]]:
     """Return one row an arm, in the order of the outcomes; differences are taken from the first arm.
@@ -19,7 +22,10 @@ def summarise(outcomes: Sequence[Outcome], limits: Mapping[str, float]) -> list[
     """
     arms = list(dict.fromkeys(outcome.arm for outcome in outcomes))
     by_arm = {arm: [outcome for outcome in outcomes if outcome.arm == arm] for arm in arms}
-    return [_row(by_arm[arm], by_arm[arms[0]], limits) for arm in arms]
+    rows = [_row(by_arm[arm], by_arm[arms[0]], limits) for arm in arms]
+    # a seed that a method did not finish, and another did, counts as one in which its limits did not hold
+    seeds = max((row["seeds"] for row in rows), default=0)
+    return [{**row, "held": row["limits_held"] >= ENOUGH * seeds} for row in rows]
 
 
 def _row(cells: Sequence[Outcome], first: Sequence[Outcome], limits: Mapping[str, float]) -> dict[str, Any]:
@@ -34,7 +40,7 @@ def _row(cells: Sequence[Outcome], first: Sequence[Outcome], limits: Mapping[str
         "multipliers": {k: _mean([cell.multipliers.get(k, math.nan) for cell in cells], math.nan) for k in limits},
         "costs": {key: _mean([cell.costs[key] for cell in cells], cells[0].errors.get(key, 0.0)) for key in limits},
         "kl": _mean([cell.kl for cell in cells], math.nan),
-        "objective": _mean([cell.objective for cell in cells], cells[0].errors.get("reward", 0.0)),
+        "objective": _mean([cell.objective for cell in cells], cells[0].errors.get("objective", 0.0)),
         f"reward_at_{name}_limit": _mean(rewards, math.nan),
         f"objective_at_{name}_limit": _mean(objectives, math.nan),
         "refusals": {key: _mean([cell.refusals[key] for cell in cells], math.nan) for key in slices},
@@ -88,12 +94,8 @@ def _by_prompt(cells: Sequence[Outcome], first: Sequence[Outcome]) -> dict[str, 
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the method with the largest objective among those whose limits held in four of five seeds or more.
-
-    A seed that a method did not finish, and another did, counts as one in which its limits did not hold.
-    """
-    seeds = max((row["seeds"] for row in rows), default=0)
-    held = [row for row in rows if row["limits_held"] >= 0.8 * seeds and row["objective"]["mean"] is not None]
+    """Return the method with the largest objective among those whose limits held; none where they held for none."""
+    held = [row for row in rows if row["held"] and row["objective"]["mean"] is not None]
     return max(held, key=lambda row: row["objective"]["mean"])["method"] if held else None
 
 

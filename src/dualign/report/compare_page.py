@@ -121,7 +121,7 @@ def page(report: Row) -> str:
     drawings = [Markup(drawing) for drawing in _drawings(report)]
     return environment.get_template("compare.html.j2").render(
         title=report["run"], sentence=sentence(report), header=header(report), rows=list(cells(report)),
-        held=[row["limits_held"] >= 0.8 * row["seeds"] for row in report["rows"]], drawings=drawings,
+        held=[row["held"] for row in report["rows"]], drawings=drawings,
         failed=report["failed"], notes=report["notes"],
     )  # fmt: skip
 
@@ -137,7 +137,7 @@ def _point(row: Row, name: str) -> figures.Point:
     cost, reward = row["costs"][name], row["reward"]
     return figures.Point(
         label=row["method"],
-        role="held" if row["limits_held"] >= 0.8 * row["seeds"] else "broke",
+        role="held" if row["held"] else "broke",
         cost=cost["mean"],
         cost_error=cost["error"] or 0.0,
         reward=reward["mean"],

@@ -34,7 +34,7 @@ class Outcome:
     objective: float
     """reward - raw beta * KL, both of the same prompts."""
     errors: Mapping[str, float]
-    """Standard errors of ``reward``, of ``objective`` (that of its reward) and of each cost by its name; none: exact."""
+    """Standard errors of ``reward``, ``objective`` (that of its reward) and each cost by its name; 0 where exact."""
     front: Sequence[tuple[float, float, float]]
     """(cost of the first limit, reward, objective) of every policy that the method trained."""
     seconds: float

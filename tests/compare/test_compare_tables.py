@@ -93,3 +93,21 @@ def test_a_seed_that_a_method_did_not_finish_counts_against_it() -> None:
     rows = summarise([*both, other(objective=9.0)], {"harm": 0.4})
     assert [row["held"] for row in rows] == [True, False] and best(rows) == "c-dpo"
     assert summarise([other(objective=9.0)], {"harm": 0.4})[0]["held"]
+
+
+def test_a_point_is_called_by_its_method_unless_two_arms_share_it() -> None:
+    rows = summarise(
+        [ONE, other(arm="dpo:smoothing=0.25"), other(arm="fixed:start=1"), other(arm="fixed:start=2")], {"harm": 0.4}
+    )
+    report = {
+        "run": "r",
+        "limits": {"harm": 0.4},
+        "rows": rows,
+        "iterates": [],
+        "best": best(rows),
+        "failed": [],
+        "notes": [],
+    }
+    drawing = page(report).partition("<svg")[2].partition("</svg>")[0]
+    assert all(f">{name}<" in drawing for name in ("c-dpo", "dpo", "fixed:start=1", "fixed:start=2"))
+    assert "smoothing" not in drawing and "dpo:smoothing=0.25" in page(report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dualign.report import figures, numbers
@@ -128,15 +128,22 @@ def page(report: Row) -> str:
 
 def _drawings(report: Row) -> Iterator[str]:
     """Yield the plane of each cost and the reward, a point a method."""
+    called = _short_names([row["method"] for row in report["rows"]])
     for name, limit in report["limits"].items():
-        points = [_point(row, name) for row in report["rows"] if row["reward"]["mean"] is not None]
+        points = [_point(row, name, called) for row in report["rows"] if row["reward"]["mean"] is not None]
         yield figures.front(points, cost=name, limit=limit)
 
 
-def _point(row: Row, name: str) -> figures.Point:
+def _short_names(arms: Sequence[str]) -> dict[str, str]:
+    """Return arm -> its method's name; where a method has several arms, those keep their settings."""
+    methods = [arm.partition(":")[0] for arm in arms]
+    return {arm: arm if methods.count(name) > 1 else name for arm, name in zip(arms, methods, strict=True)}
+
+
+def _point(row: Row, name: str, called: Mapping[str, str]) -> figures.Point:
     cost, reward = row["costs"][name], row["reward"]
     return figures.Point(
-        label=row["method"],
+        label=called[row["method"]],
         role="held" if row["held"] else "broke",
         cost=cost["mean"],
         cost_error=cost["error"] or 0.0,

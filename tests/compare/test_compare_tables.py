@@ -1,8 +1,10 @@
 """Outcomes to rows: means, errors, differences and the reward at equal cost, by hand."""
 
+import csv
+import io
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from dualign.compare.cells import cells, parse_arm
 from dualign.compare.reading import Outcome, front_at
 from dualign.compare.table import best, summarise
 from dualign.errors import UsageError
-from dualign.report.compare_page import markdown, page
+from dualign.report.compare_page import comma_separated, markdown, page
+from dualign.runs.store import plain
 
 ONE = Outcome(
     arm="c-dpo", seed=0, holds=True, reward=1.0, costs={"harm": 0.2}, kl=2.0, objective=0.8, errors={"reward": 0.3},
@@ -71,6 +74,18 @@ def test_pages_escape_and_hold_every_method() -> None:
     made = page(report)
     assert "<script>" not in made and "<i>" not in made and "dpo:loss=&lt;b&gt;" in made
     assert "loss=<b>\\|x" in markdown(report)
+
+
+def test_a_line_a_cell_as_csv() -> None:
+    cells = [ONE, other(errors={"harm": 0.05}, refusals={}, multipliers={"harm": 1.5}, seconds_to_limit=7.0)]
+    rows = summarise(cells, {"harm": 0.4})
+    report = {"limits": {"harm": 0.4}, "rows": rows, "iterates": [plain(asdict(cell)) for cell in cells]}
+    lines = list(csv.DictReader(io.StringIO(comma_separated(report))))
+    assert [line["method"] for line in lines] == ["c-dpo", "dpo"]
+    assert (lines[0]["error_reward"], lines[0]["error_harm"], lines[0]["refused_benign"]) == ("0.3", "", "0.1")
+    assert (lines[1]["error_reward"], lines[1]["error_harm"], lines[1]["refused_benign"]) == ("", "0.05", "")
+    assert (lines[1]["multiplier_harm"], lines[1]["seconds_to_limit"]) == ("1.5", "7.0")
+    assert lines[0]["seconds_to_limit"] == ""
 
 
 @pytest.mark.parametrize(("text", "said"), [("sacp", "sacpo"), ("c-dpo:loss", "KEY=VALUE")])

@@ -78,21 +78,35 @@ def markdown(report: Row) -> str:
 
 
 def comma_separated(report: Row) -> str:
-    """Return one line a method and seed, as CSV."""
+    """Return one line a method and seed, as CSV; what a cell does not have is empty."""
     sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    limits = list(report["limits"])
-    writer.writerow(
-        ["method", "seed", "holds", "reward", *(f"cost_{n}" for n in limits), "kl", "objective", "policies",
-         "fit_seconds", "wall_seconds", "peak_bytes"]
-    )  # fmt: skip
-    for cell in report["iterates"]:
-        costs = [cell["costs"][name] for name in limits]
-        writer.writerow(
-            [cell["arm"], cell["seed"], cell["holds"], cell["reward"], *costs]
-            + [cell[key] for key in ("kl", "objective", "policies", "seconds", "wall_seconds", "peak_bytes")]
-        )
+    lines = [_flat(cell, list(report["limits"]), _slices(report)) for cell in report["iterates"]]
+    writer = csv.DictWriter(sink, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return sink.getvalue()
+
+
+def _flat(cell: Row, limits: Sequence[str], slices: Sequence[str]) -> dict[str, Any]:
+    """Return a cell's figures by the names of their columns."""
+    errors = ("reward", "objective", *limits)
+    return {
+        "method": cell["arm"],
+        "seed": cell["seed"],
+        "holds": cell["holds"],
+        "reward": cell["reward"],
+        **{f"cost_{name}": cell["costs"][name] for name in limits},
+        "kl": cell["kl"],
+        "objective": cell["objective"],
+        **{f"error_{name}": cell["errors"].get(name) for name in errors},
+        **{f"multiplier_{name}": cell["multipliers"].get(name) for name in limits},
+        **{f"refused_{name}": cell["refusals"].get(name) for name in slices},
+        "policies": cell["policies"],
+        "fit_seconds": cell["seconds"],
+        "seconds_to_limit": cell["seconds_to_limit"],
+        "wall_seconds": cell["wall_seconds"],
+        "peak_bytes": cell["peak_bytes"],
+    }
 
 
 def sentence(report: Row) -> str:

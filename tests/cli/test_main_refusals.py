@@ -83,6 +83,12 @@ def second_limit(config: Config, folder: Path) -> None:  # noqa: ARG001
     config["method"]["dual"] = "bracket"
 
 
+def warm_start(target: str, count: int) -> Callable[[Config, Path], None]:
+    """Return what adds a stage of ``count`` examples on the risky prompts."""
+    mix = {"count": count, "target": target, "where": {"label": "risky"} if target == "own" else {}}
+    return change("policy", "warm_start", to=[{"mix": [mix]}])
+
+
 HARM = ("constraints", 0)
 REFUSED: list[tuple[str, Callable[[Config, Path], None], int, list[str]]] = [
     ("unknown section", change("trianing", to={}), 65, ["unknown key 'trianing'; did you mean 'training'?"]),
@@ -118,6 +124,8 @@ REFUSED: list[tuple[str, Callable[[Config, Path], None], int, list[str]]] = [
     ("too few prompts", change("data", "sources", 0, "splits", "tune", to=500), 65, ["500 prompts asked"]),
     ("shares above 1", change("data", "sources", 0, "splits", to={"train": 0.9, "tune": 0.9}), 65, ["sum to 1.8"]),
     ("split of none", change("data", "sources", 0, "splits", "tune", to=0), 65, ["split 'tune': 0"]),
+    ("own answers of no prompt", warm_start("own", 40), 65, ["warm_start.0: 40", "and 24 train prompts are there"]),
+    ("demonstrations of no file", warm_start("demonstration", 4), 65, ["warm_start.0: 4", "names no file"]),
     ("no calibration prompts", change("data", "sources", 0, "splits", "calibration", to=None), 65, ["'calibration'"]),
 ]  # fmt: skip
 

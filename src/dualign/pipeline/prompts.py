@@ -10,7 +10,7 @@ from dualign.config import Config, Source
 from dualign.data.prompts import read_prompts
 from dualign.data.splits import split, without_leaks
 from dualign.errors import ConfigError
-from dualign.pipeline.measurement import slice_of
+from dualign.pipeline.measurement import matches, slice_of
 from dualign.records import Constraint, Prompt
 
 SPLITS = ("train", "tune", "report", "calibration")
@@ -69,10 +69,28 @@ def check_slices(constraints: Sequence[Constraint], splits: Mapping[str, Sequenc
                 )
 
 
+def check_mixes(config: Config, splits: Mapping[str, Sequence[Prompt]]) -> None:
+    """Check what can be known of a warm start's examples before the model has answered.
+
+    Raises:
+        ConfigError: more own answers are wanted than there are prompts, or demonstrations of no file.
+    """
+    for number, stage in enumerate(config.policy.warm_start):
+        for mix in stage.mix:
+            where = f"policy.warm_start.{number}: {mix.count} examples wanted ({mix.target}"
+            if mix.target == "demonstration":
+                if stage.demonstrations is None:
+                    raise ConfigError(f"{where}), but demonstrations names no file")
+                continue
+            count = sum(matches(prompt, mix.where) for prompt in splits["train"])
+            if mix.count > count:
+                raise ConfigError(f"{where}, where {mix.where}), one a prompt, and {count} train prompts are there")
+
+
 def source_path(config: Config, folder: Path, path: str) -> Path:
     """Return where a relative path of the config starts: ``data.prompts``, else the config's folder."""
     base = Path(config.data.prompts) if config.data.prompts is not None else folder
     return base / Path(path).expanduser()
 
 
-__all__ = ["SPLITS", "Source", "check_slices", "load_splits", "source_path"]
+__all__ = ["SPLITS", "Source", "check_mixes", "check_slices", "load_splits", "source_path"]

@@ -157,8 +157,7 @@ def _examples(
         ConfigError: there are fewer than the entry wants.
     """
     if mix.target == "demonstration":
-        if stage.demonstrations is None:
-            raise ConfigError("policy.warm_start: a mix entry wants demonstrations, but the stage names no file")
+        assert stage.demonstrations is not None, "checked before"
         rows = load_demonstrations(sources.base / stage.demonstrations)
         pairs = [(prompt, text) for prompt, text in rows if len(prompt.text.split()) <= 50]
     else:

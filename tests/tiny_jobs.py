@@ -11,19 +11,19 @@ LETTERS = "abcdefghij "
 SPECIAL = ["<pad>", "<s>", "</s>"]
 
 
-def letter_tokenizer() -> Any:
+def letter_tokenizer(letters: str = LETTERS) -> Any:
     """Return a tokenizer of one letter a token."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *LETTERS])}
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *letters])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
-def letter_model(folder: Path, seed: int = 0) -> Path:
+def letter_model(folder: Path, seed: int = 0, letters: str = LETTERS) -> Path:
     """Return ``folder`` with a random Llama in it, in Hugging Face's format."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -31,14 +31,14 @@ def letter_model(folder: Path, seed: int = 0) -> Path:
     from dualign.engine.loading import save_model
 
     config = LlamaConfig(
-        vocab_size=len(SPECIAL) + len(LETTERS), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        vocab_size=len(SPECIAL) + len(letters), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=96, initializer_range=0.15,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    save_model(model.eval(), letter_tokenizer(), folder)
+    save_model(model.eval(), letter_tokenizer(letters), folder)
     return folder
 
 

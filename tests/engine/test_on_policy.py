@@ -199,6 +199,60 @@ def test_the_first_gradient_is_the_policy_gradient_by_hand(estimator: Any) -> No
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
+EXAMPLES = [(PROMPTS[k], (3 + k % 4, 4, 2)) for k in range(len(PROMPTS))]
+
+
+def imitation(parts: Stage, policy: Policy) -> float:
+    """Return the mean negative log-probability of the examples' tokens."""
+    from dualign.engine.adapters import activated
+
+    model = parts.language_model
+    with activated(model, policy), torch.no_grad():
+        known = [token_log_probs(model.model, encode_prompt(model, p), answer) for p, answer in EXAMPLES]
+    return -float(torch.cat(known).mean())
+
+
+def test_imitation_is_a_step_along_the_mean_log_likelihood() -> None:
+    parts = dataclasses.replace(stage(), pretraining=EXAMPLES)
+    made = practice("critic", prompts=len(EXAMPLES))
+    memory = recall(REFERENCE, np.array([0.5]), window=32)
+    with trained_weights(parts.language_model, REFERENCE, parts.training) as parameters:
+        with torch.no_grad():
+            for number, value in enumerate(parameters.values()):
+                value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(number)))
+        model = parts.language_model
+        known = [token_log_probs(model.model, encode_prompt(model, p), answer) for p, answer in EXAMPLES]
+        loss = -3.0 * torch.cat(known).mean()
+        wanted = torch.autograd.grad(loss, list(parameters.values()))
+        run = on_policy._Updates(parts, made, memory, parameters, seed=1)
+        caught: list[torch.Tensor] = []
+        run._move = lambda: caught.extend(p.grad.clone() for p in parameters.values() if p.grad is not None)  # type: ignore[method-assign]
+        assert run.imitate(3.0) == pytest.approx(loss.item())
+    for one, other in zip(caught, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_with_imitation_the_policy_keeps_to_the_examples(tmp_path: Path) -> None:
+    parts = dataclasses.replace(stage(), pretraining=EXAMPLES)
+    machine = backend(parts, tmp_path)
+    machine.pretraining = EXAMPLES
+    groups = [Group(prompt, (), np.zeros(0), np.zeros((0, 1))) for prompt in PROMPTS]
+    policies = [
+        machine.practise(REFERENCE, groups, practice=practice("critic", steps=12, ptx=weight), score=score,
+                         reference=REFERENCE, seed=1, name=f"{weight}")
+        for weight in (0.0, 1.0)
+    ]  # fmt: skip
+    before, alone, imitating = (imitation(parts, policy) for policy in (REFERENCE, *policies))
+    assert imitating < before - 0.3 and imitating < alone - 0.3
+
+
+def test_imitation_needs_examples(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"policy\.warm_start, and there is none"):
+        backend(stage(), tmp_path).practise(
+            REFERENCE, [], practice=practice("critic", ptx=1.0), score=score, reference=REFERENCE, seed=1, name="p"
+        )
+
+
 def test_a_merge_of_adapters_is_that_of_their_updates(tmp_path: Path) -> None:
     parts = stage()
     machine = backend(parts, tmp_path)

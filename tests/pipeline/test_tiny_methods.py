@@ -1,7 +1,9 @@
-"""Every row of the table of methods as a whole job on a small language model: it ends, repeats, and is resumed."""
+"""Every row of the table of methods as a whole job on a small language model: it ends, repeats, and resumes."""
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 
 from command_line import dualign
 from dualign.methods.table import METHODS
+from dualign.runs import journal
+from dualign.runs.journal import read_events
 from tiny_jobs import job, write_config
 
 
@@ -23,6 +27,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 def test_a_job_by_every_method(name: str, tiny: tuple[Path, dict[str, Any]]) -> None:
     folder, config = tiny[0], copy.deepcopy(tiny[1])
     config["method"] |= {"name": name, "max_rounds": 2}
+    if any(option.name == "steps" for option in METHODS[name].options):
+        config["method"]["options"] = {"steps": 6}
     run, arguments = folder / name, ("--json", "--quiet")
     path = write_config(folder, config, f"{name}.yaml")
     done = dualign("train", path, "--out", run, *arguments)
@@ -36,6 +42,40 @@ def test_a_job_by_every_method(name: str, tiny: tuple[Path, dict[str, Any]]) -> 
         assert all(value >= 0 for value in row["multipliers"].values())
         assert np.isfinite([row["reward"], row["kl"], *row["costs"].values()]).all()
     assert dualign("train", path, "--out", run, *arguments).out == done.out
+    stopped = folder / f"{name}-stopped"
+    with ended_in_phase(last_fit(run)):
+        assert dualign("train", path, "--out", stopped, *arguments).code == 130
+    resumed = dualign("train", path, "--out", stopped, *arguments)
+    assert resumed.code == done.code
+    assert without_times(json.loads(resumed.out)) == without_times(told)
+
+
+def last_fit(run: Path) -> int:
+    """Return the number (from 0) of the last phase that trained among all that finished; the middle one without any."""
+    phases = [e["phase"] for e in read_events(run) if e["event"] == "finished"]
+    return max((k for k, phase in enumerate(phases) if phase == "fit"), default=len(phases) // 2)
+
+
+@contextmanager
+def ended_in_phase(number: int) -> Iterator[None]:
+    """End the command by a signal's exception when that phase has done its work and nothing of it is sealed."""
+    seal, left = journal._seal, iter(range(number))
+
+    def until(*arguments: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        seal(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "_seal", until)
+        yield
+
+
+def without_times(told: Any) -> Any:
+    """Return ``told`` without what a clock decides, and without the path of the report."""
+    if isinstance(told, dict):
+        return {k: without_times(v) for k, v in told.items() if "seconds" not in k and k != "report"}
+    return [without_times(v) for v in told] if isinstance(told, list) else told
 
 
 def test_the_mix_between_two_policies_is_one_more(tiny: tuple[Path, dict[str, Any]]) -> None:

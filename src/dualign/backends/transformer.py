@@ -16,6 +16,7 @@ from dualign.engine.adapters import activated, fingerprint
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.pair_store import PairStore, StoredGroup, build_store, cached_log_probs
 from dualign.engine.settings import FitInputs, TrainingSettings
+from dualign.engine.sft import Example
 from dualign.engine.trainer import fit
 from dualign.errors import NumericalError, UsageError
 from dualign.records import FloatArray, Group, Prompt, Response
@@ -38,10 +39,11 @@ class TransformerBackend:
         sampling: Sampling,
         folder: Path,
         cache: Path | None = None,
+        pretraining: Sequence[Example] = (),
     ) -> None:
         """Take the parts; ``folder`` gets a sub-folder for every policy, ``cache`` the log-probabilities.
 
-        Without ``cache`` they go to ``folder / "reference"``.
+        Without ``cache`` they go to ``folder / "reference"``. ``pretraining`` is what on-policy methods may imitate.
 
         Raises:
             UsageError: the sampler's temperature is not the model's: they would be two different policies.
@@ -57,6 +59,7 @@ class TransformerBackend:
         self.sampling = sampling
         self.folder = folder
         self.cache = folder / "reference" if cache is None else cache
+        self.pretraining = pretraining
         self.notes: list[str] = []
         """Sentences for the user: a layout that fell back, a checkpoint that was ignored."""
         self._layout: str | None = None
@@ -137,7 +140,12 @@ class TransformerBackend:
         """
         from dualign.engine.on_policy import Stage, practise
 
-        stage = Stage(self.language_model, self.sampler, self.sampling, self.training, score, reference)
+        if practice.settings.get("ptx", 0) > 0 and not self.pretraining:
+            raise UsageError("option ptx: imitates the answers of policy.warm_start, and there is none; leave it out")
+
+        stage = Stage(
+            self.language_model, self.sampler, self.sampling, self.training, score, reference, self.pretraining
+        )
         target = self.folder / name
         prompts: dict[str, Prompt] = {}
         for group in groups:

@@ -2,7 +2,8 @@
 
 Source: Safe RLHF (Dai et al. 2023, arXiv 2310.12773) and its released trainer for PPO, HC-RLHF (arXiv 2506.08266) for
 REINFORCE. Two things differ and are ours. The critics are linear heads on the policy's own states, from 0, where Safe
-RLHF trains two whole models that begin as reward and cost model. A batch may be used for several updates.
+RLHF trains two whole models that begin as reward and cost model. A batch may be used for several updates. The
+pre-training term (PTX) imitates the answers of the warm start, where Safe RLHF takes a set of instructions.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dualign.engine.pair_scorer import PairScorer
 from dualign.engine.pair_store import encode_prompt, encode_response
 from dualign.engine.practice_memory import Memory, keep, recall
 from dualign.engine.settings import TrainingSettings
+from dualign.engine.sft import Example, make_batch, token_losses
 from dualign.engine.trained_weights import dropout_off, keyed_dropout, save_policy, trained_weights
 from dualign.errors import NumericalError
 from dualign.maths.losses_policy_gradient import (
@@ -55,6 +57,8 @@ class Stage:
     training: TrainingSettings
     score: Score
     reference: Policy
+    pretraining: Sequence[Example] = ()
+    """What a pre-training term imitates."""
 
 
 @dataclass(slots=True)
@@ -116,6 +120,8 @@ def _step(
             run.look(parts)
         for _ in range(updates):
             loss = run.update(parts, objective, len(chosen))
+        if settings.get("ptx", 0) > 0:
+            run.imitate(settings["ptx"])
         save_policy(stage.language_model, parameters, run.policy.masters, stage.training, folder)
         memory.tensors = run.tensors()
     memory.step += 1
@@ -232,16 +238,45 @@ class _Updates:
                 raise NumericalError(f"training: the loss is {loss.item()} at step {self.memory.step + 1}")
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
-        training, step = self.stage.training, self.memory.step
-        share = rate_factor(
-            step, steps=int(self.practice.settings["total"]), warmup_steps=training.warmup_steps,
-            schedule=training.lr_scheduler_type, floor=training.min_lr_ratio,
-        )  # fmt: skip
-        rate = self.practice.settings["learning_rate"]
-        self.policy.step(learning_rate=share * rate, max_grad_norm=training.max_grad_norm)
+        self._move()
         if self.critic is not None:
             self.critic.step(learning_rate=self.practice.settings["critic_rate"], max_grad_norm=math.inf)
         return total
+
+    def imitate(self, coefficient: float) -> float:
+        """Return the loss of one step of its own on answers to imitate (PTX of Safe RLHF), before the step.
+
+        It is ``coefficient`` times the mean negative log-probability of their tokens, in nats; as many examples a
+        step as prompts, pass after pass.
+
+        Raises:
+            NumericalError: it is not finite.
+        """
+        model, examples = self.stage.language_model, self.stage.pretraining
+        seed = int(canonical_digest([self.seed, "pretraining"])[:12], 16)
+        chosen = batch_at(self.memory.step, len(examples), int(self.practice.settings["prompts"]), seed)
+        count, total = sum(len(examples[k][1]) for k in chosen), 0.0
+        size = 4 * self.stage.training.per_device_train_batch_size
+        for number, first in enumerate(range(0, len(chosen), size)):
+            encoded = [(model.template(examples[k][0]), examples[k][1]) for k in chosen[first : first + size]]
+            with keyed_dropout(self.stage.training, model.device, (self.seed, self.memory.step, number)):
+                loss = coefficient * token_losses(model, make_batch(model, encoded)).sum() / count
+            if not bool(torch.isfinite(loss)):
+                raise NumericalError(f"training: the loss of imitation is {loss.item()} at step {self.memory.step + 1}")
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        self._move()
+        return total
+
+    def _move(self) -> None:
+        """Move the policy along its gradient, at the rate that the schedule has for this step."""
+        training = self.stage.training
+        share = rate_factor(
+            self.memory.step, steps=int(self.practice.settings["total"]), warmup_steps=training.warmup_steps,
+            schedule=training.lr_scheduler_type, floor=training.min_lr_ratio,
+        )  # fmt: skip
+        rate = share * self.practice.settings["learning_rate"]
+        self.policy.step(learning_rate=rate, max_grad_norm=training.max_grad_norm)
 
     def _loss(self, part: Part, objective: OnPolicyObjective) -> Tensor:
         """Return the mean loss over the part's answers."""

@@ -30,6 +30,7 @@ UPDATES = Option("updates", 1.0, "on a language model: updates of the policy by 
 LEARNING_RATE = Option("learning_rate", 2e-4, "on a language model: peak rate of the policy, in place of training's")
 CLIP = Option("clip", 0.2, "on a language model: how far a token's ratio to its old probability may go from 1")
 CRITIC_RATE = Option("critic_rate", 3e-3, "on a language model: learning rate of the critics")
+PTX = Option("ptx", 0.0, "on a language model: weight of the warm start's answers, imitated in steps of their own")
 WINDOW = Option("window", 128.0, "on a language model: late answers whose mean cost moves the multiplier")
 LOOP = (KL_SHARE, RATE, LARGEST, EPOCHS, STEPS)
 SAMPLED = (PROMPTS, ANSWERS, UPDATES, LEARNING_RATE, WINDOW)
@@ -60,11 +61,13 @@ def dynamics(options: Any, *, inflation: float = 0.0) -> Dynamics:
     """Return the loop's settings among a method's options.
 
     Raises:
-        UsageError: one that is not positive.
+        UsageError: one that is out of range.
     """
     for option in (*LOOP, *SAMPLED):
         if not (0 < float(options[option.name]) < np.inf):
             raise UsageError(f"option {option.name}: must be a number above 0, got {options[option.name]}")
+    if not (0 <= float(options[PTX.name]) < np.inf):
+        raise UsageError(f"option {PTX.name}: must be a number not below 0, got {options[PTX.name]}")
     sampled = {name: float(value) for name, value in options.items() if not isinstance(value, str)}
     rate, largest, epochs, steps = (options[option.name] for option in (RATE, LARGEST, EPOCHS, STEPS))
     return Dynamics(float(rate), float(largest), int(epochs), int(steps), inflation, sampled)

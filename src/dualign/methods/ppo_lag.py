@@ -10,7 +10,7 @@ from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem
 from dualign.maths.policy_gradient import lagrangian_policy
-from dualign.methods.on_policy import CLIP, CRITIC_RATE, KL_SHARE, LOOP, SAMPLED, dynamics, on_policy_loop
+from dualign.methods.on_policy import CLIP, CRITIC_RATE, KL_SHARE, LOOP, PTX, SAMPLED, dynamics, on_policy_loop
 from dualign.methods.options import NO_OPTIONS, Options, filled
 from dualign.methods.recipe import refuse_other
 from dualign.records import FloatArray, Iterate
@@ -21,6 +21,7 @@ OPTIONS = (
     *SAMPLED,
     CLIP,
     CRITIC_RATE,
+    PTX,
 )
 """At kappa = beta no multiplier goes below the costs of the Gibbs policy of -cost: most limits are out of reach."""
 

@@ -11,7 +11,7 @@ from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem
 from dualign.maths.policy_gradient import inflated_policy, inflation_factor
-from dualign.methods.on_policy import ANSWERS, LOOP, SAMPLED, WINDOW, dynamics, on_policy_loop
+from dualign.methods.on_policy import ANSWERS, LOOP, PTX, SAMPLED, WINDOW, dynamics, on_policy_loop
 from dualign.methods.options import NO_OPTIONS, Option, Options, filled
 from dualign.methods.recipe import refuse_other
 from dualign.records import FloatArray, Iterate
@@ -23,6 +23,7 @@ OPTIONS = (
     replace(WINDOW, default=256.0),
     Option("delta", 0.1, "one minus the confidence of the safety test that costs are inflated for; 0: no inflation"),
     Option("candidates", 256.0, "costs behind the estimate that is inflated; on a language model, the window's size"),
+    PTX,
     Option("safety", 1000.0, "prompts of the safety test"),
 )
 

@@ -13,6 +13,7 @@ from dualign.methods.on_policy import (
     EPOCHS,
     KL_SHARE,
     LARGEST,
+    PTX,
     RATE,
     SAMPLED,
     STEPS,
@@ -28,6 +29,7 @@ OPTIONS = (
     *SAMPLED,
     CLIP,
     CRITIC_RATE,
+    PTX,
 )
 OF_A_MOVING_MULTIPLIER = {KL_SHARE.name: 1.0, RATE.name: 1.0, LARGEST.name: 1.0, EPOCHS.name: 1.0}
 """What the loop of PPO-Lagrangian asks for besides, and a weight that stays has no use for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from dualign.config import Config
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.loading import load_language_model, resolve
 from dualign.engine.settings import TrainingSettings
+from dualign.engine.sft import Example
 from dualign.engine.templates import with_template
 from dualign.engine.timing import choose_compute
 from dualign.pipeline.checks import check_scorers, constraints_of, direction_of, scorer_specs
@@ -50,13 +51,13 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
         name: make_scorer(spec, direction=_direction(name, spec), folder=base, tokenizer=model.tokenizer)
         for name, spec in specs.items()
     }
-    model = warm_start(config, model, splits, base, journal, tell)
+    model, imitated = warm_start(config, model, splits, base, journal, tell)
     trained_on = {prompt.id for prompt in splits["train"]}
     return Job(
         config=config,
         run=run,
         journal=journal,
-        backend_at=backend_factory(config, model, run),
+        backend_at=backend_factory(config, model, run, pretraining=imitated),
         reference=Policy("reference"),
         identity=canonical_digest([model.revision, config.training.model_dump(), config.sampling.model_dump()]),
         splits=splits,
@@ -83,7 +84,7 @@ def warm_started(config: Config, folder: Path, journal: Journal, tell: Tell) -> 
     given, _ = load_pairs(config, folder)
     splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in given])
     model, splits = _loaded(config, splits, notes, journal, tell)
-    return warm_start(config, model, splits, base, journal, tell)
+    return warm_start(config, model, splits, base, journal, tell)[0]
 
 
 def _loaded(
@@ -97,7 +98,9 @@ def _loaded(
     return _in_dtype(model, compute), kept
 
 
-def backend_factory(config: Config, model: LanguageModel, run: Path) -> Callable[[Path], TransformerBackend]:
+def backend_factory(
+    config: Config, model: LanguageModel, run: Path, *, pretraining: Sequence[Example] = ()
+) -> Callable[[Path], TransformerBackend]:
     """Return what makes the backend that writes its policies into a folder; the reference is computed once a run."""
     training = config.training.model_dump(exclude={"beta", "dtype"})
     sampling = config.sampling
@@ -114,6 +117,7 @@ def backend_factory(config: Config, model: LanguageModel, run: Path) -> Callable
             ),
             folder=folder,
             cache=run / "reference" / "log-probs",
+            pretraining=pretraining,
         )
 
     return backend_at

@@ -90,6 +90,8 @@ def _check_method(config: Config) -> None:
         filled(method.name, METHODS[method.name].options, method.options)
     except UsageError as error:
         raise ConfigError(f"method.options: {error}") from error
+    if float(method.options.get("ptx", 0)) > 0 and not config.policy.warm_start:
+        raise ConfigError("method.options.ptx: imitates the answers of policy.warm_start, and there is none")
     if method.dual is not None and method.dual not in DUAL_RULES:
         raise ConfigError(f"method.dual: {unknown('dual rule', method.dual, DUAL_RULES)}")
     if method.interpolate and len(config.constraints) > 1:

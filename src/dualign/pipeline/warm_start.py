@@ -51,10 +51,14 @@ def warm_start(
     base: Path,
     journal: Journal,
     tell: Tell,
-) -> LanguageModel:
-    """Return the reference model: ``model`` after the config's supervised stages, each merged and kept on disk."""
+) -> tuple[LanguageModel, list[Example]]:
+    """Return the reference model and the examples of the last stage; none without a stage.
+
+    The reference is ``model`` after the config's supervised stages, each merged and kept on disk.
+    """
+    examples: list[Example] = []
     if not config.policy.warm_start:
-        return model
+        return model, examples
     own = _own_samples(config, model, splits["train"], journal, tell)
     sources = _Sources(splits["train"], own, base)
     for number, given in enumerate(config.policy.warm_start):
@@ -64,7 +68,7 @@ def warm_start(
         rng = np.random.default_rng([config.run.seed, number])
         examples = [example for mix in stage.mix for example in _examples(model, stage, mix, sources, rng)]
         model = _stage(config, model, stage, examples, f"policy/{number}", journal, tell)
-    return model
+    return model, examples
 
 
 def _own_samples(config: Config, model: LanguageModel, prompts: Sequence[Prompt], journal: Journal, tell: Tell) -> Own:

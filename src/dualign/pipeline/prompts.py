@@ -9,7 +9,7 @@ from typing import Any
 from dualign.config import Config, Source
 from dualign.data.prompts import read_prompts
 from dualign.data.splits import split, without_leaks
-from dualign.errors import ConfigError
+from dualign.errors import ConfigError, DataError
 from dualign.pipeline.measurement import matches, slice_of
 from dualign.records import Constraint, Prompt
 
@@ -41,7 +41,11 @@ def load_splits(
         left = f"{found.rows} rows, {found.too_long} too long, {found.duplicates} duplicates"
         notes.append(f"{Path(source.path).name}: {found.layout}, {len(found.prompts)} prompts ({left})")
         chosen: dict[str, Any] = {str(name): value for name, value in (source.splits or config.data.splits).items()}
-        for name, prompts in split(found.prompts, chosen, config.run.seed).items():
+        try:
+            shares = split(found.prompts, chosen, config.run.seed)
+        except DataError as error:
+            raise DataError(f"{source.path}: {error}") from None
+        for name, prompts in shares.items():
             parts[name] += prompts
     if given:
         parts["train"] = list({prompt.id: prompt for prompt in given}.values())

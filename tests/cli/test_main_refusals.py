@@ -121,7 +121,7 @@ REFUSED: list[tuple[str, Callable[[Config, Path], None], int, list[str]]] = [
     ("empty prompts", write("benign.jsonl", ""), 65, ["benign.jsonl"]),
     ("broken prompts", write("benign.jsonl", '{"prompt": "a"}\n{"prompt": '), 65, ["benign.jsonl", "2"]),
     ("prompts of another kind", write("benign.jsonl", '{"text": 3}\n'), 65, ["benign.jsonl"]),
-    ("too few prompts", change("data", "sources", 0, "splits", "tune", to=500), 65, ["risky.jsonl: split", "500 prompts"]),
+    ("too few prompts", change("data", "sources", 0, "splits", "tune", to=500), 65, ["risky.jsonl: split", "500"]),
     ("shares above 1", change("data", "sources", 0, "splits", to={"train": 0.9, "tune": 0.9}), 65, ["sum to 1.8"]),
     ("split of none", change("data", "sources", 0, "splits", "tune", to=0), 65, ["split 'tune': 0"]),
     ("own answers of no prompt", warm_start("own", 40), 65, ["warm_start.0: 40", "and 24 train prompts are there"]),

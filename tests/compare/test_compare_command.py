@@ -10,6 +10,7 @@ from command_line import dualign
 from dualign.config import MethodSection
 from dualign.methods.c_dpo import RECIPES
 from dualign.runs.journal import read_events
+from dualign.runs.store import read_json
 from small_worlds import small_world
 from tiny_jobs import job, write_config
 
@@ -72,6 +73,11 @@ def test_what_no_method_has_a_part_in_is_made_once(tmp_path: Path) -> None:
     reused = {e["target"] for e in events[1] if e["event"] == "reused"}
     assert {"reference/samples-train", "reference/scores-train"} <= reused
     assert any(e.get("phase") == "fit" for e in events[1] if e["event"] == "finished")
+    # time of fits alone: the reference's log-probabilities, which the first cell makes, are shared too
+    for name, row in rows.items():
+        found = (tmp_path / "cells" / f"{name}-seed-0" / "rounds").glob("0*/fit/policy.json")
+        spent = sum(read_json(path)["report"]["seconds"] for path in found)
+        assert row["fit_seconds"] == pytest.approx(spent, abs=2e-3) and spent > 0
 
 
 def test_mistakes_are_one_line(world: Path) -> None:

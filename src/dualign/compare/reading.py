@@ -67,7 +67,7 @@ def read_outcome(run: Path, record: Figures) -> Outcome:
         found = _of_assistant(result, read_json(exact, run=run))
     else:
         found = _of_model(result, run)
-    spent = training_seconds(list(read_events(run)))
+    spent = training_seconds(run)
     search = [row for row in result["iterates"] if row.get("role") != "cost-only"]
     return Outcome(
         arm=str(record["arm"]),
@@ -82,14 +82,21 @@ def read_outcome(run: Path, record: Figures) -> Outcome:
     )
 
 
-def training_seconds(events: Sequence[Figures]) -> list[tuple[str, float]]:
-    """Return (round's folder, seconds) of every phase that trains, in order: fits, games and their own samples."""
+def training_seconds(run: Path) -> list[tuple[str, float]]:
+    """Return (round's folder, seconds) of every phase that trains, in order: fits, games and their own samples.
+
+    A fit counts as its report does: the first of a run also computes the reference's log-probabilities of the training
+    groups, which the cells of a comparison share.
+    """
     found = []
-    for event in events:
-        target = str(event.get("target", ""))
-        trains = event.get("phase") in ("fit", "game") or (event.get("phase") == "sample" and "-game" in target)
+    for event in read_events(run):
+        target, phase = str(event.get("target", "")), event.get("phase")
+        trains = phase in ("fit", "game") or (phase == "sample" and "-game" in target)
         if event.get("event") == "finished" and trains and "cost-only" not in target:
-            found.append((target, float(event["seconds"])))
+            record = run / target / "policy.json"
+            own = phase == "fit" and record.is_file()
+            seconds = read_json(record, run=run)["report"]["seconds"] if own else event["seconds"]
+            found.append((target, float(seconds)))
     return found
 
 

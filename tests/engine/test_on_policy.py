@@ -132,6 +132,22 @@ def test_the_multiplier_follows_the_costs_of_late_answers(tmp_path: Path) -> Non
     assert len(memory.costs[0]) == 25
 
 
+def test_critics_begin_at_the_mean_scores_of_the_first_answers(tmp_path: Path) -> None:
+    """From 0 they would need as many steps as the mean score has units of Adam's: until then each answer is praised."""
+    parts, seen = stage(), []
+
+    def noted(prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> Scores:
+        scores = score(prompts, responses)
+        seen.append([scores.reward.mean(), scores.costs.mean()])
+        return scores
+
+    made = practice("critic", steps=2, critic_rate=1e-9)
+    practise(dataclasses.replace(parts, score=noted), REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / "p")
+    heads = recall(Policy("p", tmp_path / "p"), np.array([9.0]), window=32).part("critic")["weight.heads"]
+    np.testing.assert_allclose(heads[-1], seen[0], rtol=1e-6)
+    assert heads[:-1].abs().max() < 1e-6 and seen[1] != seen[0]
+
+
 @pytest.mark.parametrize(("estimator", "answers"), [("critic", 1), ("leave-one-out", 4)])
 def test_rewards_rise(tmp_path: Path, estimator: str, answers: int) -> None:
     made = practice(estimator, steps=30, answers=answers, start=1e-3, prompts=12, learning_rate=3e-2)
@@ -169,7 +185,7 @@ def test_the_first_gradient_is_the_policy_gradient_by_hand(estimator: Any) -> No
         with torch.no_grad():
             for number, value in enumerate(parameters.values()):
                 value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(number)))
-        run = on_policy._Updates(parts, made, memory, parameters, seed=1)
+        run = on_policy._Updates(parts, made, memory, parameters, seed=1, means=np.zeros(2))
         run.look(cut)
         loss = sum(run._loss(part, objective) * part.batch.shape[0] / len(PROMPTS) for part in cut)
         found = torch.autograd.grad(loss, list(parameters.values()))
@@ -224,7 +240,7 @@ def test_imitation_is_a_step_along_the_mean_log_likelihood() -> None:
         known = [token_log_probs(model.model, encode_prompt(model, p), answer) for p, answer in EXAMPLES]
         loss = -3.0 * torch.cat(known).mean()
         wanted = torch.autograd.grad(loss, list(parameters.values()))
-        run = on_policy._Updates(parts, made, memory, parameters, seed=1)
+        run = on_policy._Updates(parts, made, memory, parameters, seed=1, means=np.zeros(2))
         caught: list[torch.Tensor] = []
         run._move = lambda: caught.extend(p.grad.clone() for p in parameters.values() if p.grad is not None)  # type: ignore[method-assign]
         assert run.imitate(3.0) == pytest.approx(loss.item())

@@ -1,9 +1,10 @@
 """On-policy training of a language model: sample, score, move the multipliers, move the policy.
 
 Source: Safe RLHF (Dai et al. 2023, arXiv 2310.12773) and its released trainer for PPO, HC-RLHF (arXiv 2506.08266) for
-REINFORCE. Two things differ and are ours. The critics are linear heads on the policy's own states, from 0, where Safe
-RLHF trains two whole models that begin as reward and cost model. A batch may be used for several updates. The
-pre-training term (PTX) imitates the answers of the warm start, where Safe RLHF takes a set of instructions.
+REINFORCE. Two things differ and are ours. The critics are linear heads on the policy's own states that begin at the
+mean scores of the first answers, where Safe RLHF trains two whole models that begin as reward and cost model. A batch
+may be used for several updates. The pre-training term (PTX) imitates the answers of the warm start, where Safe RLHF
+takes a set of instructions.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ def _step(
     objective = practice.aim(memory.multipliers)
     parts = _parts(stage, chosen, responses, scores)
     with trained_weights(stage.language_model, policy, stage.training) as parameters:
-        run = _Updates(stage, practice, memory, parameters, seed=seed)
+        means = np.array([scores.reward.mean(), *scores.costs.mean(axis=(0, 1))])
+        run = _Updates(stage, practice, memory, parameters, seed=seed, means=means)
         loss, updates = 0.0, int(settings["updates"])
         if updates > 1 or stage.training.lora_dropout > 0:
             run.look(parts)
@@ -188,8 +190,10 @@ class _Updates:
     """The updates of one step: the policy and, for PPO, a critic for the reward and one for each cost."""
 
     def __init__(
-        self, stage: Stage, practice: Practice, memory: Memory, parameters: Mapping[str, Tensor], *, seed: int
-    ) -> None:
+        self, stage: Stage, practice: Practice, memory: Memory, parameters: Mapping[str, Tensor], *, seed: int,
+        means: FloatArray,
+    ) -> None:  # fmt: skip
+        """Take the parts; ``means``: of reward and costs, where critics begin that have no memory."""
         self.stage, self.practice, self.memory, self.seed = stage, practice, memory, seed
         self.scorer = PairScorer(stage.language_model)
         training = stage.training
@@ -199,7 +203,9 @@ class _Updates:
         if practice.estimator == "critic":
             width = stage.language_model.model.get_input_embeddings().weight.shape[1]
             streams = 1 + len(memory.multipliers)
-            heads = torch.zeros(width + 1, streams, device=stage.language_model.device, requires_grad=True)
+            heads = torch.zeros(width + 1, streams, device=stage.language_model.device)
+            heads[-1] = torch.from_numpy(means)
+            heads.requires_grad_(True)
             self.critic = Optimiser({"heads": heads}, weight_decay=0.0, betas=betas)
         if memory.tensors:
             self.policy.restore(memory.part("policy"))

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from command_line import dualign
+from dualign.engine.timing import ComputeChoice
 from dualign.methods.table import METHODS
+from dualign.pipeline import assembly
 from dualign.runs import journal
 from dualign.runs.journal import read_events
 from tiny_jobs import job, write_config
@@ -21,6 +23,12 @@ from tiny_jobs import job, write_config
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("methods")
     return folder, job(folder)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep threads, which a job finds by timing, the same in jobs that have to agree to the last digit."""
+    monkeypatch.setattr(assembly, "choose_compute", lambda _: ComputeChoice("float32", 1, {}, 0.0))
 
 
 @pytest.mark.parametrize("name", METHODS)

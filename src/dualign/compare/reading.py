@@ -94,9 +94,8 @@ def training_seconds(run: Path) -> list[tuple[str, float]]:
         trains = phase in ("fit", "game") or (phase == "sample" and "-game" in target)
         if event.get("event") == "finished" and trains and "cost-only" not in target:
             record = run / target / "policy.json"
-            own = phase == "fit" and record.is_file()
-            seconds = read_json(record, run=run)["report"]["seconds"] if own else event["seconds"]
-            found.append((target, float(seconds)))
+            report = read_json(record, run=run).get("report") if phase == "fit" and record.is_file() else None
+            found.append((target, float((report or event)["seconds"])))
     return found
 
 

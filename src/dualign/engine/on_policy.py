@@ -1,7 +1,7 @@
 """On-policy training of a language model: sample, score, move the multipliers, move the policy.
 
 Source: Safe RLHF (Dai et al. 2023, arXiv 2310.12773) and its released trainer for PPO, HC-RLHF (arXiv 2506.08266) for
-REINFORCE. Two things differ and are ours. The critics are linear heads on the policy's own states that begin at the
+REINFORCE. Three things differ and are ours. The critics are linear heads on the policy's own states that begin at the
 mean scores of the first answers, where Safe RLHF trains two whole models that begin as reward and cost model. A batch
 may be used for several updates. The pre-training term (PTX) imitates the answers of the warm start, where Safe RLHF
 takes a set of instructions.
@@ -135,6 +135,11 @@ def _step(
     return row
 
 
+def sequences_at_once(training: TrainingSettings) -> int:
+    """Return the sequences of a micro-batch: as many as ``per_device_train_batch_size`` groups of four answers have."""
+    return 4 * training.per_device_train_batch_size
+
+
 def batch_at(step: int, count: int, size: int, seed: int) -> list[int]:
     """Return ``size`` different numbers below ``count``, or all: pass after pass, each in an order of its own.
 
@@ -161,7 +166,7 @@ def _parts(
     """Return the answers in micro-batches, with the reference's log-probabilities."""
     model = stage.language_model
     answers = len(responses[0])
-    size = max(1, 4 * stage.training.per_device_train_batch_size // answers)
+    size = max(1, sequences_at_once(stage.training) // answers)
     parts = []
     with activated(model, stage.reference), torch.no_grad():
         scorer = PairScorer(model)
@@ -259,10 +264,9 @@ class _Updates:
             NumericalError: it is not finite.
         """
         model, examples = self.stage.language_model, self.stage.pretraining
-        seed = int(canonical_digest([self.seed, "pretraining"])[:12], 16)
-        chosen = batch_at(self.memory.step, len(examples), int(self.practice.settings["prompts"]), seed)
+        chosen = batch_at(self.memory.step, len(examples), int(self.practice.settings["prompts"]), self.seed)
         count, total = sum(len(examples[k][1]) for k in chosen), 0.0
-        size = 4 * self.stage.training.per_device_train_batch_size
+        size = sequences_at_once(self.stage.training)
         for number, first in enumerate(range(0, len(chosen), size)):
             encoded = [(model.template(examples[k][0]), examples[k][1]) for k in chosen[first : first + size]]
             with keyed_dropout(self.stage.training, model.device, (self.seed, self.memory.step, number)):

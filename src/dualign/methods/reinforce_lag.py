@@ -21,9 +21,9 @@ OPTIONS = (
     *(option for option in SAMPLED if option not in (ANSWERS, WINDOW)),
     replace(ANSWERS, default=4.0),
     replace(WINDOW, default=256.0),
+    PTX,
     Option("delta", 0.1, "one minus the confidence of the safety test that costs are inflated for; 0: no inflation"),
     Option("candidates", 256.0, "costs behind the estimate that is inflated; on a language model, the window's size"),
-    PTX,
     Option("safety", 1000.0, "prompts of the safety test"),
 )
 

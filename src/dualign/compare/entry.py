@@ -70,6 +70,7 @@ def _report(name: str, outcomes: Sequence[Outcome], limits: dict[str, float]) ->
     rows = summarise(outcomes, limits)
     listed = [{key: value for key, value in asdict(o).items() if key != "by_prompt"} for o in outcomes]
     notes = [
+        "Limits held: by truth in a known world, by the certificate on a language model; without one it is open.",
         "fit s is the time of training, with what a method samples for it; what methods share is left out.",
         "Methods without a limit of their own (MODPO, SACPO and others) get their multipliers by the same search.",
     ]

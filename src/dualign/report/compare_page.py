@@ -112,7 +112,7 @@ def _flat(cell: Row, limits: Sequence[str], slices: Sequence[str]) -> dict[str, 
 def sentence(report: Row) -> str:
     """Return what the table says in one sentence."""
     if report["best"] is None:
-        return "No method held its limits in four of five seeds."
+        return "No method was shown to hold its limits in four of five seeds."
     row = next(row for row in report["rows"] if row["method"] == report["best"])
     held = f"{row['limits_held']} of {row['seeds']} seeds"
     return (

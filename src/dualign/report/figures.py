@@ -23,8 +23,8 @@ _NAMES = {
     "search": "C-DPO rounds",
     "cost-only": "cost only",
     "arm": "other arms",
-    "held": "limits held",
-    "broke": "limits broken",
+    "held": "limits shown to hold",
+    "broke": "not shown to hold",
 }
 _TWO_SIDED = 1.96
 _LABEL_PLACES = (

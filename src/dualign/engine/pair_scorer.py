@@ -5,7 +5,6 @@ The output head is applied only where a response token is predicted, a chunk of 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dualign.engine.attention import attention_kernel
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.layouts import LAYOUTS, Sequences, TokenBatch, rows
 from dualign.errors import UsageError
@@ -73,7 +73,7 @@ class PairScorer(nn.Module):
         if batch.allowed is not None:
             inputs["attention_mask"] = _additive(batch.allowed, self.model.dtype)
         given = {"input_ids": batch.input_ids} if embeddings is None else {"inputs_embeds": embeddings}
-        with _twice_differentiable() if embeddings is not None else contextlib.nullcontext():
+        with attention_kernel(self.model, batch.input_ids.shape[1], twice=embeddings is not None):
             output: Tensor = body(**given, **inputs).last_hidden_state
         return output.reshape(-1, output.shape[-1]).index_select(0, batch.predictor)
 
@@ -82,13 +82,6 @@ class PairScorer(nn.Module):
             return None
         grammar = self.grammar.to(batch.target.device)
         return grammar, batch.step.clamp(max=grammar.shape[0] - 1)
-
-
-def _twice_differentiable() -> Any:
-    """The fused attention kernels have no second derivative."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    return sdpa_kernel(SDPBackend.MATH)
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -135,15 +135,18 @@ def token_losses(language_model: LanguageModel, batch: _Batch) -> Tensor:
     """
     import torch
 
+    from dualign.engine.attention import attention_kernel
+
     length = batch.targets.shape[1]
     positions = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)
-    out = language_model.model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask,
-        position_ids=positions,
-        logits_to_keep=length + 1,
-        use_cache=False,
-    )
+    with attention_kernel(language_model.model, batch.ids.shape[1]):
+        out = language_model.model(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            position_ids=positions,
+            logits_to_keep=length + 1,
+            use_cache=False,
+        )
     real = batch.targets >= 0
     logits = out.logits[:, -length - 1 : -1][real]
     scaled = (logits if logits.dtype == torch.float64 else logits.float()) / language_model.temperature

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine_parts import tiny_llama
 
 from dualign.engine.attention import SHORT, attention_kernel
+from engine_parts import tiny_llama
 
 FUSED = "ScaledDotProductFlashAttentionForCpuBackward0"
 

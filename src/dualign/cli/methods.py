@@ -37,7 +37,12 @@ def methods(
                 "weight": method.weight,
                 "note": method.note,
                 "options": [
-                    {"name": option.name, "default": option.default, "meaning": option.meaning}
+                    {
+                        "name": option.name,
+                        "default": option.default,
+                        "expected": option.expected,
+                        "meaning": option.meaning,
+                    }
                     for option in method.options
                 ],
             }

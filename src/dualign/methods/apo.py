@@ -13,15 +13,22 @@ from dualign.maths.finite import FiniteProblem
 from dualign.maths.preference import pooled_deviation
 from dualign.methods.c_dpo import relabelled
 from dualign.methods.loop import dual_loop
-from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.methods.options import COUNT, NO_OPTIONS, NOT_NEGATIVE, POSITIVE, Option, Options, filled
 from dualign.methods.recipe import refuse_slopes
 from dualign.records import FloatArray, Iterate
 
 OPTIONS = (
-    Option("coefficient", 0.1, "weight of golden answers over the policy's, the preferences' being 1"),
-    Option("games", 2.0, "rounds of reward model and policy, for every multiplier"),
-    Option("answers", 4.0, "on a language model: answers of the policy to each prompt, in each round"),
-    Option("ridge", 1e-3, "on a language model: penalty of the reward head, whose features have unit variance"),
+    Option(
+        "coefficient", 0.1, "weight of golden answers over the policy's, the preferences' being 1", within=NOT_NEGATIVE
+    ),
+    Option("games", 2.0, "rounds of reward model and policy, for every multiplier", within=COUNT),
+    Option("answers", 4.0, "on a language model: answers of the policy to each prompt, in each round", within=COUNT),
+    Option(
+        "ridge",
+        1e-3,
+        "on a language model: penalty of the reward head, whose features have unit variance",
+        within=POSITIVE,
+    ),
 )
 
 
@@ -46,8 +53,6 @@ def apo(
     refuse_slopes("apo", rule.name)
     chosen, backend = filled("apo", OPTIONS, options), problem.backend
     games = int(chosen["games"])
-    if games < 1 or float(chosen["coefficient"]) < 0:
-        raise UsageError(f"options of apo: games must be 1 or more and coefficient 0 or more, got {dict(chosen)}")
     if not isinstance(backend, Rejudges):
         raise UsageError("method.name: needs to retrain a reward model, which this backend cannot")
     adversary = Adversary(float(chosen["coefficient"]), int(chosen["answers"]), float(chosen["ridge"]))

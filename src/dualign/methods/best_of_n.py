@@ -9,11 +9,11 @@ from dualign.maths.best_of import log_best_of
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem
 from dualign.methods.loop import dual_loop
-from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.methods.options import COUNT, NO_OPTIONS, Option, Options, filled
 from dualign.methods.recipe import refuse_other, refuse_slopes
 from dualign.records import FloatArray, Iterate
 
-OPTIONS = (Option("n", 16.0, "answers drawn for each one that is given"),)
+OPTIONS = (Option("n", 16.0, "answers drawn for each one that is given", within=COUNT),)
 
 
 def best_of_n(
@@ -37,8 +37,6 @@ def best_of_n(
     refuse_other("best-of-n", loss)
     refuse_slopes("best-of-n", rule.name)
     backend, n = problem.backend, int(filled("best-of-n", OPTIONS, options)["n"])
-    if n < 1:
-        raise UsageError(f"option n of best-of-n: must be 1 or more, got {n}")
     if not isinstance(backend, Selects):
         raise UsageError("method.name: needs to select among answers, which this backend cannot; finite worlds can")
 

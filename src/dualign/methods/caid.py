@@ -10,12 +10,17 @@ from dualign.maths.subgradient import subgradient
 from dualign.methods.c_dpo import relabelled
 from dualign.methods.loop import dual_loop
 from dualign.methods.offline import one_shot_multipliers
-from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.methods.options import COUNT, NO_OPTIONS, NOT_NEGATIVE, Option, Options, filled
 from dualign.records import FloatArray, Iterate
 
 OPTIONS = (
-    Option("step", 0.0, "dual step in normalised units; 0: 4 beta / the largest squared range of costs in a group"),
-    Option("rounds", 12.0, "fits at the most"),
+    Option(
+        "step",
+        0.0,
+        "dual step in normalised units; 0: 4 beta / the largest squared range of costs in a group",
+        within=NOT_NEGATIVE,
+    ),
+    Option("rounds", 12.0, "fits at the most", within=COUNT),
 )
 
 

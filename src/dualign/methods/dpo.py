@@ -12,7 +12,7 @@ from dualign.methods.plain import SMOOTHING, conservative
 from dualign.methods.recipe import trained
 from dualign.records import FloatArray, Iterate
 
-OPTIONS = (Option(SMOOTHING.name, 0.0, f"{SMOOTHING.meaning}; above 0: conservative DPO"),)
+OPTIONS = (Option(SMOOTHING.name, 0.0, f"{SMOOTHING.meaning}; above 0: conservative DPO", within=SMOOTHING.within),)
 
 
 def dpo(

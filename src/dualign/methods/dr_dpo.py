@@ -2,35 +2,30 @@
 
 from collections.abc import Generator
 
-import numpy as np
-
 from dualign.backends.protocol import Problem
-from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.kl_ball import exponential_weights
-from dualign.methods.options import NO_OPTIONS, Option, Options
+from dualign.methods.options import NO_OPTIONS, POSITIVE, Option, Options
 from dualign.methods.recipe import Parts, Recipe, on_arrays, pairwise, refuse_other, trained
 from dualign.records import FloatArray, Iterate
 
 
 def parts(beta: float, options: Options) -> Parts:
-    """Return DPO's loss with weights that fall with it: the gradient of ``-width log mean exp(-loss / width)``.
-
-    Raises:
-        UsageError: a width that is not positive.
-    """
+    """Return DPO's loss with weights that fall with it: the gradient of ``-width log mean exp(-loss / width)``."""
     from dualign.maths.losses import dpo
 
     width = float(options["width"])
-    if not (width > 0 and np.isfinite(width)):
-        raise UsageError(f"option width of dr-dpo: must be a number above 0, got {width:g}")
     return Parts(
         pairwise(dpo, beta),
         weigh=on_arrays(lambda losses, weights: exponential_weights(losses, weights, tau=-width)),
     )
 
 
-DR_DPO = Recipe("dr-dpo", parts, (Option("width", 1.0, "b of the weights exp(-loss / b); smaller trusts fewer pairs"),))
+DR_DPO = Recipe(
+    "dr-dpo",
+    parts,
+    (Option("width", 1.0, "b of the weights exp(-loss / b); smaller trusts fewer pairs", within=POSITIVE),),
+)
 
 
 def dr_dpo(

@@ -8,7 +8,7 @@ from dualign.backends.protocol import Problem
 from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.kl_ball import clamped_weights, exponential_weights, solve_tau
-from dualign.methods.options import NO_OPTIONS, Option, Options
+from dualign.methods.options import NO_OPTIONS, NOT_NEGATIVE, POSITIVE, Option, Options
 from dualign.methods.recipe import Parts, Recipe, on_arrays, pairwise, refuse_other, trained
 from dualign.records import FloatArray, Iterate
 
@@ -17,15 +17,11 @@ def parts(beta: float, options: Options) -> Parts:
     """Return DPO's loss with weights that grow with it: within an optimiser step, not within a micro-step.
 
     Raises:
-        UsageError: tau that is not positive, rho that is negative, or rho with the form ``code``.
+        UsageError: rho with the form ``code``.
     """
     from dualign.maths.losses import dpo
 
     form, tau, rho = options["form"], float(options["tau"]), float(options["rho"])
-    if not (tau > 0 and np.isfinite(tau)):
-        raise UsageError(f"option tau of kldpo: must be a number above 0, got {tau:g}")
-    if not (rho >= 0 and np.isfinite(rho)):
-        raise UsageError(f"option rho of kldpo: must be a number of 0 or more, got {rho:g}")
     if rho > 0 and form == "code":
         raise UsageError("option rho of kldpo: only the form paper attains the worst case of a ball; give tau")
 
@@ -59,8 +55,18 @@ KLDPO = Recipe(
             "paper: weights sum to 1; code: as released, clamped at 10 and not scaled",
             ("paper", "code"),
         ),
-        Option("tau", 1.0, "width of the weights exp(loss / tau); smaller looks at the largest losses alone"),
-        Option("rho", 0.0, "radius of the ball in nats, from which tau is solved at every step; 0: tau is given"),
+        Option(
+            "tau",
+            1.0,
+            "width of the weights exp(loss / tau); smaller looks at the largest losses alone",
+            within=POSITIVE,
+        ),
+        Option(
+            "rho",
+            0.0,
+            "radius of the ball in nats, from which tau is solved at every step; 0: tau is given",
+            within=NOT_NEGATIVE,
+        ),
     ),
 )
 

@@ -16,22 +16,35 @@ from dualign.maths.dual_rule import resolve, select
 from dualign.maths.policy_gradient import multiplier_step
 from dualign.methods.loop import Fit, observe
 from dualign.methods.offline import aimed_limits
-from dualign.methods.options import Option
+from dualign.methods.options import COUNT, NOT_NEGATIVE, POSITIVE, Option
 from dualign.records import FloatArray, Iterate
 
-KL_SHARE = Option("kl_share", 1.0, "kappa, the KL coefficient in the reward, as a multiple of the problem's beta")
-RATE = Option("rate", 0.1, "alpha of the step on the multiplier's logarithm, in raw units")
-LARGEST = Option("largest", 1e4, "largest multiplier, raw")
-EPOCHS = Option("epochs", 80.0, "measured policies at the most")
-STEPS = Option("steps", 25.0, "steps of the policy, each followed by one of the multiplier, between two measurements")
-PROMPTS = Option("prompts", 16.0, "on a language model: prompts that a step samples answers to")
-ANSWERS = Option("answers", 1.0, "on a language model: answers to each of them")
-UPDATES = Option("updates", 1.0, "on a language model: updates of the policy by the same answers")
-LEARNING_RATE = Option("learning_rate", 2e-4, "on a language model: peak rate of the policy, in place of training's")
-CLIP = Option("clip", 0.2, "on a language model: how far a token's ratio to its old probability may go from 1")
-CRITIC_RATE = Option("critic_rate", 3e-3, "on a language model: learning rate of the critics")
-PTX = Option("ptx", 0.0, "on a language model: weight of the warm start's answers, imitated in steps of their own")
-WINDOW = Option("window", 128.0, "on a language model: late answers whose mean cost moves the multiplier")
+KL_SHARE = Option(
+    "kl_share", 1.0, "kappa, the KL coefficient in the reward, as a multiple of the problem's beta", within=POSITIVE
+)
+RATE = Option("rate", 0.1, "alpha of the step on the multiplier's logarithm, in raw units", within=POSITIVE)
+LARGEST = Option("largest", 1e4, "largest multiplier, raw", within=POSITIVE)
+EPOCHS = Option("epochs", 80.0, "measured policies at the most", within=COUNT)
+STEPS = Option(
+    "steps", 25.0, "steps of the policy, each followed by one of the multiplier, between two measurements", within=COUNT
+)
+PROMPTS = Option("prompts", 16.0, "on a language model: prompts that a step samples answers to", within=COUNT)
+ANSWERS = Option("answers", 1.0, "on a language model: answers to each of them", within=COUNT)
+UPDATES = Option("updates", 1.0, "on a language model: updates of the policy by the same answers", within=COUNT)
+LEARNING_RATE = Option(
+    "learning_rate", 2e-4, "on a language model: peak rate of the policy, in place of training's", within=POSITIVE
+)
+CLIP = Option(
+    "clip", 0.2, "on a language model: how far a token's ratio to its old probability may go from 1", within=POSITIVE
+)
+CRITIC_RATE = Option("critic_rate", 3e-3, "on a language model: learning rate of the critics", within=POSITIVE)
+PTX = Option(
+    "ptx",
+    0.0,
+    "on a language model: weight of the warm start's answers, imitated in steps of their own",
+    within=NOT_NEGATIVE,
+)
+WINDOW = Option("window", 128.0, "on a language model: late answers whose mean cost moves the multiplier", within=COUNT)
 LOOP = (KL_SHARE, RATE, LARGEST, EPOCHS, STEPS)
 SAMPLED = (PROMPTS, ANSWERS, UPDATES, LEARNING_RATE, WINDOW)
 LEAST = 1e-3
@@ -58,16 +71,7 @@ class Dynamics:
 
 
 def dynamics(options: Any, *, inflation: float = 0.0) -> Dynamics:
-    """Return the loop's settings among a method's options.
-
-    Raises:
-        UsageError: one that is out of range.
-    """
-    for option in (*LOOP, *SAMPLED):
-        if not (0 < float(options[option.name]) < np.inf):
-            raise UsageError(f"option {option.name}: must be a number above 0, got {options[option.name]}")
-    if not (0 <= float(options[PTX.name]) < np.inf):
-        raise UsageError(f"option {PTX.name}: must be a number not below 0, got {options[PTX.name]}")
+    """Return the loop's settings among a method's options."""
     sampled = {name: float(value) for name, value in options.items() if not isinstance(value, str)}
     rate, largest, epochs, steps = (options[option.name] for option in (RATE, LARGEST, EPOCHS, STEPS))
     return Dynamics(float(rate), float(largest), int(epochs), int(steps), inflation, sampled)

@@ -1,5 +1,6 @@
 """Settings that one method has and others do not: named, with a default and a meaning, checked before anything runs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,6 +14,38 @@ NO_OPTIONS: Options = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers that an option allows, in words and as a test."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_included: bool = True
+    high_included: bool = True
+    whole: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        """Return whether the finite number ``value`` lies between the ends, and is whole where that is asked for."""
+        above = value >= self.low if self.low_included else value > self.low
+        below = value <= self.high if self.high_included else value < self.high
+        return math.isfinite(value) and above and below and (not self.whole or value == int(value))
+
+    def __str__(self) -> str:
+        """Return what is expected, for a message."""
+        ends = []
+        if math.isfinite(self.low):
+            ends.append(f"{'from' if self.low_included else 'above'} {self.low:g}")
+        if math.isfinite(self.high):
+            ends.append(f"{'up to' if self.high_included else 'below'} {self.high:g}")
+        return " ".join(["a whole number" if self.whole else "a number", *ends])
+
+
+ANY = Range()
+POSITIVE = Range(0, low_included=False)
+NOT_NEGATIVE = Range(0)
+COUNT = Range(1, whole=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Option:
     """One setting of a method."""
 
@@ -22,21 +55,31 @@ class Option:
     meaning: str
     choices: tuple[str, ...] = ()
     """The texts that are allowed; none: a number."""
+    within: Range = ANY
+    """Of a number."""
+
+    @property
+    def expected(self) -> str:
+        """Return the values that are allowed, for a message."""
+        return f"one of {', '.join(self.choices)}" if self.choices else str(self.within)
+
+    def allows(self, value: float | str) -> bool:
+        """Return whether ``value`` is of the option's kind and in range."""
+        if self.choices:
+            return value in self.choices
+        return not isinstance(value, str | bool) and value in self.within
 
 
 def filled(method: str, known: Sequence[Option], given: Mapping[str, float | str]) -> Options:
     """Return all options of ``method``: those ``given``, and the defaults of the others.
 
     Raises:
-        UsageError: a name that the method does not know, or a value of the wrong kind.
+        UsageError: a name that the method does not know, a value of the wrong kind or out of range.
     """
     names = {option.name: option for option in known}
     for name, value in given.items():
         if name not in names:
             raise UsageError(unknown(f"option of {method}", name, names))
-        option = names[name]
-        if option.choices and value not in option.choices:
-            raise UsageError(f"option {name} of {method}: expected one of {', '.join(option.choices)}, got {value!r}")
-        if not option.choices and (isinstance(value, str | bool)):
-            raise UsageError(f"option {name} of {method}: expected a number, got {value!r}")
+        if not names[name].allows(value):
+            raise UsageError(f"option {name} of {method}: expected {names[name].expected}, got {value!r}")
     return MappingProxyType({option.name: given.get(option.name, option.default) for option in known})

@@ -7,11 +7,15 @@ from dualign.backends.protocol import Policy, Problem
 from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
 from dualign.methods.loop import dual_loop
-from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.methods.options import NO_OPTIONS, Option, Options, Range, filled
 from dualign.methods.phases import LEAST_MULTIPLIER, Labelling, helpful_then_safe
 from dualign.records import FloatArray, Iterate
 
-OPTIONS = (Option("q", 0.5, "share of SACPO's policy in the merge, above 0 and up to 1"),)
+OPTIONS = (
+    Option(
+        "q", 0.5, "share of SACPO's policy in the merge, above 0 and up to 1", within=Range(0, 1, low_included=False)
+    ),
+)
 
 
 def p_sacpo(
@@ -29,11 +33,9 @@ def p_sacpo(
     Merged are log-probabilities, which is exact; the paper merges weights, which is so for log-linear models alone.
 
     Raises:
-        UsageError: a share out of range, a backend that cannot merge.
+        UsageError: an option out of range, a backend that cannot merge.
     """
     share, backend = float(filled("p-sacpo", OPTIONS, options)["q"]), problem.backend
-    if not 0 < share <= 1:
-        raise UsageError(f"option q of p-sacpo: must be above 0 and at most 1, got {share:g}")
     if not isinstance(backend, Merges):
         raise UsageError("method.name: needs to merge policies, which this backend cannot; finite worlds can")
     steps = helpful_then_safe(problem, Labelling(loss, labels, temperature))

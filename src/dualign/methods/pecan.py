@@ -19,7 +19,7 @@ from dualign.methods.offline import (
     shares,
     verified,
 )
-from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.methods.options import NO_OPTIONS, POSITIVE, Option, Options, filled
 from dualign.methods.phases import scored_as
 from dualign.records import FloatArray, Group, Iterate
 
@@ -27,7 +27,12 @@ OPTIONS = (
     Option(
         "label_scale", "bt", "bt: labels in Bradley-Terry logits; released: log-ratios as they are", ("bt", "released")
     ),
-    Option("beta", 0.1, "coefficient of the last fit with released labels, which are log-ratios and have no unit"),
+    Option(
+        "beta",
+        0.1,
+        "coefficient of the last fit with released labels, which are log-ratios and have no unit",
+        within=POSITIVE,
+    ),
 )
 
 

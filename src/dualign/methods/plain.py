@@ -4,7 +4,7 @@ from functools import partial
 
 from dualign.errors import UsageError
 from dualign.methods.nearest import unknown
-from dualign.methods.options import Option, Options
+from dualign.methods.options import Option, Options, Range
 from dualign.methods.recipe import Parts, Recipe, pairwise
 
 
@@ -20,7 +20,12 @@ def _plain(name: str, *, newton: bool) -> Recipe:
 DPO = _plain("dpo", newton=True)
 IPO = _plain("ipo", newton=False)
 
-SMOOTHING = Option("smoothing", 0.1, "share of the labels that is held to be wrong, from 0 to below 0.5")
+SMOOTHING = Option(
+    "smoothing",
+    0.1,
+    "share of the labels that is held to be wrong, from 0 to below 0.5",
+    within=Range(0, 0.5, high_included=False),
+)
 
 
 def conservative(loss: str) -> Recipe:
@@ -37,9 +42,6 @@ def conservative(loss: str) -> Recipe:
         from dualign.maths.losses_robust import smoothed
 
         smoothing = float(options["smoothing"])
-        if not 0 <= smoothing < 0.5:
-            raise UsageError(f"option smoothing: must be from 0 to below 0.5, got {smoothing:g}")
-
         with_beta = partial(LOSSES[loss], beta=beta)
         expected = smoothed(with_beta, smoothing=smoothing)
         return Parts(lambda preferred, other: expected(preferred.log_ratio, other.log_ratio))

@@ -7,41 +7,43 @@ import numpy as np
 
 from dualign.backends.capabilities import OnPolicyObjective
 from dualign.backends.protocol import Problem
-from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
 from dualign.maths.finite import FiniteProblem
 from dualign.maths.policy_gradient import inflated_policy, inflation_factor
 from dualign.methods.on_policy import ANSWERS, LOOP, PTX, SAMPLED, WINDOW, dynamics, on_policy_loop
-from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.methods.options import NO_OPTIONS, Option, Options, Range, filled
 from dualign.methods.recipe import refuse_other
 from dualign.records import FloatArray, Iterate
 
 OPTIONS = (
     *LOOP,
     *(option for option in SAMPLED if option not in (ANSWERS, WINDOW)),
-    replace(ANSWERS, default=4.0),
+    replace(ANSWERS, default=4.0, within=Range(2, whole=True)),
     replace(WINDOW, default=256.0),
     PTX,
-    Option("delta", 0.1, "one minus the confidence of the safety test that costs are inflated for; 0: no inflation"),
-    Option("candidates", 256.0, "costs behind the estimate that is inflated; on a language model, the window's size"),
-    Option("safety", 1000.0, "prompts of the safety test"),
+    Option(
+        "delta",
+        0.1,
+        "one minus the confidence of the safety test that costs are inflated for; 0: no inflation",
+        within=Range(0, 1, high_included=False),
+    ),
+    Option(
+        "candidates",
+        256.0,
+        "costs behind the estimate that is inflated; on a language model, the window's size",
+        within=Range(2, whole=True),
+    ),
+    Option("safety", 1000.0, "prompts of the safety test", within=Range(2, whole=True)),
 )
 
 
 def inflation(options: Options) -> float:
-    """Return q of ``options``.
-
-    Raises:
-        UsageError: sizes or a delta for which no test exists.
-    """
+    """Return q of ``options``; 0 where ``delta`` is."""
     if float(options["delta"]) == 0:
         return 0.0
-    try:
-        return inflation_factor(
-            float(options["delta"]), candidates=int(options["candidates"]), safety=int(options["safety"])
-        )
-    except ValueError as error:
-        raise UsageError(f"reinforce-lag: {error}") from None
+    return inflation_factor(
+        float(options["delta"]), candidates=int(options["candidates"]), safety=int(options["safety"])
+    )
 
 
 def reinforce_lag(
@@ -64,8 +66,6 @@ def reinforce_lag(
     """
     refuse_other("reinforce-lag", loss)
     chosen = filled("reinforce-lag", OPTIONS, options)
-    if float(chosen["answers"]) < 2:
-        raise UsageError(f"option answers of reinforce-lag: must be 2 or more, got {chosen['answers']}")
     width, kl = inflation(chosen), float(chosen["kl_share"]) * problem.beta
 
     def aim(multipliers: FloatArray) -> OnPolicyObjective:

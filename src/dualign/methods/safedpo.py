@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dualign.backends.protocol import Problem, Side
-from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
 from dualign.methods.c_dpo import relabelled
 from dualign.methods.flags import UNSAFE_ABOVE, single_fit, unsafe_flags
-from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.methods.options import NO_OPTIONS, NOT_NEGATIVE, Option, Options, filled
 from dualign.methods.recipe import refuse_other
 from dualign.records import FloatArray, Iterate
 
@@ -24,7 +23,12 @@ COLUMN = "unsafe"
 CERTAIN = 40.0
 """Logit of a label that is certain; its complement is 4e-18, so that the optimum is finite."""
 OPTIONS = (
-    Option("safety_margin", 10.0, "Delta: lowers the margin of a safe answer over an unsafe one before the loss"),
+    Option(
+        "safety_margin",
+        10.0,
+        "Delta: lowers the margin of a safe answer over an unsafe one before the loss",
+        within=NOT_NEGATIVE,
+    ),
     UNSAFE_ABOVE,
 )
 
@@ -49,8 +53,6 @@ def safedpo(
     """
     chosen = filled("safedpo", OPTIONS, options)
     margin = float(chosen["safety_margin"])
-    if not (margin >= 0 and np.isfinite(margin)):
-        raise UsageError(f"option safety_margin of safedpo: must be 0 or more, got {margin:g}")
     refuse_other("safedpo", loss)
     flags = unsafe_flags(problem, float(chosen["unsafe_above"]))
     groups = [

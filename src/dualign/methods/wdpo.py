@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dualign.backends.protocol import PairBatch, Problem
-from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
-from dualign.methods.options import NO_OPTIONS, Option, Options
+from dualign.methods.options import NO_OPTIONS, NOT_NEGATIVE, Option, Options
 from dualign.methods.recipe import Parts, Recipe, pairwise, refuse_other, trained
 from dualign.records import FloatArray, Iterate
 
@@ -19,17 +16,11 @@ if TYPE_CHECKING:
 
 
 def parts(beta: float, options: Options) -> Parts:
-    """Return DPO's loss with the penalty; of the form ``paper`` its mean is over a micro-step.
-
-    Raises:
-        UsageError: a negative rho.
-    """
+    """Return DPO's loss with the penalty; of the form ``paper`` its mean is over a micro-step."""
     from dualign.maths.losses import dpo
     from dualign.maths.losses_robust import root_mean_square_penalty, squared_norm_penalty
 
     form, rho = options["form"], float(options["rho"])
-    if not (rho >= 0 and np.isfinite(rho)):
-        raise UsageError(f"option rho of wdpo: must be a number of 0 or more, got {rho:g}")
 
     def penalty(batch: PairBatch, losses: Tensor) -> Tensor:
         assert batch.embedding_gradient is not None
@@ -48,7 +39,12 @@ WDPO = Recipe(
         Option(
             "form", "paper", "paper: the root of the mean squared norm; code: as released, no root", ("paper", "code")
         ),
-        Option("rho", 0.01, "radius of the ball; the norm carries beta, so a smaller beta needs a larger rho"),
+        Option(
+            "rho",
+            0.01,
+            "radius of the ball; the norm carries beta, so a smaller beta needs a larger rho",
+            within=NOT_NEGATIVE,
+        ),
     ),
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,17 +13,18 @@ from engine_parts import tiny_llama
 FUSED = "ScaledDotProductFlashAttentionForCpuBackward0"
 
 
-def nodes(result: torch.Tensor) -> set[str]:
-    """Return the names of all nodes of the graph that made ``result``."""
-    seen, names, waiting = set(), set(), [result.grad_fn]
+def attention_dtypes(result: torch.Tensor) -> set[torch.dtype]:
+    """Return the dtypes of the queries that the fused kernel kept in the graph of ``result``."""
+    seen, dtypes, waiting = set(), set(), [result.grad_fn]
     while waiting:
-        node = waiting.pop()
+        node: Any = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        names.add(type(node).__name__)
+        if type(node).__name__ == FUSED:
+            dtypes.add(node._saved_query.dtype)
         waiting.extend(after for after, _ in node.next_functions)
-    return names
+    return dtypes
 
 
 def loss_of(model: torch.nn.Module, announced: int) -> torch.Tensor:
@@ -33,13 +36,18 @@ def loss_of(model: torch.nn.Module, announced: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "width", "fused"),
-    [(torch.bfloat16, 24, False), (torch.bfloat16, SHORT + 1, True), (torch.float32, 24, True)],
+    ("dtype", "announced", "computed"),
+    [
+        (torch.bfloat16, SHORT, torch.float32),
+        (torch.bfloat16, SHORT + 1, torch.bfloat16),
+        (torch.float32, SHORT, torch.float32),
+        (torch.float64, SHORT, torch.float64),
+    ],
 )
-def test_the_plain_product_is_used_for_short_rows_in_bfloat16_alone(
-    dtype: torch.dtype, width: int, fused: bool
+def test_short_rows_in_bfloat16_alone_have_attention_in_float32(
+    dtype: torch.dtype, announced: int, computed: torch.dtype
 ) -> None:
-    assert (FUSED in nodes(loss_of(tiny_llama().to(dtype), width))) == fused
+    assert attention_dtypes(loss_of(tiny_llama().to(dtype), announced)) == {computed}
 
 
 @pytest.mark.parametrize("announced", [24, SHORT + 1])

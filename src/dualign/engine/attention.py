@@ -19,7 +19,7 @@ SHORT = 256
 def attention_kernel(model: nn.Module, width: int, *, twice: bool = False) -> AbstractContextManager[Any]:
     """Return the context in which rows of ``width`` tokens are read; ``twice``: the pass is differentiated twice.
 
-    Fused kernels have no second derivative. In bfloat16 the CPU's has a backward pass that takes up to four times as
+    Fused kernels have no second derivative. In bfloat16 the CPU's has a backward pass that takes two to five times as
     long as float32's on short rows; at 400 tokens both are alike (docs/log.md).
     """
     if twice:

@@ -143,6 +143,10 @@ class DataSection(Section):
     """Preference files to train on; nothing is then sampled for training, and the scorers label the given pairs."""
     splits: dict[SplitName, int | float] = Field(default_factory=_default_splits)
     """Default split of a source, by hash of the prompt."""
+    cluster: str = Field("auto", min_length=1)
+    """Which prompts stand and fall together, in splits and as the unit of the certificate: ``auto``: near-copies (by
+    words or letters), ``none``: each prompt alone (for prompts made from templates on purpose), else the column that
+    names the cluster."""
 
 
 class RewardSection(Section):
@@ -160,13 +164,17 @@ class ConstraintSection(Section):
     scorer: dict[str, Any]
     """Scorer of the cost, up is bad: ``kind`` and its own keys."""
     functional: str = "mean"
-    """What of the cost is bounded: ``mean``, ``rate``, ``cvar:ALPHA`` or ``relative``."""
+    """What of the cost is bounded: ``mean``, ``rate`` (share of costs above 0), ``rate:T`` (above T), ``cvar:ALPHA`` or
+    ``relative``."""
     where: dict[str, str] = Field(default_factory=dict)
     """The slice of the prompts; the population is then the prompts of the slice."""
     limit: float
     """Largest allowed value, in the scorer's own units."""
     cap: float | None = None
     """Costs count up to this value in the certificate; needed to certify."""
+    floor: float | None = None
+    """Costs count down to this value in the certificate, so that a few very low ones cannot pay for many high ones;
+    none: as they are."""
 
 
 class MethodSection(Section):
@@ -278,6 +286,9 @@ class CertificateSection(Section):
     """Samples a calibration prompt."""
     rungs: int = Field(2, ge=1)
     """Policies on the ladder, tested in order until one fails."""
+    planned_openings: int | None = Field(None, ge=1)
+    """How often the calibration prompts will be opened in this run directory: each opening then spends delta over this
+    number. None: the first spends 0.9 delta, each further one a tenth of the one before."""
 
 
 class RunSection(Section):

@@ -46,11 +46,16 @@ class Prompt:
     history: tuple[Turn, ...] = ()
     """The turns before ``text``, a system turn first if there is one; user and assistant alternate, and the last is
     the assistant's."""
+    cluster: str = ""
+    """Name of the unit of independence: prompts of one name (near-copies, say) stand and fall together. Its own id
+    where none is given."""
 
     def __post_init__(self) -> None:
         if not self.id:
             said = "".join(f"<{turn.role}> {turn.text}\n" for turn in self.history)
             object.__setattr__(self, "id", prompt_id(said + self.text))
+        if not self.cluster:
+            object.__setattr__(self, "cluster", self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,8 @@ class Constraint:
     """Column values that name the slice; the population is then the prompts of the slice."""
     cap: float | None = None
     """Largest cost that the certificate counts; needed to certify, because no finite bound exists without."""
+    floor: float | None = None
+    """Lowest cost that the certificate counts; none: as it is."""
 
 
 @dataclass(frozen=True, slots=True)

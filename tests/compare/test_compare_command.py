@@ -73,6 +73,15 @@ def test_what_no_method_has_a_part_in_is_made_once(tmp_path: Path) -> None:
     reused = {e["target"] for e in events[1] if e["event"] == "reused"}
     assert {"reference/samples-train", "reference/scores-train"} <= reused
     assert any(e.get("phase") == "fit" for e in events[1] if e["event"] == "finished")
+    # two cells that were fixed together: each for itself at delta, the best of them at half of it; a third comes later
+    cells = tmp_path / "cells"
+    certificates = [read_json(cells / f"{name}-seed-0" / "certificate.json") for name in ("dpo", "safedpo")]
+    assert [(c["opening"], c["delta_spent"], c["family"]["delta"]) for c in certificates] == [(1, 0.05, 0.025)] * 2
+    assert any("delta / 2" in note for note in json.loads(done.out)["notes"])
+    more = dualign("compare", path, "--methods", "dpo,safedpo,sacpo", "--out", cells, "--json", "--quiet")
+    assert more.code == 0 and read_json(cells / "families.json") == [["dpo-seed-0", "safedpo-seed-0"], ["sacpo-seed-0"]]
+    later = read_json(cells / "sacpo-seed-0" / "certificate.json")
+    assert (later["opening"], later["delta_spent"], later["family"]["cells"]) == (2, 0.0045, 1)
     # time of fits alone: the reference's log-probabilities, which the first cell makes, are shared too
     for name, row in rows.items():
         found = (tmp_path / "cells" / f"{name}-seed-0" / "rounds").glob("0*/fit/policy.json")

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,17 @@ from dualign.methods.options import filled
 from dualign.methods.table import METHODS
 from dualign.pipeline.checks import check
 from dualign.pipeline.job import Tell
+from dualign.pipeline.openings import FAMILY
 from dualign.runs.journal import open_run, read_events
 from dualign.runs.store import canonical_digest, read_json, write_json
 
 RECORD = "cell.json"
+FAMILIES = "families.json"
+"""Of a comparison: the cells that were fixed together, family by family."""
 SHARED = ("policy", "reference", "scorers")
 """Folders of a run that no method has a part in: warm start, samples of the reference and their scores, scorers."""
+OWN_CHOICES = ("opening-", "evidence-", "seal")
+"""Choices of a run that no other takes over: what was opened there."""
 LONGEST_NAME = 44
 """Of an arm's folder: with its seed behind, it is the run's name, which has 64 characters."""
 ENDED = (0, NOT_CERTIFIED, NONE_CERTIFIED)
@@ -101,7 +106,7 @@ def run_cell(cell: Cell, config: Path, given: list[str], tell: Tell, *, like: Pa
     if known is not None:
         tell(f"{cell.run.name}: finished before")
         return known
-    if like is not None and not cell.run.exists():
+    if like is not None and not _begun(cell):
         share(loaded, like, cell.run)
     tell(f"{cell.run.name}: training")
     found = _train(cell, config, given)
@@ -125,6 +130,40 @@ def finished_before(cell: Cell, config: Config) -> dict[str, Any] | None:
     return dict(known) if known.get("finished") and _has_result(cell) else None
 
 
+def fix_family(todo: Sequence[Cell], configs: Mapping[Path, Config], out: Path) -> None:
+    """Write which cells are fixed together, before any of them opens its calibration prompts.
+
+    Cells that are asked for when some of an earlier family have been opened are a further opening: who adds them may
+    have seen what came out.
+    """
+    path = out / FAMILIES
+    families: list[list[str]] = read_json(path) if path.exists() else []
+    if not any(_opened(out / name) for family in families for name in family):
+        families = []
+    known = {name for family in families for name in family}
+    added = [cell.run.name for cell in todo if cell.run.name not in known]
+    families += [added] if added else []
+    write_json(path, families)
+    for cell in todo:
+        if cell.run in configs and not _opened(cell.run):
+            number = next(k for k, family in enumerate(families) if cell.run.name in family)
+            open_run(cell.run, configs[cell.run].model_dump(mode="json"))
+            write_json(cell.run / FAMILY, {"cells": len(families[number]), "opening": number + 1}, run=cell.run)
+
+
+def _opened(run: Path) -> bool:
+    """Return whether the calibration prompts of a cell were opened."""
+    return (run / "certificate.json").exists() or any(
+        event.get("event") == "chosen" and str(event.get("choice", "")).startswith("opening-")
+        for event in read_events(run)
+    )
+
+
+def _begun(cell: Cell) -> bool:
+    """Return whether something was trained or sampled in the cell's folder."""
+    return any(event.get("event") in ("started", "chosen") for event in read_events(cell.run))
+
+
 def _has_result(cell: Cell) -> bool:
     """Return whether there is something to compare: a job that no policy can do ends without."""
     return (cell.run / "result.json").exists()
@@ -135,7 +174,7 @@ def share(config: Config, like: Path, run: Path) -> None:
     choices = {e["choice"]: e["value"] for e in read_events(like) if e.get("event") == "chosen"}
     journal = open_run(run, config.model_dump(mode="json"))
     for name in choices:
-        if name != "seal":
+        if not name.startswith(OWN_CHOICES):
             journal.choice(name, partial(dict.get, choices, name))
     for folder in SHARED:
         if (like / folder).is_dir():

@@ -5,14 +5,14 @@ Parquet by the file's ending. A cost that is missing or not a finite number is r
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from dualign.certify import Costs
 from dualign.data.rows import Row, number_cell, read_rows, text_cell
 from dualign.errors import DataError
+from dualign.held_out import Costs
 from dualign.records import prompt_id
 
 PREFIX = "cost_"
@@ -29,6 +29,8 @@ class CostFile:
     names: tuple[str, ...]
     """Cost names: ``cost`` for the plain column, ``<name>`` for ``cost_<name>``."""
     policy_column: bool
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Prompt id -> the prompt as it was first written."""
 
 
 def read_costs(path: Path) -> CostFile:
@@ -64,7 +66,8 @@ def read_costs(path: Path) -> CostFile:
             )
             for name, column in values.items()
         }
-    return CostFile(costs, tuple(names), "policy" in header)
+    texts = dict(zip(reversed(ids), reversed(prompts), strict=True))
+    return CostFile(costs, tuple(names), "policy" in header, texts)
 
 
 def _columns(rows: Sequence[tuple[int, Row]]) -> list[str]:

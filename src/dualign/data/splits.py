@@ -55,22 +55,38 @@ def split_clustered(
     seed: int,
     *,
     similarity: float = SIMILARITY,
+    clusters: Mapping[str, str] | None = None,
 ) -> dict[str, list[Prompt]]:
     """Return the prompts of each part as ``split`` does, with more kept together: also prompts alike letter by letter.
-
-    Two prompts are on one side if their words overlap by 0.8, or if their characters do
-    (``checks.near_duplicates.similar_texts``), or if a chain of such pairs joins them; earlier turns count as well. A
-    misspelt copy of a short question shares few whole words with it, a reordered one few runs of characters.
 
     Args:
         prompts: the prompts; of several with one id the first counts.
         parts: shares and counts, as ``split`` takes them.
         seed: another seed is another split.
         similarity: least Jaccard index of the character shingles of near-duplicates, in (0, 1].
+        clusters: prompt id -> name of the cluster that is kept together; none: ``near_clusters`` of these prompts.
 
     Raises:
         DataError: a share or count is out of range, shares sum to more than 1, or prompts run out.
         ValueError: ``similarity`` is out of range.
+    """
+    distinct = _distinct(prompts)
+    names = near_clusters(distinct, similarity=similarity) if clusters is None else clusters
+    members: dict[str, list[int]] = defaultdict(list)
+    for position, prompt in enumerate(distinct):
+        members[names[prompt.id]].append(position)
+    return _parted(_ordered(distinct, list(members.values()), seed), parts)
+
+
+def near_clusters(prompts: Sequence[Prompt], *, similarity: float = SIMILARITY) -> dict[str, str]:
+    """Return prompt id -> the smallest id among the prompts that it resembles, itself counted.
+
+    Two prompts are together if their words overlap by 0.8, or if their characters do
+    (``checks.near_duplicates.similar_texts``), or if a chain of such pairs joins them; earlier turns count as well. A
+    misspelt copy of a short question shares few whole words with it, a reordered one few runs of characters.
+
+    Raises:
+        ValueError: ``similarity`` is out of (0, 1].
     """
     distinct = _distinct(prompts)
     sets = DisjointSets(len(distinct))
@@ -80,7 +96,8 @@ def split_clustered(
     for cluster in similar_texts(texts, similarity=similarity):
         for index in cluster[1:]:
             sets.join(cluster[0], index)
-    return _parted(_ordered(distinct, sets.members(), seed), parts)
+    ids = [[distinct[index].id for index in cluster] for cluster in sets.members()]
+    return {prompt: min(cluster) for cluster in ids for prompt in cluster}
 
 
 def _parted(
@@ -102,8 +119,8 @@ def _parted(
         if len(result[name]) < count:
             left = sum(len(cluster) for cluster in rest)
             raise DataError(
-                f"split {name!r}: {count} prompts asked, {len(result[name])} left of {left} "
-                f"(near duplicates are not spread over two splits)"
+                f"split {name!r}: {count} prompts asked, {len(result[name])} left of {left} in {len(rest)} clusters "
+                f"(near duplicates are not spread over two splits; data.cluster says what belongs together)"
             )
     return result
 
@@ -115,30 +132,37 @@ def near_duplicates(prompts: Sequence[Prompt], *, near: Fraction = NEAR) -> list
 
 
 def without_leaks(
-    parts: Mapping[str, Sequence[Prompt]], *, near: Fraction = NEAR
+    parts: Mapping[str, Sequence[Prompt]], *, near: Fraction = NEAR, clusters: Mapping[str, str] | None = None
 ) -> tuple[dict[str, list[Prompt]], dict[str, list[Prompt]]]:
     """Return (parts kept, prompts dropped): a prompt with a near duplicate in a *later* part is dropped.
 
     For parts put together from several files: listed from training to the sealed part, so that what is
     measured is never thinned for the sake of what is trained on.
+
+    Args:
+        parts: name -> prompts.
+        near: least Jaccard index of the words of near duplicates.
+        clusters: prompt id -> name of its cluster, which counts in the place of ``near``.
     """
-    owners = [(name, prompt) for name, members in parts.items() for prompt in members]
-    last: dict[int, int] = {}
     rank = {name: index for index, name in enumerate(parts)}
-    ids = {prompt.id: prompt for _, prompt in owners}
-    clusters = _clusters(list(ids.values()), near)
-    cluster_of = {
-        key: number for number, cluster in enumerate(clusters) for key in (list(ids)[index] for index in cluster)
-    }
+    owners = [(name, prompt) for name, members in parts.items() for prompt in members]
+    cluster_of = _word_clusters(_distinct([prompt for _, prompt in owners]), near) if clusters is None else clusters
+    last: dict[str, int] = {}
     for name, prompt in owners:
-        number = cluster_of[prompt.id]
-        last[number] = max(last.get(number, 0), rank[name])
+        cluster = cluster_of[prompt.id]
+        last[cluster] = max(last.get(cluster, 0), rank[name])
     kept: dict[str, list[Prompt]] = {name: [] for name in parts}
     dropped: dict[str, list[Prompt]] = {name: [] for name in parts}
     for name, prompt in owners:
         leaks = rank[name] < last[cluster_of[prompt.id]]
         (dropped if leaks else kept)[name].append(prompt)
     return kept, dropped
+
+
+def _word_clusters(distinct: Sequence[Prompt], near: Fraction) -> dict[str, str]:
+    """Return prompt id -> name of its cluster of near duplicates by words."""
+    clusters = _clusters(distinct, near)
+    return {distinct[index].id: str(number) for number, cluster in enumerate(clusters) for index in cluster}
 
 
 def place(prompt: Prompt, seed: int) -> float:

@@ -12,7 +12,7 @@ from dualign.errors import ConfigError, UsageError
 from dualign.pipeline.checks import check, check_rule, constraints_of
 from dualign.pipeline.job import Tell
 from dualign.pipeline.pairs import load_pairs
-from dualign.pipeline.prompts import check_mixes, check_slices, load_splits
+from dualign.pipeline.prompts import check_mixes, check_slices, load_splits, units
 from dualign.report.build import build_report
 from dualign.runs.journal import open_run
 from dualign.runs.lock import run_lock
@@ -42,7 +42,11 @@ def check_only(config: Config, folder: Path) -> dict[str, Any]:
     notes = told + notes
     check_slices(constraints_of(config)[0], splits)
     check_mixes(config, splits)
-    return {"splits": {name: len(prompts) for name, prompts in splits.items()}, "notes": notes}
+    return {
+        "splits": {name: len(prompts) for name, prompts in splits.items()},
+        "units": {name: units(prompts) for name, prompts in splits.items()},
+        "notes": notes,
+    }
 
 
 @contextmanager

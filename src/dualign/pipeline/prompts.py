@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dualign.config import Config, Source
 from dualign.data.prompts import read_prompts
-from dualign.data.splits import split, without_leaks
+from dualign.data.splits import near_clusters, split_clustered, without_leaks
 from dualign.errors import ConfigError, DataError
 from dualign.pipeline.measurement import matches, slice_of
 from dualign.records import Constraint, Prompt
 
 SPLITS = ("train", "tune", "report", "calibration")
 """From training to the sealed part: a prompt with a near-duplicate in a later split is dropped."""
+REASONS = {"auto": "a near-duplicate", "none": "the same prompt"}
+OTHER_REASON = "a prompt of the same cluster"
+"""Why a prompt is dropped, by ``data.cluster``; anything else names a column."""
 
 
 def load_splits(
@@ -29,8 +33,8 @@ def load_splits(
         DataError: a row is broken, or prompts run out.
         ConfigError: a split that the job needs has no prompts.
     """
-    parts: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
     notes = []
+    read: list[tuple[Source, list[Prompt]]] = []
     for source in config.data.sources:
         found = read_prompts(
             source_path(config, folder, source.path),
@@ -40,22 +44,76 @@ def load_splits(
         )
         left = f"{found.rows} rows, {found.too_long} too long, {found.duplicates} duplicates"
         notes.append(f"{Path(source.path).name}: {found.layout}, {len(found.prompts)} prompts ({left})")
-        chosen: dict[str, Any] = {str(name): value for name, value in (source.splits or config.data.splits).items()}
-        try:
-            shares = split(found.prompts, chosen, config.run.seed)
-        except DataError as error:
-            raise DataError(f"{source.path}: {error}") from None
-        for name, prompts in shares.items():
-            parts[name] += prompts
+        read.append((source, found.prompts))
+    clusters = _clusters(config, [*given, *(prompt for _, prompts in read for prompt in prompts)])
+    parts = _parted(config, read, clusters)
     if given:
         parts["train"] = list({prompt.id: prompt for prompt in given}.values())
-    kept, dropped = without_leaks(parts)
+    kept, dropped = without_leaks(parts, clusters=clusters)
     gone = sum(len(prompts) for prompts in dropped.values())
-    notes.append(f"{gone} prompts dropped: a near-duplicate stands in a later split")
+    notes.append(f"{gone} prompts dropped: {REASONS.get(config.data.cluster, OTHER_REASON)} stands in a later split")
     for name in SPLITS:
         if not kept[name]:
             raise ConfigError(f"data.sources: no prompts for the split {name!r}; give it a count in splits")
-    return kept, notes
+    marked = {
+        name: [replace(prompt, cluster=clusters[prompt.id]) for prompt in prompts] for name, prompts in kept.items()
+    }
+    notes += _told_units(marked)
+    return marked, notes
+
+
+def _clusters(config: Config, prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Return prompt id -> name of its cluster, as ``data.cluster`` says: by likeness, each alone, or by a column.
+
+    Raises:
+        ConfigError: a prompt lacks the column.
+    """
+    column = config.data.cluster
+    if column == "auto":
+        return near_clusters(prompts)
+    if column == "none":
+        return {prompt.id: prompt.id for prompt in prompts}
+    lacking = [prompt for prompt in prompts if column not in prompt.columns]
+    if lacking:
+        known = sorted({name for prompt in prompts for name in prompt.columns})
+        raise ConfigError(
+            f"data.cluster: {len(lacking)} of {len(prompts)} prompts have no column {column!r} (the first begins "
+            f"{lacking[0].text[:40]!r}); the columns are {', '.join(known) or 'none'}, and auto and none need none"
+        )
+    found: dict[str, str] = {}
+    for prompt in prompts:
+        found.setdefault(prompt.id, prompt.columns[column])
+    return found
+
+
+def _parted(
+    config: Config, read: Sequence[tuple[Source, list[Prompt]]], clusters: Mapping[str, str]
+) -> dict[str, list[Prompt]]:
+    """Return the prompts of each split, every source divided on its own, whole clusters on one side."""
+    parts: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
+    for source, prompts in read:
+        chosen: dict[str, Any] = {str(name): value for name, value in (source.splits or config.data.splits).items()}
+        try:
+            shares = split_clustered(prompts, chosen, config.run.seed, clusters=clusters)
+        except DataError as error:
+            raise DataError(f"{source.path}: {error}") from None
+        for name, taken in shares.items():
+            parts[name] += taken
+    return parts
+
+
+def units(prompts: Sequence[Prompt]) -> int:
+    """Return how many units of independence there are: clusters, each prompt of no cluster counted alone."""
+    return len({prompt.cluster for prompt in prompts})
+
+
+def _told_units(splits: Mapping[str, Sequence[Prompt]]) -> list[str]:
+    """Return a sentence for each measured split whose prompts are not all independent."""
+    return [
+        f"{name}: {len(splits[name])} prompts are {units(splits[name])} units (near-copies, or one cluster, count once)"
+        for name in ("tune", "calibration", "report")
+        if units(splits[name]) < len(splits[name])
+    ]
 
 
 def check_slices(constraints: Sequence[Constraint], splits: Mapping[str, Sequence[Prompt]]) -> None:
@@ -97,4 +155,4 @@ def source_path(config: Config, folder: Path, path: str) -> Path:
     return base / Path(path).expanduser()
 
 
-__all__ = ["SPLITS", "Source", "check_mixes", "check_slices", "load_splits", "source_path"]
+__all__ = ["SPLITS", "Source", "check_mixes", "check_slices", "load_splits", "source_path", "units"]

@@ -10,6 +10,8 @@ def summary_text(run: Path) -> str:
     """Return a summary of ``run`` for a terminal, in lines of plain text without a trailing newline."""
     files = read_run(run)
     lines = [sections.verdict_word(files), *_wrapped(sections.verdict_sentence(files)), ""]
+    if files.certificate.get("statement"):
+        lines += [*_wrapped(str(files.certificate["statement"])), ""]
     lines += _table(files)
     if files.exact:
         lines += ["", *_wrapped(_exact_line(files))]

@@ -96,7 +96,8 @@ def _tested(
     units = checked_units(observations, terms)
     with _held(path):
         look = None if path is None else _look(path, content, terms, ladder, units)
-        certificate = test(observations, terms, sealed=look and look.promise, opening=look and look.opening)
+        promise, opening = (None, None) if look is None else (look.promise, look.opening)
+        certificate = test(observations, terms, sealed=promise, opening=opening)
         told = [_with_texts(line, content) for line in certificate.figures["warnings"]]
         figures = {**certificate.figures, "warnings": [*told, *_near_copies(content)]}
         if as_json:
@@ -176,8 +177,8 @@ def shown(figures: Mapping[str, Any]) -> str:
             rungs.add_column(heading, justify="right" if heading[0] == "e" else "left")
         for row in figures["ladder"]:
             closest = row["constraint"] or "-"
-            cells = (_figure(row["estimate"]), _figure(row["e_value"]))
-            rungs.add_row(Text(inert(row["policy"])), row["verdict"], Text(inert(closest)), *cells)
+            named, numbers = Text(inert(row["policy"])), (row["estimate"], row["e_value"])
+            rungs.add_row(named, row["verdict"], Text(inert(closest)), *map(_figure, numbers))
         parts.append(rungs)
     parts += [Text(f"Warning: {line}", style="yellow") for line in figures["warnings"]]
     for heading, key in (("Assumed", "assumptions"), ("Not claimed", "not_claimed")):

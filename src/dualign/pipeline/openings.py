@@ -36,7 +36,8 @@ class Record:
 
 def records(journal: Journal) -> list[Record]:
     """Return the openings of the run so far, in order."""
-    choices, found = journal.choices, []
+    choices = journal.choices
+    found: list[Record] = []
     while (promise := choices.get(_promise(len(found) + 1))) is not None:
         number = len(found) + 1
         found.append(Record(number, Seal(**promise), choices.get(_evidence(number))))

@@ -115,7 +115,7 @@ def _typed(raw: Row, read_as: Mapping[str, str], checked: CheckedFile) -> dict[s
         read = read_as.get(name, name)
         if name not in read_as and known.reads(name):
             continue  # another column is read under this name
-        label = checked.reading.textual and known.reads(read) and read not in known.texts
+        label = checked.reading.textual and known.labels(read)
         values[read] = _jsonable(literal(value) if label else value)
     return values
 

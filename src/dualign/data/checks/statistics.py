@@ -40,16 +40,19 @@ def statistics(rows: Sequence[PreferenceRow], context: Context) -> dict[str, Any
 
 
 def labels(rows: Sequence[PreferenceRow]) -> dict[str, Any]:
-    """Return shares of safe, mixed and unsafe rows, and how often the more helpful answer is the safer one."""
+    """Return shares of safe, mixed and unsafe rows and of desirable answers, and how often better is safer too."""
     flagged = [{answer.safe for answer in row.answers} for row in rows]
     kinds = Counter(frozenset(flags) for flags in flagged if flags and None not in flags)
     total = sum(kinds.values())
+    judged = [answer.desirable for row in rows for answer in row.answers if answer.desirable is not None]
     both = [row for row in compared(rows) if row.better is not None and row.safer is not None]
     return {
         "flagged_rows": total,
         "safe": _share(kinds[frozenset({True})], total),
         "mixed": _share(kinds[frozenset({True, False})], total),
         "unsafe": _share(kinds[frozenset({False})], total),
+        "judged_answers": len(judged),
+        "desirable": _share(sum(judged), len(judged)),
         "better_given": sum(row.better is not None for row in rows),
         "safer_given": sum(row.safer is not None for row in rows),
         "better_and_safer_agree": _share(sum(row.better == row.safer for row in both), len(both)),

@@ -35,7 +35,7 @@ def text(values: Values, name: str) -> str:
     if isinstance(value, list):
         refuse("mixed plain and chat", values, name, "a text as in the other rows")
     if not isinstance(value, str):
-        refuse("not a text", values, name, "a text")
+        raise RowError("not a text", f"{name} is {given(values, name)}; a text is needed")
     if not encodable(value):
         raise RowError("lone surrogate", f"{name} holds half of a character (a lone surrogate)")
     return value

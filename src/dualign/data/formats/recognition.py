@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from dualign.data.formats.chat_forms import like_a_prompt
 from dualign.data.formats.faults import PreferenceError, refusal
 from dualign.data.formats.rows import Format
 from dualign.data.layouts import nearest
@@ -61,7 +62,8 @@ def missing(
     """Return the error of a file without columns that its format needs."""
     free = [name for name in names if not known.reads(name)]
     lacks = "; ".join(f"no column {name!r}, {nearest(name, free)}" for name in absent)
-    what = f"read as {known.name}, the file has {lacks} (columns may be mapped: {absent[0]}=NAME)"
+    likely = like_a_prompt([row.values for row in rows]) if absent[0] == "prompt" else []
+    what = f"read as {known.name}, the file has {lacks} (columns may be mapped: {absent[0]}={(likely or ['NAME'])[0]})"
     return refusal(where, (Fault("missing column", rows[0].line, what),))
 
 

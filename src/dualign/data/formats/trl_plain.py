@@ -1,19 +1,18 @@
-"""Preference rows of TRL as plain texts, with the prompt in a column or as the words both texts open with."""
+"""Preference rows of TRL as plain texts without a prompt's column: the words that both texts open with are the prompt."""
 
+from collections.abc import Sequence
 from os.path import commonprefix
 
 from dualign.data.formats.cells import Values, text
+from dualign.data.formats.chat_forms import PAIR, like_a_prompt
 from dualign.data.formats.rows import Format, made
 from dualign.data.preferences import Answer, Fault, PreferenceRow
 from dualign.records import Prompt
 
-PAIR = ("chosen", "rejected")
 
-
-def read_explicit(values: Values, line: int) -> PreferenceRow | Fault:
-    """Return the row of a prompt and its two answers."""
-    answers = [Answer(text(values, name)) for name in PAIR]
-    return made(line, Prompt(text(values, "prompt")), answers, better=0)
+def recognise(rows: Sequence[Values]) -> bool:
+    """Return whether no column is called as prompts are: what two answers open with would be no prompt then."""
+    return not like_a_prompt(rows)
 
 
 def read_implicit(values: Values, line: int) -> PreferenceRow | Fault:
@@ -41,17 +40,11 @@ def shared_words(first: str, second: str) -> int:
     return len(before[0]) if len(before) == 2 else 0
 
 
-TRL_PLAIN_EXPLICIT = Format(
-    "trl-plain-explicit",
-    "pairs of texts after a prompt, chosen first",
-    ("prompt", *PAIR),
-    read_explicit,
-    texts=("prompt", *PAIR),
-)
 TRL_PLAIN_IMPLICIT = Format(
     "trl-plain-implicit",
     "pairs of texts, chosen first; the words that both open with are the prompt",
     PAIR,
     read_implicit,
+    recognise,
     texts=PAIR,
 )

@@ -101,6 +101,12 @@ def score(values: Values, name: str) -> float:
     return number
 
 
+def unpacked(values: Values, name: str) -> Any:
+    """Return a cell, or the list or object that its text holds as JSON."""
+    value = values.get(name)
+    return literal(value) if isinstance(value, str) and value.lstrip().startswith(("[", "{")) else value
+
+
 def literal(cell: str) -> Any:
     """Return what the text of a label stands for in a file that holds texts alone: a flag, number, object or none."""
     words = {"true": True, "false": False, "": None, "null": None, "none": None}

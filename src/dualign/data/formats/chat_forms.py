@@ -9,7 +9,7 @@ serves all, and each form is a row that names its columns. TRL: ``prompt``, or n
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from dualign.data.formats.cells import Values, flag, literal, text
+from dualign.data.formats.cells import Values, flag, text, unpacked
 from dualign.data.formats.faults import RowError
 from dualign.data.formats.rows import Format, made
 from dualign.data.formats.turns import compared, is_parts, opens_a_conversation, prompt_of, spoken, turns
@@ -68,9 +68,8 @@ def _with_input(said: list[Turn], values: Values) -> list[Turn]:
 
 def _history(values: Values) -> list[Turn]:
     """Return the turns of earlier rounds, a list of (what the user said, what was answered)."""
-    rounds = values.get("history")
-    rounds = literal(rounds) if isinstance(rounds, str) else rounds
-    if rounds is None:
+    rounds = unpacked(values, "history")
+    if not rounds:
         return []
     if not isinstance(rounds, list) or not all(isinstance(one, list) and len(one) == 2 for one in rounds):
         raise RowError("not a text", "history is no list of [user, assistant]; what was said before is needed")
@@ -102,7 +101,7 @@ def transcripts(values: Values, said: Sequence[Turn], prompt: str | None, names:
     repeated = all(answer[: len(said)] == said for answer in answers) or any(answer == said for answer in answers)
     if plain or repeated:
         return answers
-    if said[-1].role == "user":
+    if said[-1].role == "user" and all(answer[0].role != "assistant" for answer in answers):
         raise RowError("parting transcripts", f"{' and '.join(names)} do not go on from the turns of {prompt}")
     return [[*said, *answer] for answer in answers]
 
@@ -118,7 +117,7 @@ def read_pair(
 
 def read_outputs(values: Values, line: int) -> PreferenceRow | Fault:
     """Return the row of an instruction whose outputs are a list of two, the better one first."""
-    outputs = values.get("output")
+    outputs = unpacked(values, "output")
     if not isinstance(outputs, list) or len(outputs) != 2:
         raise RowError("not a text", "output is no list of two answers, the better one first")
     return read_pair({**values, **dict(zip(PAIR, outputs, strict=True))}, line, prompt="instruction")
@@ -145,7 +144,7 @@ def of_messages(rows: Sequence[Values]) -> bool:
 def whole(rows: Sequence[Values]) -> bool:
     """Return whether the first row that holds messages as answers holds whole conversations."""
     kinds = (row.get("chosen") for row in rows)
-    return next((opens_a_conversation(kind) for kind in kinds if isinstance(kind, list) and kind), False)
+    return next((opens_a_conversation(kind) for kind in kinds if isinstance(kind, list | Mapping) and kind), False)
 
 
 def _asked_by(prompt: str) -> Callable[[Sequence[Values]], bool]:
@@ -168,7 +167,7 @@ def _explicit_plain(rows: Sequence[Values]) -> bool:
 
 
 def _outputs(rows: Sequence[Values]) -> bool:
-    return any(isinstance(row.get("output"), list) for row in rows)
+    return any(isinstance(unpacked(row, "output"), list) for row in rows)
 
 
 def _pairs(name: str, says: str, prompt: str, *more: str, names: tuple[str, str] = PAIR) -> Format:

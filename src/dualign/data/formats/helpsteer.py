@@ -31,7 +31,10 @@ def _prompt(values: Values, name: str) -> Prompt:
     if len(said) > 1 or not MARKER.search(said[0].text):
         return prompt_of(said)
     first, *parts = MARKER.split(said[0].text)
-    later = [Turn("user" if who == "User" else "assistant", words) for who, words in zip(parts[::2], parts[1::2], strict=True)]
+    later = [
+        Turn("user" if who == "User" else "assistant", words)
+        for who, words in zip(parts[::2], parts[1::2], strict=True)
+    ]
     return prompt_of([Turn("user", first), *later] if first.strip() else later)
 
 
@@ -49,7 +52,9 @@ def _winner(values: Values, name: str) -> int | None:
 
 def read_rated(values: Values, line: int) -> PreferenceRow | Fault:
     """Return the row of one answer; its helpfulness is its reward."""
-    return made(line, _prompt(values, "prompt"), [Answer(text(values, "response"), reward=score(values, "helpfulness"))])
+    return made(
+        line, _prompt(values, "prompt"), [Answer(text(values, "response"), reward=score(values, "helpfulness"))]
+    )
 
 
 def read_compared(

@@ -33,13 +33,18 @@ def with_messages(rows: Sequence[Row], where: str, formats: Iterable[Format]) ->
 def _row(row: Row, columns: set[str]) -> Row | Fault:
     cells = {name: value for name, value in row.values.items() if name in columns and isinstance(value, str)}
     try:
-        changed = {name: read for name, text in cells.items() if (read := _cell(name, text)) is not text}
+        changed = {name: read for name, text in cells.items() if (read := cell(name, text)) is not text}
     except RowError as error:
         return Fault(error.rule, row.line, error.what)
     return Row(row.line, {**row.values, **changed}) if changed else row
 
 
-def _cell(name: str, text: str) -> Any:
+def cell(name: str, text: str) -> Any:
+    """Return the messages that a text holds as JSON, or the text.
+
+    Raises:
+        RowError: it holds messages as Python prints them.
+    """
     if PYTHON.fullmatch(text):
         what = f"{name} holds messages as Python prints them ({text[:12]!r}); write them as JSON, or the file as JSONL"
         raise RowError("mixed plain and chat", what)
@@ -68,7 +73,7 @@ def mixed(rows: Sequence[Row], known: Format) -> dict[int, Fault]:
         for name in known.either:
             kind = _kind(row.values.get(name))
             if kind and first.setdefault(name, kind) != kind:
-                what = f"{name} is {given(row.values, name)}; {first[name]} as in the other rows is needed"
+                what = f"{name} is {given(row.values, name)}; {first[name]} is needed, as in the other rows"
                 found.setdefault(row.line, Fault("mixed plain and chat", row.line, what))
     return found
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dualign.data.formats.cells import Values, given, literal, text
+from dualign.data.formats.cells import Values, given, text, unpacked
 from dualign.data.formats.faults import RowError
 from dualign.data.formats.rows import Format, made
 from dualign.data.formats.turns import prompt_of, turns
@@ -11,13 +11,9 @@ from dualign.data.preferences import Answer, Fault, PreferenceRow
 
 def recognise(rows: Sequence[Values]) -> bool:
     """Return whether any answer is an object with a text and no role."""
-    return any(isinstance(said := _read(row, "chosen"), dict) and "text" in said and "role" not in said for row in rows)
-
-
-def _read(values: Values, name: str) -> object:
-    """Return a cell, or what its text stands for in a file of texts."""
-    value = values.get(name)
-    return literal(value) if isinstance(value, str) and value.startswith("{") else value
+    return any(
+        isinstance(said := unpacked(row, "chosen"), dict) and "text" in said and "role" not in said for row in rows
+    )
 
 
 def _answer(values: Values, name: str) -> Answer:

@@ -188,7 +188,9 @@ def _check_attached(values: Values, known: Format) -> None:
     for name, rule in ATTACHED.items():
         value = values.get(name)
         if not known.reads(name) and _attached(value, texts=name != "tools"):
-            raise RowError(rule, f"{name} holds {given(values, name)}, which goes with the prompt; texts alone are read")
+            raise RowError(
+                rule, f"{name} holds {given(values, name)}, which goes with the prompt; texts alone are read"
+            )
 
 
 def _attached(value: object, *, texts: bool) -> bool:

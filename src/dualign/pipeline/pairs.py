@@ -26,7 +26,8 @@ GivenPair = tuple[Prompt, str, str]
 def load_pairs(config: Config, folder: Path) -> tuple[list[GivenPair], list[str]]:
     """Return the pairs of the config's preference files, and a sentence for each file.
 
-    Rows of more than two answers give each pair of them once. Single answers (BeaverTails, KTO, HelpSteer2) are put together by prompt.
+    Rows of more than two answers give each pair of them once.
+    Single answers (BeaverTails, KTO, HelpSteer2) are put together by prompt.
 
     Raises:
         MissingError: a file is missing.

@@ -98,7 +98,7 @@ LEFT_OUT: list[tuple[str, dict[str, Any], str, str]] = [
     ("trl-plain-explicit", {"images": ["knife.png"]}, "image or sound", "images holds a list of 1"),
     ("trl-chat-explicit", {"prompt": [message("user", [{"type": "image_url", "image_url": "x"}])]},  # type: ignore[arg-type]
      "image or sound", "message 1 of prompt holds a part of type 'image_url'"),
-    ("messages-pairs", {"chosen": [*TALK, message("assistant", "Hm")], "rejected": [message("user", "What?")]},
+    ("messages-pairs", {end: [message("user", "Oh?"), message("assistant", end)] for end in ("chosen", "rejected")},
      "parting transcripts", "do not go on from the turns of messages"),
     ("alpaca-pairs", {"history": ["Hello"]}, "not a text", "history is no list of [user, assistant]"),
     ("alpaca-outputs", {"output": [KIND]}, "not a text", "output is no list of two answers"),

@@ -1,4 +1,4 @@
-"""BeaverTails: single answers, each flagged by itself; and how single answers of any format become groups to compare."""
+"""BeaverTails: single answers, each flagged by itself; and how single answers of any format become groups."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

@@ -21,9 +21,8 @@ RESPONSES = ("chosen_response", "rejected_response")
 PROMPTS = ("prompt", "context_messages", "conversations", "messages", "instruction", "question", "query", "input",
            "context")  # fmt: skip
 """Columns that are read as the prompt, the first that holds anything before the others."""
-PROMPT_LIKE = frozenset(
-    "conversation dialogue dialog problem task post user user_prompt user_input inputs questions prompts".split()
-).union(PROMPTS)
+PROMPT_LIKE = {*PROMPTS, "prompts", "conversation", "dialogue", "dialog", "problem", "questions", "inputs", "user",
+               "user_prompt", "user_input", "task", "post"}  # fmt: skip
 """Names, in lower case, beside which the words that two answers open with are no prompt."""
 
 
@@ -89,7 +88,7 @@ def _check_alone(values: Values, name: str, said: Sequence[Turn]) -> None:
 
 
 def transcripts(values: Values, said: Sequence[Turn], prompt: str | None, names: Sequence[str]) -> list[list[Turn]]:
-    """Return the whole conversations of a row; answers that open with the conversation hold it already.
+    """Return the whole conversations of a row; answers that open with its last turns hold these already.
 
     Raises:
         RowError: answers that are conversations of their own and not the one of the prompt.
@@ -98,12 +97,18 @@ def transcripts(values: Values, said: Sequence[Turn], prompt: str | None, names:
     if all(answer[0].role == "assistant" for answer in answers):
         return [[*said, *answer] for answer in answers]
     plain = prompt is None or isinstance(values.get(prompt), str) or is_parts(values.get(prompt))
-    repeated = all(answer[: len(said)] == said for answer in answers) or any(answer == said for answer in answers)
-    if plain or repeated:
+    if plain or any(answer == said for answer in answers):  # the prompt's column is one of the conversations
         return answers
-    if said[-1].role == "user" and all(answer[0].role != "assistant" for answer in answers):
+    again = [_overlap(said, answer) for answer in answers]
+    if said[-1].role == "user" and not any(again) and all(answer[0].role != "assistant" for answer in answers):
         raise RowError("parting transcripts", f"{' and '.join(names)} do not go on from the turns of {prompt}")
-    return [[*said, *answer] for answer in answers]
+    return [[*said, *answer[shared:]] for answer, shared in zip(answers, again, strict=True)]
+
+
+def _overlap(said: Sequence[Turn], answer: Sequence[Turn]) -> int:
+    """Return how many of the last turns said are the first ones of an answer."""
+    longest = min(len(said), len(answer))
+    return next((count for count in range(longest, 0, -1) if said[-count:] == answer[:count]), 0)
 
 
 def read_pair(
@@ -151,15 +156,22 @@ def _asked_by(prompt: str) -> Callable[[Sequence[Values]], bool]:
     return lambda rows: named_prompt(rows) == prompt
 
 
+def _talk(value: object) -> bool:
+    """Return whether a prompt's cell holds messages."""
+    return isinstance(value, list) and not is_parts(value)
+
+
 def _explicit_chat(rows: Sequence[Values]) -> bool:
     """Return whether prompt or answers are messages; beside whole conversations a plain prompt only repeats them."""
-    if any(isinstance(row.get("prompt"), list) and not is_parts(row.get("prompt")) for row in rows):
+    if any(_talk(row.get("prompt")) for row in rows):
         return True
     return of_messages(rows) and not whole(rows) and named_prompt(rows) == "prompt"
 
 
 def _implicit_chat(rows: Sequence[Values]) -> bool:
-    return of_messages(rows) and (whole(rows) or named_prompt(rows) is None)
+    name = named_prompt(rows)
+    repeated = whole(rows) and not any(_talk(row.get(name)) for row in rows if name)
+    return of_messages(rows) and (name is None or repeated)
 
 
 def _explicit_plain(rows: Sequence[Values]) -> bool:

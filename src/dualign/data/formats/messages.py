@@ -1,4 +1,4 @@
-"""Messages in cells of texts: lists written as JSON, read before the format is recognised; and columns of both kinds."""
+"""Messages in cells of texts: lists written as JSON, read before the format is recognised."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from dualign.data.formats.cells import given, literal
 from dualign.data.formats.faults import RowError, refusal
 from dualign.data.formats.rows import Format
-from dualign.data.formats.turns import ROLES, is_parts
+from dualign.data.formats.turns import ROLES, is_parts, speaker
 from dualign.data.preferences import Fault
 from dualign.data.sources.rows import Row
 
@@ -59,14 +59,14 @@ def _messages(value: object) -> bool:
     """
     if isinstance(value, Mapping):
         pairs = (value.get("role"), value.get("content")), (value.get("from"), value.get("value"))
-        return any(str(who).strip().lower() in ROLES and isinstance(said, str) for who, said in pairs)
+        return any(speaker(who) in ROLES and isinstance(said, str) for who, said in pairs)
     if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
         return False
     return any("role" in entry or {"from", "value"} <= set(entry) for entry in value)
 
 
 def mixed(rows: Sequence[Row], known: Format) -> dict[int, Fault]:
-    """Return the faults, by line, of rows that hold a text in a column whose first cell holds messages, or vice versa."""
+    """Return the faults, by line, of rows with a text in a column whose first cell holds messages, or vice versa."""
     first: dict[str, str] = {}
     found: dict[int, Fault] = {}
     for row in rows:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from dualign.data.formats.chat_forms import like_a_prompt
+from dualign.data.formats.chat_forms import like_a_prompt, named_prompt
 from dualign.data.formats.faults import PreferenceError, refusal
 from dualign.data.formats.rows import Format
 from dualign.data.layouts import nearest
@@ -52,7 +52,9 @@ def unknown(rows: Sequence[Row], names: Sequence[str], where: str, formats: Iter
     if 2 * len(absent) <= len(closest.needs):
         return missing(rows, names, where, closest, absent)
     given = ", ".join(repr(name) for name in names) or "none"
-    what = f"columns {given} are no known format of preferences; map them (chosen=NAME, rejected=NAME, prompt=NAME)"
+    likely = (like_a_prompt(values) or ["NAME"])[0]
+    asked = "" if named_prompt(values) else f", prompt={likely}"
+    what = f"columns {given} are no known format of preferences; map them (chosen=NAME, rejected=NAME{asked})"
     return refusal(where, (Fault("missing column", rows[0].line, what),))
 
 

@@ -83,7 +83,7 @@ FORMATS: dict[str, Format] = {
 """From the most particular to the most general; the first that fits is taken."""
 
 ATTACHED = {
-    "tools": "tool turn",
+    **dict.fromkeys(("tools", "functions"), "tool turn"),
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "image or sound"),
 }
 """Columns of what goes with a prompt beside its words, and the rule that rows break in which they are not empty."""
@@ -187,7 +187,7 @@ def _check_attached(values: Values, known: Format) -> None:
     """Raise the error of a row that goes with tools or images, which the words alone do not show."""
     for name, rule in ATTACHED.items():
         value = values.get(name)
-        if not known.reads(name) and _attached(value, texts=name != "tools"):
+        if not known.reads(name) and _attached(value, texts=rule != "tool turn"):
             raise RowError(
                 rule, f"{name} holds {given(values, name)}, which goes with the prompt; texts alone are read"
             )

@@ -1,10 +1,11 @@
-"""Preference rows of TRL as plain texts without a prompt's column: the words that both texts open with are the prompt."""
+"""Preference rows of TRL as two plain texts and no more: the words that both open with are the prompt."""
 
 from collections.abc import Sequence
 from os.path import commonprefix
 
 from dualign.data.formats.cells import Values, text
 from dualign.data.formats.chat_forms import PAIR, like_a_prompt
+from dualign.data.formats.faults import RowError
 from dualign.data.formats.rows import Format, made
 from dualign.data.preferences import Answer, Fault, PreferenceRow
 from dualign.records import Prompt
@@ -20,7 +21,12 @@ def read_implicit(values: Values, line: int) -> PreferenceRow | Fault:
 
     The prompt ends at the last space that both texts share, and the answers keep that space: cut inside a word, the
     answers would not open with a token that a model can say. Texts without spaces need a prompt of their own.
+
+    Raises:
+        RowError: a column is called as prompts are.
     """
+    if names := like_a_prompt([values]):
+        raise RowError("several prompts", f"{names[0]!r} may be the prompt; map it (prompt={names[0]})")
     chosen, rejected = (text(values, name) for name in PAIR)
     if chosen == rejected:
         return Fault("identical pair", line, "chosen and rejected are the same text")

@@ -27,9 +27,7 @@ ROLES: Mapping[str, Role] = {
     "ai": "assistant",
 }
 """What the speakers are called in the field, in lower case."""
-TOOL_ROLES = frozenset(
-    "tool tools tool_call tool_calls tool_response function function_call observation ipython".split()
-)
+TOOL_ROLES = ("tool", "tools", "tool_call", "tool_response", "function", "function_call", "observation", "ipython")
 SPEAKERS = ("role", "from")
 WORDS = ("content", "value", "text")
 TEXT_PARTS = (None, "text", "input_text", "output_text")
@@ -77,7 +75,12 @@ def opens_a_conversation(value: object) -> bool:
     """Return whether a value is a list of messages that the user or the system opens, a transcript and no answer."""
     if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
         return False
-    return ROLES.get(str(_first(value[0], SPEAKERS)).strip().lower()) in ("system", "user")
+    return ROLES.get(speaker(_first(value[0], SPEAKERS))) in ("system", "user")
+
+
+def speaker(role: object) -> str:
+    """Return who a role stands for, as ``ROLES`` writes it; empty: it is no text."""
+    return role.strip().rstrip(":").lower() if isinstance(role, str) else ""
 
 
 def _first(message: Mapping[str, Any], keys: Sequence[str]) -> Any:
@@ -91,15 +94,15 @@ def _turn(message: object, where: str) -> Turn:
     if not isinstance(message, Mapping):
         raise RowError("not a text", f'{where} is no object; {{"role": ..., "content": ...}} is needed')
     role = _first(message, SPEAKERS)
-    speaker = role.strip().lower() if isinstance(role, str) else None
-    if speaker in TOOL_ROLES or any(message.get(key) for key in ("tool_calls", "function_call", "tool_call_id")):
+    who = speaker(role)
+    if who in TOOL_ROLES or any(message.get(key) for key in ("tool_calls", "function_call", "tool_call_id")):
         raise RowError("tool turn", f"{where} calls a tool or is a tool's answer; tool turns are not read")
-    if speaker not in ROLES:
+    if who not in ROLES:
         known = ", ".join(ROLES)
         raise RowError("wrong role", f"{where} has the role {given({'role': role}, 'role')}; known: {known}")
     if (content := _first(message, WORDS)) is None:
         raise RowError("not a text", f"{where} has no content; a text is needed")
-    return Turn(ROLES[speaker], _words(content, where))
+    return Turn(ROLES[who], _words(content, where))
 
 
 def _words(content: object, where: str) -> str:

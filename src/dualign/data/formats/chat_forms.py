@@ -72,8 +72,11 @@ def _history(values: Values) -> list[Turn]:
         return []
     if not isinstance(rounds, list) or not all(isinstance(one, list) and len(one) == 2 for one in rounds):
         raise RowError("not a text", "history is no list of [user, assistant]; what was said before is needed")
-    return [turn for one in rounds for role, words in zip(("user", "assistant"), one, strict=True)
-            for turn in spoken({"history": words}, "history", "user" if role == "user" else "assistant")]  # fmt: skip
+    said: list[Turn] = []
+    for asked_then, answered in rounds:
+        said += spoken({"history": asked_then}, "history", "user")
+        said += spoken({"history": answered}, "history", "assistant")
+    return said
 
 
 def _check_alone(values: Values, name: str, said: Sequence[Turn]) -> None:

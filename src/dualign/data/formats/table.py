@@ -187,7 +187,7 @@ def _check_attached(values: Values, known: Format) -> None:
     """Raise the error of a row that goes with tools or images, which the words alone do not show."""
     for name, rule in ATTACHED.items():
         value = values.get(name)
-        if not known.reads(name) and _attached(value, texts=rule != "tool turn"):
+        if value is not None and not known.reads(name) and _attached(value, texts=rule != "tool turn"):
             raise RowError(
                 rule, f"{name} holds {given(values, name)}, which goes with the prompt; texts alone are read"
             )

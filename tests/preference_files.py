@@ -144,6 +144,10 @@ EXAMPLES: dict[str, tuple[dict[str, Any], PreferenceRow]] = {
         {"prompt": ASK, "completion": RUDE, "label": False},
         PreferenceRow(1, PLAIN, (Answer(RUDE, desirable=False),)),
     ),
+    "kto-response": (
+        {"prompt": ASK, "response": KIND, "label": True},
+        PreferenceRow(1, PLAIN, (Answer(KIND, desirable=True),)),
+    ),
     "kto-question": (
         {"question": ASK, "completion": KIND, "label": True},
         PreferenceRow(1, PLAIN, (Answer(KIND, desirable=True),)),

@@ -64,8 +64,8 @@ def test_of_two_prompts_the_mapping_decides() -> None:
 
 
 def test_unknown_columns_are_told_which_mapping_would_do() -> None:
-    values = {"task": ASK, "good": KIND, "bad": RUDE}
-    with pytest.raises(PreferenceError, match=r"map them \(chosen=NAME, rejected=NAME, prompt=task\)"):
+    values = {"problem": ASK, "good": KIND, "bad": RUDE}
+    with pytest.raises(PreferenceError, match=r"map them \(chosen=NAME, rejected=NAME, prompt=problem\)"):
         only(values)
     with pytest.raises(PreferenceError, match=r"map them \(chosen=NAME, rejected=NAME\)"):
         only({"question": ASK, "good": KIND, "bad": RUDE})
@@ -235,7 +235,13 @@ def test_labels_of_single_answers_say_which_are_never_to_be_imitated(tmp_path: P
     (group,) = grouped(file.rows)
     assert (texts(group), group.better) == ([RUDE, KIND], 1)
     report = check([path])
-    assert (report.accepted, report.statistics["labels"]["desirable"]) == (True, 1 / 3)
+    labels = report.statistics["labels"]
+    assert (report.accepted, labels["desirable"], labels["judged_answers"], labels["better_given"]) == (
+        True,
+        1 / 3,
+        3,
+        1,
+    )
     assert ("labels", "33.3% of 3 answers are labelled true (desirable)") in summary(report.statistics)
     unsafe, safe = (only(EXAMPLES["beavertails"][0] | {"is_safe": flag}).answers[0] for flag in (False, True))
     assert (unsafe.negative, safe.negative) == (True, False)

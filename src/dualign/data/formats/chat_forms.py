@@ -22,7 +22,7 @@ PROMPTS = ("prompt", "context_messages", "conversations", "messages", "instructi
            "context")  # fmt: skip
 """Columns that are read as the prompt, the first that holds anything before the others."""
 PROMPT_LIKE = {*PROMPTS, "prompts", "conversation", "dialogue", "dialog", "problem", "questions", "inputs", "user",
-               "user_prompt", "user_input", "task", "post"}  # fmt: skip
+               "user_prompt", "user_input"}  # fmt: skip
 """Names, in lower case, beside which the words that two answers open with are no prompt."""
 
 
@@ -258,6 +258,7 @@ OUTPUTS = Format(
 )
 JUDGED = (
     _judged("kto", "single answers, labelled true (desirable) or false", "prompt", "completion", "label"),
+    _judged("kto-response", "single answers, labelled true or false", "prompt", "response", "label"),
     _judged("kto-question", "single answers, labelled true or false", "question", "completion", "label"),
     _judged(
         "kto-instruction", "single answers, labelled true or false", "instruction", "completion", "label",

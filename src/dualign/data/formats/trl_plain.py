@@ -1,6 +1,5 @@
 """Preference rows of TRL as two plain texts and no more: the words that both open with are the prompt."""
 
-from collections.abc import Sequence
 from os.path import commonprefix
 
 from dualign.data.formats.cells import Values, text
@@ -11,11 +10,6 @@ from dualign.data.preferences import Answer, Fault, PreferenceRow
 from dualign.records import Prompt
 
 
-def recognise(rows: Sequence[Values]) -> bool:
-    """Return whether no column is called as prompts are: what two answers open with would be no prompt then."""
-    return not like_a_prompt(rows)
-
-
 def read_implicit(values: Values, line: int) -> PreferenceRow | Fault:
     """Return the row of two texts whose common words are the prompt.
 
@@ -23,10 +17,10 @@ def read_implicit(values: Values, line: int) -> PreferenceRow | Fault:
     answers would not open with a token that a model can say. Texts without spaces need a prompt of their own.
 
     Raises:
-        RowError: a column is called as prompts are.
+        RowError: a column is called as prompts are, and then what both texts open with is none.
     """
     if names := like_a_prompt([values]):
-        raise RowError("several prompts", f"{names[0]!r} may be the prompt; map it (prompt={names[0]})")
+        raise RowError("several prompts", f"{names[0]!r} may be the prompt; map it (prompt={names[0]}) or rename it")
     chosen, rejected = (text(values, name) for name in PAIR)
     if chosen == rejected:
         return Fault("identical pair", line, "chosen and rejected are the same text")
@@ -51,6 +45,5 @@ TRL_PLAIN_IMPLICIT = Format(
     "pairs of texts, chosen first; the words that both open with are the prompt",
     PAIR,
     read_implicit,
-    recognise,
     texts=PAIR,
 )

@@ -152,6 +152,10 @@ EXAMPLES: dict[str, tuple[dict[str, Any], PreferenceRow]] = {
         {"question": ASK, "completion": KIND, "label": True},
         PreferenceRow(1, PLAIN, (Answer(KIND, desirable=True),)),
     ),
+    "kto-input": (
+        {"input": ASK, "output": RUDE, "label": False},
+        PreferenceRow(1, PLAIN, (Answer(RUDE, desirable=False),)),
+    ),
     "kto-instruction": (
         {"instruction": ASK, "completion": KIND, "label": True},
         PreferenceRow(1, PLAIN, (Answer(KIND, desirable=True),)),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from dualign.data.sources.rows import Row
 from dualign.records import Turn
 from preference_files import ASK, CHATTED, EXAMPLES, KIND, PLAIN, RUDE, SYSTEM, TALK, message, write_rows
 
+SHARED = Path(os.environ.get("DUALIGN_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
+TRANSCRIPTS = SHARED / "hh-rlhf-sample" / "harmless_base_test_300.jsonl"
 OPENING = "Here is how: "
 PAIR = {"chosen": OPENING + KIND, "rejected": OPENING + RUDE}
 """Two answers that open with the same words, which are no prompt."""
@@ -54,6 +57,12 @@ def test_columns_that_may_be_the_prompt_ask_for_their_mapping(name: str) -> None
     assert only({name: " ", **PAIR}).prompt.text == OPENING.strip()  # a column that says nothing is none
 
 
+def test_a_conversation_under_any_name_may_be_the_prompt() -> None:
+    with pytest.raises(PreferenceError, match=r"'trajectory' may be the prompt; map it \(prompt=trajectory\)"):
+        only({"trajectory": TALK, **PAIR})
+    assert only({"trajectory": TALK, **PAIR}, columns={"prompt": "trajectory"}).prompt == CHATTED
+
+
 def test_of_two_prompts_the_mapping_decides() -> None:
     values = {"question": ASK, "context": "A kitchen.", **PAIR}
     with pytest.raises(PreferenceError, match=r"map the right one \(prompt=question or prompt=context\)"):
@@ -80,6 +89,8 @@ def test_instruction_is_followed_by_its_input_and_its_history() -> None:
     assert [turn.text for turn in row.prompt.history] == ["Hello", "Good day."]
     assert only({**values, "input": "", "history": "[]"}).prompt.text == "Translate."
     assert only({**values, "instruction": ""}, {**values}).prompt.text == "Guten Tag"
+    asked = only({"question": ASK, "history": TALK[1:3], **PAIR}).prompt
+    assert (asked.text, asked.history) == (ASK, CHATTED.history[1:])
 
 
 @pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"scored-pairs"}))
@@ -98,6 +109,7 @@ def test_system_column_is_a_system_turn_in_every_format(name: str) -> None:
 def test_a_conversations_own_system_turn_goes_before_the_columns() -> None:
     values = EXAMPLES["sharegpt-pairs"][0] | {"system": "Answer in French."}
     assert only(values).prompt.history[0] == SYSTEM
+    assert only({"prompt": ASK, "system": TALK[:1], **PAIR}).prompt.history == (SYSTEM,)
     assert only({"prompt": ASK, "system_prompt": "Be brief.", **PAIR}).prompt.history == (Turn("system", "Be brief."),)
 
 
@@ -133,6 +145,49 @@ def test_messages_as_json_text_are_messages_in_any_file(tmp_path: Path, name: st
     file = read_preferences(path)
     assert (file.format, file.faults) == (name, ())
     assert file.rows == (replace(row, line=2 if ending == "csv" else 1),)
+
+
+def in_dialects(row: PreferenceRow) -> dict[str, dict[str, Any]]:
+    """Return what the tools of the field would write for one row of two answers."""
+    turns = [*row.prompt.history, Turn("user", row.prompt.text)]
+    chosen, rejected = texts(row)
+    talk = [message(turn.role, turn.text) for turn in turns]
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    shared = [{"from": names[turn.role], "value": turn.text} for turn in turns]
+    whole = {name: [*talk, message("assistant", said)] for name, said in (("chosen", chosen), ("rejected", rejected))}
+    earlier = [[first.text, second.text] for first, second in zip(turns[::2], turns[1::2], strict=False)]
+    return {
+        "trl-chat-implicit": whole,
+        "messages-pairs": {"messages": talk, "chosen": whole["chosen"][-1], "rejected": whole["rejected"][-1]},
+        "openrlhf-messages": {"context_messages": json.dumps(talk), "chosen": chosen, "rejected": rejected},
+        "sharegpt-pairs": {
+            "conversations": shared,
+            "chosen": {"from": "gpt", "value": chosen},
+            "rejected": {"from": "gpt", "value": rejected},
+        },
+        "alpaca-pairs": {"instruction": row.prompt.text, "input": "", "history": earlier, "chosen": chosen,
+                         "rejected": rejected},
+        "helpsteer3": {"context": talk, "response1": chosen, "response2": rejected, "overall_preference": -3},
+    }  # fmt: skip
+
+
+def assert_dialects_agree(rows: list[PreferenceRow]) -> None:
+    written = [in_dialects(row) for row in rows]
+    for name in written[0]:
+        lines = [Row(row.line, values[name]) for row, values in zip(rows, written, strict=True)]
+        file = preference_file(lines, "f")
+        assert (file.format, file.rows, file.faults) == (name, tuple(rows), ())
+
+
+def test_all_dialects_say_the_same() -> None:
+    script = EXAMPLES["hh-rlhf"][1]
+    alone = replace(script, line=2, prompt=PLAIN)
+    assert_dialects_agree([script, alone])
+
+
+@pytest.mark.skipif(not TRANSCRIPTS.is_file(), reason="no folder of shared data")
+def test_all_dialects_say_the_same_of_real_conversations() -> None:
+    assert_dialects_agree(list(read_preferences(TRANSCRIPTS).rows))
 
 
 def test_python_lists_of_messages_are_refused_in_any_file() -> None:

@@ -37,20 +37,28 @@ def named_prompt(rows: Sequence[Values]) -> str | None:
 
 
 def like_a_prompt(rows: Sequence[Values]) -> list[str]:
-    """Return the columns whose names and cells are those of a prompt, though none may be read as one."""
-    names = dict.fromkeys(name for row in rows for name in row if name.strip().lower() in PROMPT_LIKE)
-    return [name for name in names if any(holds(row.get(name)) for row in rows)]
+    """Return the columns that are called as prompts are and hold anything, or that hold conversations."""
+    return list(dict.fromkeys(name for row in rows for name, value in row.items() if _like(name, value)))
+
+
+def _like(name: str, value: object) -> bool:
+    named = name.strip().lower() in PROMPT_LIKE and holds(value)
+    return named or (name not in (*PAIR, *RESPONSES) and opens_a_conversation(value))
 
 
 def asked(values: Values, name: str) -> list[Turn]:
-    """Return the conversation that a row's answers are given to; an instruction with its history and its input.
+    """Return the conversation that a row's answers are given to: messages, or a text after its history if it has one.
+
+    An instruction is followed by its input.
 
     Raises:
         RowError: no text and no messages, or another column holds what may be the prompt as well.
     """
     said = spoken(values, name, "user")
     if name == "instruction":
-        said = [*_history(values), *_with_input(said, values)]
+        said = _with_input(said, values)
+    if isinstance(values.get(name), str):
+        said = [*_history(values), *said]
     if name != "prompt":
         _check_alone(values, name, said)
     return said
@@ -66,10 +74,12 @@ def _with_input(said: list[Turn], values: Values) -> list[Turn]:
 
 
 def _history(values: Values) -> list[Turn]:
-    """Return the turns of earlier rounds, a list of (what the user said, what was answered)."""
+    """Return the turns of earlier rounds: a list of (what the user said, what was answered), or messages."""
     rounds = unpacked(values, "history")
     if not rounds:
         return []
+    if opens_a_conversation(rounds):
+        return turns({"history": rounds}, "history")
     if not isinstance(rounds, list) or not all(isinstance(one, list) and len(one) == 2 for one in rounds):
         raise RowError("not a text", "history is no list of [user, assistant]; what was said before is needed")
     said: list[Turn] = []
@@ -192,8 +202,8 @@ def _pairs(name: str, says: str, prompt: str, *more: str, names: tuple[str, str]
         (prompt, *names),
         partial(read_pair, prompt=prompt, names=names),
         _asked_by(prompt),
-        options=more,
-        texts=tuple(column for column in more if column == "input"),
+        options=(*more, "history"),
+        texts=more,
         either=(prompt, *names),
     )
 
@@ -201,8 +211,8 @@ def _pairs(name: str, says: str, prompt: str, *more: str, names: tuple[str, str]
 def _judged(name: str, says: str, prompt: str, answer: str | None, label: str, *more: str) -> Format:
     said = (prompt,) if answer is None else (prompt, answer)
     reading = partial(read_judged, prompt=prompt, answer=answer, label=label)
-    texts = tuple(column for column in more if column == "input")
-    return Format(name, says, (*said, label), reading, _asked_by(prompt), options=more, texts=texts, either=said)
+    options = more if answer is None else (*more, "history")
+    return Format(name, says, (*said, label), reading, _asked_by(prompt), options=options, texts=more, either=said)
 
 
 TRL_CHAT_EXPLICIT = Format(
@@ -211,6 +221,7 @@ TRL_CHAT_EXPLICIT = Format(
     ("prompt", *PAIR),
     read_pair,
     _explicit_chat,
+    options=("history",),
     either=("prompt", *PAIR),
 )
 TRL_CHAT_IMPLICIT = Format(
@@ -228,18 +239,17 @@ TRL_PLAIN_EXPLICIT = Format(
     ("prompt", *PAIR),
     read_pair,
     _explicit_plain,
+    options=("history",),
     either=("prompt", *PAIR),
 )
 CONTEXT_MESSAGES = _pairs("openrlhf-messages", "pairs after messages, chosen first", "context_messages")
 CONVERSATIONS = _pairs("sharegpt-pairs", "pairs after a conversation, chosen first", "conversations")
 MESSAGES = _pairs("messages-pairs", "pairs after messages, chosen first", "messages")
-INSTRUCTION = _pairs(
-    "alpaca-pairs", "pairs after an instruction and its input, chosen first", "instruction", "input", "history"
-)
+INSTRUCTION = _pairs("alpaca-pairs", "pairs after an instruction and its input, chosen first", "instruction", "input")
 RESPONSE_PAIRS = tuple(
     _pairs(name, "pairs of responses, the chosen one first", prompt, *more, names=RESPONSES)
     for name, prompt, *more in (
-        ("argilla-pairs", "instruction", "input", "history"),
+        ("argilla-pairs", "instruction", "input"),
         ("response-pairs", "prompt"),
     )
 )
@@ -260,12 +270,13 @@ JUDGED = (
     _judged("kto", "single answers, labelled true (desirable) or false", "prompt", "completion", "label"),
     _judged("kto-response", "single answers, labelled true or false", "prompt", "response", "label"),
     _judged("kto-question", "single answers, labelled true or false", "question", "completion", "label"),
+    _judged("kto-input", "single answers, labelled true or false", "input", "output", "label"),
     _judged(
         "kto-instruction", "single answers, labelled true or false", "instruction", "completion", "label",
-        "input", "history",
+        "input",
     ),
     _judged(
-        "kto-alpaca", "single answers, labelled true or false", "instruction", "output", "kto_tag", "input", "history"
+        "kto-alpaca", "single answers, labelled true or false", "instruction", "output", "kto_tag", "input"
     ),
     _judged("kto-messages", "conversations whose last answer is labelled true or false", "messages", None, "label"),
     _judged(

@@ -54,7 +54,8 @@ def unknown(rows: Sequence[Row], names: Sequence[str], where: str, formats: Iter
     given = ", ".join(repr(name) for name in names) or "none"
     likely = (like_a_prompt(values) or ["NAME"])[0]
     asked = "" if named_prompt(values) else f", prompt={likely}"
-    what = f"columns {given} are no known format of preferences; map them (chosen=NAME, rejected=NAME{asked})"
+    answers = "completion=NAME, label=NAME" if {"label", "kto_tag"} & set(names) else "chosen=NAME, rejected=NAME"
+    what = f"columns {given} are no known format of preferences; map them ({answers}{asked})"
     return refusal(where, (Fault("missing column", rows[0].line, what),))
 
 

@@ -151,13 +151,15 @@ def with_system(prompt: Prompt, values: Values) -> Prompt:
     """Return the prompt under the system turn that a column of the row holds; one of its own goes before the column's.
 
     Raises:
-        RowError: the system turn holds half of a character.
+        RowError: the column holds no text.
     """
-    texts = (values.get(name) for name in SYSTEM)
-    said = next((text for text in texts if isinstance(text, str) and text.strip()), None)
+    said = next((name for name in SYSTEM if values.get(name)), None)
     if said is None or (prompt.history and prompt.history[0].role == "system"):
         return prompt
-    return replace(prompt, id="", history=(Turn("system", _words(said, "the system turn")), *prompt.history))
+    (turn,) = spoken(values, said, "system")[:1]
+    if turn.role != "system":
+        raise RowError("wrong role", f"{said} holds a turn of role {turn.role!r}; the system's is needed")
+    return replace(prompt, id="", history=(turn, *prompt.history)) if turn.text.strip() else prompt
 
 
 def compared(line: int, chosen: Sequence[Turn], rejected: Sequence[Turn]) -> PreferenceRow | Fault:

@@ -233,7 +233,7 @@ def test_answers_that_repeat_the_conversation_are_not_read_twice() -> None:
 def test_empty_columns_of_tools_and_images_are_neither_faults_nor_slices() -> None:
     empty = {"tools": "[]", "images": [], "image": None, "videos": [None], "functions": "", "audio": {"bytes": None}}
     assert dict(only({"prompt": ASK, **PAIR, **empty}).prompt.columns) == {}
-    assert only({"prompt": ASK, **PAIR, "tools": "hammer"}).prompt == PLAIN
+    assert dict(only({"prompt": ASK, **PAIR, "tools": "hammer"}).prompt.columns) == {"tools": "hammer"}
 
 
 def test_two_turns_of_one_speaker_cost_their_rows_alone(tmp_path: Path) -> None:

@@ -201,7 +201,9 @@ def _attached(value: object, *, texts: bool) -> bool:
 
 
 def _extra(name: str, value: object, known: Format) -> str | None:
-    text = None if known.reads(name) or name in ATTACHED else column_text(value)
+    if known.reads(name) or (name in ATTACHED and not (isinstance(value, str) and isinstance(literal(value), str))):
+        return None
+    text = column_text(value)
     return text if text is not None and encodable(name + text) else None
 
 

@@ -190,7 +190,7 @@ def test_all_dialects_say_the_same_of_real_conversations() -> None:
     assert_dialects_agree(list(read_preferences(TRANSCRIPTS).rows))
 
 
-def test_python_lists_of_messages_are_refused_in_any_file() -> None:
+def test_python_lists_of_messages_are_read_in_no_file() -> None:
     with pytest.raises(PreferenceError, match="chosen holds messages as Python prints them"):
         only({"chosen": str([message("user", ASK)]), "rejected": str([message("user", ASK)])})
 

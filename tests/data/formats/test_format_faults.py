@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,6 @@ from preference_files import ASK, EXAMPLES, KIND, RUDE, SCRIPT, TALK, message, w
 LOST = object()  # the column is not there
 LONE = "half \ud800"
 BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
-    ("trl-plain-explicit", "mixed plain and chat", {"chosen": [message("assistant", KIND)]}, "chosen is a list of 1"),
-    ("trl-chat-explicit", "mixed plain and chat", {"rejected": RUDE}, "a list of messages is needed"),
     ("pku-saferlhf-v0", "mixed label types", {"is_response_0_safe": "False"}, "'False'; true or false is needed"),
     ("pku-saferlhf-v0", "mixed label types", {"is_response_1_safe": 1}, "is 1; true or false"),
     ("pku-saferlhf-v0", "mixed label types", {"better_response_id": True}, "a whole number from 0 to 1"),
@@ -74,6 +73,10 @@ LEFT_OUT: list[tuple[str, dict[str, Any], str, str]] = [
     ("trl-plain-explicit", {"rejected": None}, "not a text", "rejected is null; a text is needed"),
     ("trl-plain-explicit", {"chosen": 3}, "not a text", "chosen is 3"),
     ("trl-plain-explicit", {"prompt": True}, "not a text", "prompt is True"),
+    ("trl-plain-explicit", {"chosen": [message("assistant", KIND)]}, "mixed plain and chat",
+     "chosen is a list of 1; a text is needed, as in most rows"),
+    ("trl-chat-explicit", {"rejected": RUDE}, "mixed plain and chat", "a list of messages is needed, as in most rows"),
+    ("safety-pairs", {"safer": [message("assistant", KIND)]}, "mixed plain and chat", "safer is a list of 1"),
     ("trl-plain-explicit", {"rejected": LOST}, "not a text", "rejected is missing"),
     ("trl-plain-explicit", {"chosen": LONE}, "lone surrogate", "half of a character"),
     ("trl-plain-explicit", {"system": LONE}, "lone surrogate", "system holds half"),
@@ -197,26 +200,35 @@ def test_damaged_files_are_one_clear_line(tmp_path: Path) -> None:
             read_preferences(tmp_path / name)
 
 
-def test_messages_as_python_prints_them_are_refused_in_csv(tmp_path: Path) -> None:
+def test_messages_as_python_prints_them_are_left_out(tmp_path: Path) -> None:
     talk, answer = [message("user", ASK)], [message("assistant", KIND)]
     rows = [[json.dumps(talk), json.dumps(answer), json.dumps([message("assistant", RUDE)])], [talk, answer, answer]]
-    with (tmp_path / "f.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["prompt", "chosen", "rejected"], *rows])
-    with pytest.raises(
-        PreferenceError, match="line 3: prompt holds messages as Python prints them.* as JSON"
-    ) as caught:
-        read_preferences(tmp_path / "f.csv")
-    assert [(fault.rule, fault.line) for fault in caught.value.faults] == [("mixed plain and chat", 3)]
+    for kept in (rows, rows[1:]):
+        with (tmp_path / "f.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["prompt", "chosen", "rejected"], *kept])
+        says = r"prompt holds messages as Python prints them \(.*\); write them as JSON"
+        if kept == rows:
+            (fault,) = read_preferences(tmp_path / "f.csv").faults
+            assert (fault.rule, fault.line) == ("not a text", 3) and re.match(says, fault.what)
+        else:
+            with pytest.raises(PreferenceError, match=f"line 2: {says}"):
+                read_preferences(tmp_path / "f.csv")
 
 
-def test_a_text_among_messages_is_refused_in_csv(tmp_path: Path) -> None:
+def test_rows_of_the_rarer_kind_are_left_out_whichever_comes_first(tmp_path: Path) -> None:
     talk, answer = json.dumps([message("user", ASK)]), json.dumps([message("assistant", KIND)])
-    for rows in ([[talk, answer, answer], [ASK, KIND, RUDE]], [[ASK, KIND, RUDE], [talk, answer, answer]]):
+    chat, plain = [talk, answer, answer], [ASK, KIND, RUDE]
+    for rows, line in (
+        ([chat, plain, chat], 3),
+        ([plain, chat, plain], 3),
+        ([chat, plain, plain], 2),
+        ([plain, chat], 3),
+    ):
         with (tmp_path / "f.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["prompt", "chosen", "rejected"], *rows])
-        with pytest.raises(PreferenceError, match="line 3") as caught:
-            read_preferences(tmp_path / "f.csv")
-        assert [(fault.rule, fault.line) for fault in caught.value.faults] == [("mixed plain and chat", 3)]
+        read = read_preferences(tmp_path / "f.csv")
+        assert [(fault.rule, fault.line) for fault in read.faults] == [("mixed plain and chat", line)]
+        assert {row.prompt.text for row in read.rows} == {ASK}
 
 
 def test_reading_parquet_starts_no_thread(tmp_path: Path) -> None:

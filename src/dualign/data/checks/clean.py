@@ -117,7 +117,7 @@ def _typed(raw: Row, read_as: Mapping[str, str], checked: CheckedFile) -> dict[s
         if name not in read_as and known.reads(name):
             continue  # another column is read under this name
         if isinstance(value, str) and read in known.either:
-            value = cell(read, value)
+            value = cell(value)
         elif isinstance(value, str) and checked.reading.textual and known.labels(read):
             value = literal(value)
         values[read] = _jsonable(value)

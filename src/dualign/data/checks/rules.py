@@ -66,7 +66,6 @@ RULES = _table(
     ("every pair identical", "error", "no row with two different answers", "Check which columns hold the answers."),
     ("all prompts too long", "error", "no prompt that fits into the maximal length", "Raise --max-length."),
     # Cells
-    ("mixed plain and chat", "error", "texts in some rows, messages in others", "Write all rows in one layout."),
     ("mixed label types", "error", "a label of another type than the rest", "Write flags as true and false."),
     ("id out of range", "error", "the number of an answer that is not there", "Count the answers from 0."),
     (
@@ -102,6 +101,12 @@ RULES = _table(
     ),
     # Rows that are left out
     ("not a text", "drop", "a prompt or answer that is missing, null or no text", "Fill in the text, or do nothing."),
+    (
+        "mixed plain and chat",
+        "drop",
+        "a text where most rows hold messages, or messages where most hold a text",
+        "Write all rows in one layout, or do nothing; the row is left out.",
+    ),
     (
         "lone surrogate",
         "drop",

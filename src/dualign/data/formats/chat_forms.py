@@ -154,15 +154,19 @@ def read_judged(values: Values, line: int, *, prompt: str, answer: str | None, l
 
 
 def of_messages(rows: Sequence[Values]) -> bool:
-    """Return whether the first row that holds texts or messages as answers holds messages."""
-    kinds = (row.get("chosen") for row in rows)
-    return next((not isinstance(kind, str) and not is_parts(kind) for kind in kinds if holds(kind)), False)
+    """Return whether most rows hold messages as answers, and not texts; of as many the first row decides."""
+    answers = [answer for row in rows if holds(answer := row.get("chosen"))]
+    return _most([not isinstance(answer, str) and not is_parts(answer) for answer in answers])
 
 
 def whole(rows: Sequence[Values]) -> bool:
-    """Return whether the first row that holds messages as answers holds whole conversations."""
-    kinds = (row.get("chosen") for row in rows)
-    return next((opens_a_conversation(kind) for kind in kinds if isinstance(kind, list | Mapping) and kind), False)
+    """Return whether most answers of messages are whole conversations."""
+    answers = [answer for row in rows if holds(answer := row.get("chosen")) and not isinstance(answer, str)]
+    return _most([opens_a_conversation(answer) for answer in answers])
+
+
+def _most(votes: Sequence[bool]) -> bool:
+    return 2 * sum(votes) > len(votes) or (bool(votes) and votes[0] and 2 * sum(votes) == len(votes))
 
 
 def _asked_by(prompt: str) -> Callable[[Sequence[Values]], bool]:
@@ -176,14 +180,14 @@ def _talk(value: object) -> bool:
 
 def _explicit_chat(rows: Sequence[Values]) -> bool:
     """Return whether prompt or answers are messages; beside whole conversations a plain prompt only repeats them."""
-    if any(_talk(row.get("prompt")) for row in rows):
+    if _most([_talk(prompt) for row in rows if holds(prompt := row.get("prompt"))]):
         return True
     return of_messages(rows) and not whole(rows) and named_prompt(rows) == "prompt"
 
 
 def _implicit_chat(rows: Sequence[Values]) -> bool:
     name = named_prompt(rows)
-    repeated = whole(rows) and not any(_talk(row.get(name)) for row in rows if name)
+    repeated = whole(rows) and not (name and _most([_talk(said) for row in rows if holds(said := row.get(name))]))
     return of_messages(rows) and (name is None or repeated)
 
 

@@ -9,11 +9,11 @@ READING_RULES = {
     "no common prompt": "error",
     "several prompts": "error",
     "no readable row": "error",
-    "mixed plain and chat": "error",
     "mixed label types": "error",
     "id out of range": "error",
     "score not a number": "error",
     "not a text": "drop",
+    "mixed plain and chat": "drop",
     "lone surrogate": "drop",
     "wrong role": "drop",
     "tool turn": "drop",
@@ -27,7 +27,9 @@ READING_RULES = {
 
 What is wrong with the words of one row is that row's own fault; what is wrong with a label makes its column doubtful.
 """
-UNREADABLE = frozenset({"not a text", "lone surrogate", "wrong role", "tool turn", "image or sound"})
+UNREADABLE = frozenset(
+    {"not a text", "mixed plain and chat", "lone surrogate", "wrong role", "tool turn", "image or sound"}
+)
 """Drops that say, where no row at all is left, that the file is none that can be read: ``no readable row``."""
 
 

@@ -1,53 +1,38 @@
 """Messages in cells of texts: lists written as JSON, read before the format is recognised."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dualign.data.formats.cells import given, literal
-from dualign.data.formats.faults import RowError, refusal
 from dualign.data.formats.rows import Format
 from dualign.data.formats.turns import ROLES, is_parts, speaker
 from dualign.data.preferences import Fault
 from dualign.data.sources.rows import Row
 
+TEXT, MESSAGES, PRINTED = "a text", "a list of messages", "messages as Python prints them"
 PYTHON = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from|value)'\s*:.*\}\s*\]\s*", re.DOTALL)
 """A list of messages as Python prints it. It is not read: NumPy prints such lists without commas, others cut them."""
 
 
-def with_messages(rows: Sequence[Row], where: str, formats: Iterable[Format]) -> list[Row]:
+def with_messages(rows: Sequence[Row], formats: Iterable[Format]) -> list[Row]:
     """Return the rows with the messages wherever a cell holds them as JSON, in any kind of file.
 
     Only columns that some format reads as texts or messages are looked at.
-
-    Raises:
-        PreferenceError: cells hold messages as Python prints them; their rows are named.
     """
     columns = {name for known in formats for name in known.either}
-    read = [_row(row, columns) for row in rows]
-    if faults := tuple(row for row in read if isinstance(row, Fault)):
-        raise refusal(where, faults)
-    return [row for row in read if isinstance(row, Row)]
+    return [_row(row, columns) for row in rows]
 
 
-def _row(row: Row, columns: set[str]) -> Row | Fault:
+def _row(row: Row, columns: set[str]) -> Row:
     cells = {name: value for name, value in row.values.items() if name in columns and isinstance(value, str)}
-    try:
-        changed = {name: read for name, text in cells.items() if (read := cell(name, text)) is not text}
-    except RowError as error:
-        return Fault(error.rule, row.line, error.what)
+    changed = {name: read for name, text in cells.items() if (read := cell(text)) is not text}
     return Row(row.line, {**row.values, **changed}) if changed else row
 
 
-def cell(name: str, text: str) -> Any:
-    """Return the messages that a text holds as JSON, or the text.
-
-    Raises:
-        RowError: it holds messages as Python prints them.
-    """
-    if PYTHON.fullmatch(text):
-        what = f"{name} holds messages as Python prints them ({text[:12]!r}); write them as JSON, or the file as JSONL"
-        raise RowError("mixed plain and chat", what)
+def cell(text: str) -> Any:
+    """Return the messages that a text holds as JSON, or the text."""
     value = literal(text) if text.lstrip().startswith(("[", "{")) else text
     return value if _messages(value) else text
 
@@ -66,20 +51,30 @@ def _messages(value: object) -> bool:
 
 
 def mixed(rows: Sequence[Row], known: Format) -> dict[int, Fault]:
-    """Return the faults, by line, of rows with a text in a column whose first cell holds messages, or vice versa."""
-    first: dict[str, str] = {}
+    """Return the faults, by line, of rows with a text in a column that holds messages in most rows, or vice versa.
+
+    Messages as Python prints them are neither.
+    """
     found: dict[int, Fault] = {}
-    for row in rows:
-        for name in known.either:
-            kind = _kind(row.values.get(name))
-            if kind and first.setdefault(name, kind) != kind:
-                what = f"{name} is {given(row.values, name)}; {first[name]} is needed, as in the other rows"
+    for name in known.either:
+        kinds = [_kind(row.values.get(name)) for row in rows]
+        usual = Counter(kind for kind in kinds if kind in (TEXT, MESSAGES)).most_common(1)
+        for row, kind in zip(rows, kinds, strict=True):
+            if kind == PRINTED:
+                what = (
+                    f"{name} holds messages as Python prints them ({str(row.values[name])[:12]!r}); write them as JSON"
+                )
+                found.setdefault(row.line, Fault("not a text", row.line, what))
+            elif kind and usual and kind != usual[0][0]:
+                what = f"{name} is {given(row.values, name)}; {usual[0][0]} is needed, as in most rows"
                 found.setdefault(row.line, Fault("mixed plain and chat", row.line, what))
     return found
 
 
 def _kind(value: object) -> str:
-    """Return what a cell holds, a text or messages; empty: neither."""
+    """Return what a cell holds: a text, messages, or messages as Python prints them; empty: none of these."""
+    if isinstance(value, str) and PYTHON.fullmatch(value):
+        return PRINTED
     if isinstance(value, str) or is_parts(value):
-        return "a text"
-    return "a list of messages" if isinstance(value, list | Mapping) and value else ""
+        return TEXT
+    return MESSAGES if isinstance(value, list | Mapping) and value else ""

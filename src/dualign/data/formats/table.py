@@ -128,7 +128,7 @@ def preference_file(
     if not rows:
         raise DataError(f"{where}: has no rows")
     rows = renamed(rows, where, columns or {}, FORMATS.values())
-    rows = with_messages(rows, where, FORMATS.values())
+    rows = with_messages(rows, FORMATS.values())
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     known = FORMATS.get(format) if format else recognised(rows, names, FORMATS.values())
     if format and known is None:

@@ -45,5 +45,5 @@ TRL_PLAIN_IMPLICIT = Format(
     "pairs of texts, chosen first; the words that both open with are the prompt",
     PAIR,
     read_implicit,
-    texts=PAIR,
+    either=PAIR,
 )

@@ -49,6 +49,18 @@ def test_pairs_are_read_once_whichever_way_round(tmp_path: Path, config: dict[st
     assert len(fewer) == 7 and all(pair in pairs for pair in fewer)
 
 
+def test_single_answers_of_any_format_are_put_together_by_prompt(tmp_path: Path, config: dict[str, Any]) -> None:
+    said = (("Why?", "So.", True), ("Why?", "No.", False), ("When?", "Soon.", True))
+    for name, rows in {
+        "kto.jsonl": [{"prompt": ask, "completion": text, "label": good} for ask, text, good in said],
+        "rated.jsonl": [{"prompt": ask, "response": text, "helpfulness": int(good)} for ask, text, good in said],
+    }.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config["data"]["pairs"] = [{"path": name}]
+        ((prompt, *answers),), _ = load_pairs(load_config(write_config(tmp_path, config)), tmp_path)
+        assert (prompt.text, answers) == ("Why?", ["So.", "No."])
+
+
 def test_a_job_on_pairs_lowers_the_cost_and_samples_nothing_to_train_on(tmp_path: Path, config: dict[str, Any]) -> None:
     run = tmp_path / "run"
     done = dualign("train", write_config(tmp_path, config), "--out", run, "--json", "--quiet")

@@ -11,7 +11,7 @@ from typing import Any
 from dualign.config import Config, PairSource
 from dualign.data.checks.check import check
 from dualign.data.checks.words import in_words
-from dualign.data.formats.beavertails import BEAVERTAILS, grouped
+from dualign.data.formats.beavertails import grouped
 from dualign.data.formats.table import describe, read_preferences
 from dualign.data.preferences import PreferenceFile, PreferenceRow
 from dualign.data.splits import place
@@ -26,7 +26,8 @@ GivenPair = tuple[Prompt, str, str]
 def load_pairs(config: Config, folder: Path) -> tuple[list[GivenPair], list[str]]:
     """Return the pairs of the config's preference files, and a sentence for each file.
 
-    Rows of more than two answers give each pair of them once. Single answers (BeaverTails) are put together by prompt.
+    Rows of more than two answers give each pair of them once.
+    Single answers (BeaverTails, KTO, HelpSteer2) are put together by prompt.
 
     Raises:
         MissingError: a file is missing.
@@ -59,7 +60,8 @@ def checked_pairs(config: Config, folder: Path) -> list[dict[str, Any]]:
 
 
 def _taken(found: PreferenceFile, source: PairSource, seed: int) -> list[GivenPair]:
-    rows: Sequence[PreferenceRow] = grouped(found.rows) if found.format == BEAVERTAILS.name else found.rows
+    singles = any(len(row.answers) == 1 for row in found.rows)
+    rows: Sequence[PreferenceRow] = grouped(found.rows) if singles else found.rows
     pairs: dict[tuple[str, str, str], GivenPair] = {}
     for row in rows:
         if source.max_words is not None and len(row.prompt.text.split()) > source.max_words:

@@ -24,6 +24,10 @@ SCORED = {"prompt": ASK, "response_0": KIND, "response_1": RUDE, "reward_0": 1.0
           "cost_1": 2.0, "scorer": "s", "revision": "1"}  # fmt: skip
 SAFER = EXAMPLES["safety-pairs"][0]
 CHAT = EXAMPLES["trl-chat-explicit"][0]
+CHATS = [
+    {"prompt": [message("user", f"{number}. {ASK}")], "chosen": CHAT["chosen"], "rejected": CHAT["rejected"]}
+    for number in range(12)
+]
 FLAGGED = {"is_response_0_safe": True, "is_response_1_safe": False}
 
 
@@ -49,14 +53,19 @@ TURNED = SCORED | FLAGGED | {"cost_0": 2.0, "cost_1": -1.0}
 
 BROKEN: list[tuple[str, Rows, list[int]]] = [
     ("missing column", [{"prompt": ASK, "chosen": KIND, "rejcted": RUDE}], [1]),
-    ("missing column", [*MANY, {"prompt": ASK, "chosen": KIND}], [31]),
+    ("not a text", [*MANY, {"prompt": ASK, "chosen": KIND}], [31]),
     ("refused format", [{"prompt": ASK, "response": KIND, "severity_category": 0, "safety_category": []}], [1]),
     ("no common prompt", [{"chosen": "Yes", "rejected": "No"}] * 2, [1, 2]),
     ("every pair identical", [plain(number, rejected="Same", chosen="Same") for number in range(3)], []),
     ("all prompts too long", [plain(number, prompt=texts(400, str(number))) for number in range(3)], []),
     ("not a text", [*MANY, plain(30, chosen=None)], [31]),
-    ("wrong role", [CHAT, CHAT | {"prompt": [message("robot", ASK)]}], [2]),
-    ("mixed plain and chat", [PAIR, CHAT], [2]),
+    ("several prompts", [{"question": ASK, "context": "A knife.", "chosen": KIND, "rejected": RUDE}], [1]),
+    ("no readable row", [CHAT | {"prompt": [message("robot", ASK)]}] * 2, [1, 2]),
+    ("wrong role", [*CHATS, CHAT | {"prompt": [message("robot", ASK)]}], [13]),
+    ("wrong role", [*CHATS, CHAT | {"prompt": [message("user", "Hm?"), message("user", ASK)]}], [13]),
+    ("tool turn", [*CHATS, CHAT | {"prompt": [message("user", ASK), message("tool", "4")]}], [13]),
+    ("image or sound", [*CHATS, CHAT | {"images": ["knife.png"]}], [13]),
+    ("mixed plain and chat", [*MANY, CHAT], [31]),
     ("mixed label types", [*PKU, pku(30, is_response_0_safe="no")], [31]),
     ("id out of range", [*PKU, pku(30, safer_response_id=2)], [31]),
     ("score not a number", [SCORED, SCORED | {"reward_0": None}], [2]),
@@ -212,7 +221,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert {one.rule: one.rows for one in report.rules} == {
         "not a text": [31, 34], "empty response": [32], "opening BOS": [33], "special token text": [33]
     }  # fmt: skip
-    assert (report.rows, report.kept, report.dropped, report.errors) == (34, 31, 1, 2)
+    assert (report.rows, report.kept, report.dropped, report.errors) == (34, 31, 3, 0)
     assert report.statistics["prompts"] == 31
 
 

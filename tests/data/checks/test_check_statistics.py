@@ -40,7 +40,8 @@ def test_figures_by_hand() -> None:
     figures = statistics(sound, context)
     assert figures["prompts"] == 5
     assert figures["labels"] == {
-        "flagged_rows": 7, "safe": 1 / 7, "mixed": 5 / 7, "unsafe": 1 / 7, "better_given": 6, "safer_given": 7,
+        "flagged_rows": 7, "safe": 1 / 7, "mixed": 5 / 7, "unsafe": 1 / 7, "judged_answers": 0, "desirable": None,
+        "better_given": 6, "safer_given": 7,
         "better_and_safer_agree": 3 / 6, "contradictory": 1,
     }  # fmt: skip
     assert figures["categories"] == {"Drugs": 7, "Violence": 6}

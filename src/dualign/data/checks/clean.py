@@ -8,6 +8,7 @@ from typing import Any
 
 from dualign.data.checks.check import CheckedFile, CheckReport
 from dualign.data.formats.cells import literal
+from dualign.data.formats.messages import cell
 from dualign.data.formats.table import FORMATS
 from dualign.data.preferences import PreferenceRow
 from dualign.data.sources.rows import Row
@@ -115,8 +116,11 @@ def _typed(raw: Row, read_as: Mapping[str, str], checked: CheckedFile) -> dict[s
         read = read_as.get(name, name)
         if name not in read_as and known.reads(name):
             continue  # another column is read under this name
-        label = checked.reading.textual and known.reads(read) and read not in known.texts
-        values[read] = _jsonable(literal(value) if label else value)
+        if isinstance(value, str) and read in known.either:
+            value = cell(value)
+        elif isinstance(value, str) and checked.reading.textual and known.labels(read):
+            value = literal(value)
+        values[read] = _jsonable(value)
     return values
 
 

@@ -51,17 +51,21 @@ RULES = _table(
         "pairs without a prompt column whose two texts share no opening",
         "Add a prompt column.",
     ),
+    (
+        "several prompts",
+        "error",
+        "two columns that may both be the prompt",
+        "Say which one it is with --columns, such as prompt=question.",
+    ),
+    (
+        "no readable row",
+        "error",
+        "a file of which every row is left out, for roles, tools, images or words that are missing",
+        "Name the roles system, user and assistant, or map the columns with --columns.",
+    ),
     ("every pair identical", "error", "no row with two different answers", "Check which columns hold the answers."),
     ("all prompts too long", "error", "no prompt that fits into the maximal length", "Raise --max-length."),
     # Cells
-    ("not a text", "error", "a prompt or answer that is null or no text", "Leave the row out or fill in its text."),
-    (
-        "wrong role",
-        "error",
-        "turns of an unknown role, or that do not alternate from user to assistant",
-        "Name the roles system, user and assistant, and end each answer with the assistant.",
-    ),
-    ("mixed plain and chat", "error", "texts in some rows, messages in others", "Write all rows in one layout."),
     ("mixed label types", "error", "a label of another type than the rest", "Write flags as true and false."),
     ("id out of range", "error", "the number of an answer that is not there", "Count the answers from 0."),
     (
@@ -70,7 +74,6 @@ RULES = _table(
         "a reward or cost that is missing, a text or not finite",
         "Score the row again; a failed score is never a number.",
     ),
-    ("lone surrogate", "error", "half of a character, which no tokenizer can read", "Repair or leave out the text."),
     (
         "double BOS",
         "error",
@@ -97,6 +100,37 @@ RULES = _table(
         "Split by prompt, and keep each prompt in one part.",
     ),
     # Rows that are left out
+    ("not a text", "drop", "a prompt or answer that is missing, null or no text", "Fill in the text, or do nothing."),
+    (
+        "mixed plain and chat",
+        "drop",
+        "a text where most rows hold messages, or messages where most hold a text",
+        "Write all rows in one layout, or do nothing; the row is left out.",
+    ),
+    (
+        "lone surrogate",
+        "drop",
+        "half of a character, which no tokenizer can read",
+        "Repair the text, or do nothing; the row is left out.",
+    ),
+    (
+        "wrong role",
+        "drop",
+        "turns of an unknown role, two of one speaker in a row, or a last one that is not the assistant's",
+        "Name the roles system, user and assistant, and end each answer with the assistant.",
+    ),
+    (
+        "tool turn",
+        "drop",
+        "a tool that is described, called or heard",
+        "Nothing to do; tools are not read, and the row is left out.",
+    ),
+    (
+        "image or sound",
+        "drop",
+        "a prompt or answer with an image, a sound or a film",
+        "Nothing to do; texts alone are read, and the row is left out.",
+    ),
     ("empty prompt", "drop", "a prompt of white space alone", "Nothing to do; the row is left out."),
     ("empty response", "drop", "an answer of white space alone", "Nothing to do; the row is left out."),
     (

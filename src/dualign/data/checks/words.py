@@ -38,6 +38,9 @@ def summary(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         shares = ", ".join(f"{kind} {labels[kind]:.1%}" for kind in ("safe", "mixed", "unsafe"))
         contrary = f"{labels['contradictory']:,} contradictory"
         lines.append(("flags", f"{shares} of {labels['flagged_rows']:,} rows; {contrary}"))
+    if labels["judged_answers"]:
+        share = f"{labels['desirable']:.1%}"
+        lines.append(("labels", f"{share} of {labels['judged_answers']:,} answers are labelled true (desirable)"))
     if labels["better_and_safer_agree"] is not None:
         share = f"{labels['better_and_safer_agree']:.1%}"
         lines.append(("winners", f"the more helpful answer is the safer one in {share} of rows"))

@@ -35,7 +35,7 @@ def text(values: Values, name: str) -> str:
     if isinstance(value, list):
         refuse("mixed plain and chat", values, name, "a text as in the other rows")
     if not isinstance(value, str):
-        refuse("not a text", values, name, "a text")
+        raise RowError("not a text", f"{name} is {given(values, name)}; a text is needed")
     if not encodable(value):
         raise RowError("lone surrogate", f"{name} holds half of a character (a lone surrogate)")
     return value
@@ -99,6 +99,12 @@ def score(values: Values, name: str) -> float:
     if not math.isfinite(number):
         refuse("score not a number", values, name, "one finite number")
     return number
+
+
+def unpacked(values: Values, name: str) -> Any:
+    """Return a cell, or the list or object that its text holds as JSON."""
+    value = values.get(name)
+    return literal(value) if isinstance(value, str) and value.lstrip().startswith(("[", "{")) else value
 
 
 def literal(cell: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from dualign.data.formats.chat_forms import like_a_prompt, named_prompt
 from dualign.data.formats.faults import PreferenceError, refusal
 from dualign.data.formats.rows import Format
 from dualign.data.layouts import nearest
@@ -51,7 +52,10 @@ def unknown(rows: Sequence[Row], names: Sequence[str], where: str, formats: Iter
     if 2 * len(absent) <= len(closest.needs):
         return missing(rows, names, where, closest, absent)
     given = ", ".join(repr(name) for name in names) or "none"
-    what = f"columns {given} are no known format of preferences; map them (chosen=NAME, rejected=NAME, prompt=NAME)"
+    likely = (like_a_prompt(values) or ["NAME"])[0]
+    asked = "" if named_prompt(values) else f", prompt={likely}"
+    answers = "completion=NAME, label=NAME" if {"label", "kto_tag"} & set(names) else "chosen=NAME, rejected=NAME"
+    what = f"columns {given} are no known format of preferences; map them ({answers}{asked})"
     return refusal(where, (Fault("missing column", rows[0].line, what),))
 
 
@@ -61,7 +65,8 @@ def missing(
     """Return the error of a file without columns that its format needs."""
     free = [name for name in names if not known.reads(name)]
     lacks = "; ".join(f"no column {name!r}, {nearest(name, free)}" for name in absent)
-    what = f"read as {known.name}, the file has {lacks} (columns may be mapped: {absent[0]}=NAME)"
+    likely = like_a_prompt([row.values for row in rows]) if absent[0] == "prompt" else []
+    what = f"read as {known.name}, the file has {lacks} (columns may be mapped: {absent[0]}={(likely or ['NAME'])[0]})"
     return refusal(where, (Fault("missing column", rows[0].line, what),))
 
 

@@ -1,0 +1,144 @@
+"""No tensor is made up: what a checkpoint holds is compared with what its model needs, by one function for all loaders.
+
+transformers and PEFT draw a tensor that they do not find, and tell of it in a log. A score or a probability then means
+nothing, and another one at every start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from dualign.errors import MissingError
+
+Shape = tuple[int, ...]
+Mismatch = tuple[str, Shape, Shape]
+"""Name, shape in the file, shape in the model."""
+
+SHOWN = 3
+"""Tensors that a message names; of the others it gives the number."""
+WRAPPED = "base_model.model."
+"""What PEFT puts before every name of a model that is saved without being merged."""
+HEADS = (
+    "lm_head", "embed_out", "cls", "score", "score_head", "classifier", "qa_outputs", "pooler", "predictions",
+    "vocab_transform", "vocab_layer_norm", "vocab_projector", "lm_predictions", "mask_predictions",
+    "generator_predictions", "generator_lm_head", "discriminator_predictions", "pre_classifier", "v_head",
+)  # fmt: skip
+"""First parts of the names of heads, by which the same body serves another task."""
+
+
+def check_tensors(
+    where: str,
+    *,
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+    mismatched: Iterable[Mismatch] = (),
+) -> None:
+    """Return when nothing is missing, unexpected or of another shape.
+
+    Args:
+        where: whose tensors they are, such as ``model ./folder``.
+        missing: names that the model needs and the files do not hold.
+        unexpected: names that the files hold and the model has not.
+        mismatched: names that both have, with two shapes.
+
+    Raises:
+        MissingError: some are; a few are named, with their number.
+    """
+    strange = sorted(unexpected)
+    faults = [
+        _fault("missing", sorted(missing)),
+        _fault("not part of this model", strange),
+        _fault(
+            "of another shape",
+            [f"{name} {list(own)} (needs {list(needed)})" for name, own, needed in sorted(mismatched)],
+        ),
+    ]
+    told = "; ".join(fault for fault in faults if fault)
+    if not told:
+        return
+    if strange and all(name.startswith(WRAPPED) for name in strange):
+        hint = f"the names begin with {WRAPPED}: merge the adapter and save the model that it wraps"
+    else:
+        hint = "nothing is made up in their place; save the model whole, as the class that config.json names"
+    raise MissingError(f"{where}: {told}; {hint}")
+
+
+def check_shapes(where: str, *, needed: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Return when ``found`` has the names of ``needed`` and their shapes; values are tensors, or have a ``shape``.
+
+    Raises:
+        MissingError: it has not; a few tensors are named, with their number.
+    """
+    both = needed.keys() & found.keys()
+    shapes = [(name, tuple(found[name].shape), tuple(needed[name].shape)) for name in both]
+    check_tensors(
+        where,
+        missing=needed.keys() - found.keys(),
+        unexpected=found.keys() - needed.keys(),
+        mismatched=[row for row in shapes if row[1] != row[2]],
+    )
+
+
+def read_model(
+    auto: Any, place: str, where: str, *, spare: Collection[str] = (), given: Collection[str] = (), **settings: Any
+) -> Any:
+    """Return ``auto.from_pretrained(place, **settings)``, every tensor of it from its files; no log is written.
+
+    What a class declares harmless (old buffers) and ties that the config declares are no fault. A pooler that is not
+    there at all is none either where ``spare`` names it: last hidden states do not pass it.
+
+    Args:
+        auto: a class of transformers.
+        place: folder, or id of the hub.
+        where: what messages call it.
+        spare: of ``HEADS``, those that may be in the files without being read.
+        given: names that come from elsewhere, and may be missing here or have another shape.
+        settings: for ``from_pretrained``.
+
+    Raises:
+        MissingError: a tensor is missing, unknown or of another shape.
+    """
+    with _quietly():
+        model, told = auto.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+    poolers = {name for name in model.state_dict() if is_head(name, {"pooler"})}
+    missing = set(told["missing_keys"]) - set(given)
+    check_tensors(
+        where,
+        missing=missing - poolers if "pooler" in spare and poolers <= missing else missing,
+        unexpected={name for name in told["unexpected_keys"] if not is_head(name, spare)},
+        mismatched=[row for row in told["mismatched_keys"] if row[0] not in given],
+    )
+    return model
+
+
+def is_head(name: str, heads: Collection[str]) -> bool:
+    """Return whether a tensor belongs to one of the heads; a pooler stands inside the body, all others beside it."""
+    first, *rest = name.split(".")
+    return first in heads or ("pooler" in heads and rest[:1] == ["pooler"])
+
+
+def _fault(what: str, names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    # Names are text of a file: one line, bounded, without control characters.
+    inert = ["".join(c if c.isprintable() else "\ufffd" for c in name[:120]) for name in names[:SHOWN]]
+    shown = ", ".join(inert) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} {what}: {shown}"
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the loader from telling at length what is told in one line, and what is meant to be so."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

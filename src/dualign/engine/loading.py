@@ -19,6 +19,7 @@ from typing import Any
 
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.templates import make_template
+from dualign.engine.tensors import read_model
 from dualign.errors import DataError, MissingError, UsageError
 
 PACKAGE = "package:"
@@ -27,6 +28,8 @@ PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad
 """Tokens that serve as padding, best first, where a tokenizer names none of its own."""
 WHOLE_HASH_BYTES = 1 << 30
 """Weight files up to this size are hashed whole (about a second); of larger ones, evenly spaced blocks."""
+_CHECKED = b"every tensor from the file"
+"""Part of a converted model's name: what was converted before tensors were checked is converted anew."""
 _BLOCK = 1 << 20
 _BLOCKS = 256
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -145,7 +148,7 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     Raises:
         MissingError: the file cannot be read, or the ``gguf`` package is not installed.
     """
-    digest = hashlib.sha256(file_identity(path)).hexdigest()[:16]
+    digest = hashlib.sha256(file_identity(path) + _CHECKED).hexdigest()[:16]
     target = cache / f"{path.stem}-{digest}"
     if (target / "config.json").is_file():
         return target
@@ -157,10 +160,12 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
     try:
-        with _readable(path), without_bars():
+        with readable(f"model {path}"), without_bars():
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-            model = AutoModelForCausalLM.from_pretrained(
+            model = read_model(
+                AutoModelForCausalLM,
                 str(path.parent),
+                f"model {path}",
                 gguf_file=path.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
@@ -232,10 +237,12 @@ def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _readable(folder), without_bars():
+    with readable(f"model {folder}"), without_bars():
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = read_model(
+            AutoModelForCausalLM,
             str(folder),
+            f"model {folder}",
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
@@ -246,12 +253,32 @@ def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
 
 
 def _check_folder(path: Path) -> None:
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+    if (path / "adapter_config.json").is_file() and not weight_files(path):
         raise MissingError(f"model {path}: holds an adapter alone; name its base model, and this as the adapter")
+    check_one_model(path)
     if not (path / "config.json").is_file():
         raise MissingError(f"model {path}: has no config.json; expected a folder in Hugging Face's format")
-    if not any(path.glob("*.safetensors")):
+    if not weight_files(path):
         raise MissingError(f"model {path}: has no *.safetensors (pickled .bin weights are not read)")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that hold a whole model's weights: those of an adapter are not among them."""
+    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
+
+
+def check_one_model(folder: Path) -> None:
+    """Return when a folder does not hold a whole model and an adapter at once.
+
+    transformers would leave the model's own weights unread, and put the adapter on the base that it names.
+
+    Raises:
+        MissingError: it does.
+    """
+    if (folder / "adapter_config.json").is_file() and weight_files(folder):
+        raise MissingError(
+            f"model {folder}: holds a whole model and an adapter (adapter_config.json); move one of them elsewhere"
+        )
 
 
 def _download(name: str) -> Path:
@@ -270,15 +297,15 @@ def _download(name: str) -> Path:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what loaders raise about a damaged or foreign model into one line that names it."""
+def readable(where: str) -> Iterator[None]:
+    """Turn what loaders raise about a damaged or foreign model into one line that opens with ``where``."""
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, struct.error, SafetensorError) as error:
         reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise MissingError(f"model {path}: cannot be read ({reason})") from error
+        raise MissingError(f"{where}: cannot be read ({reason})") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -183,7 +183,7 @@ def build(spec: GuardSpec, setting: Setting) -> GuardScorer:
     chosen = guard_format(spec)
     load: dict[str, Any] = {"name": spec.model, "folder": setting.folder, "revision": spec.revision}
     return GuardScorer(
-        model=load_model(AutoModelForCausalLM, dtype=spec.dtype, **load),
+        model=load_model(AutoModelForCausalLM, dtype=spec.dtype, spare=(), **load),
         tokenizer=load_tokenizer(**load),
         format=chosen,
         direction=setting.direction,

@@ -297,15 +297,15 @@ def _download(name: str) -> Path:
 
 
 @contextmanager
-def readable(where: str) -> Iterator[None]:
-    """Turn what loaders raise about a damaged or foreign model into one line that opens with ``where``."""
+def readable(where: str, fault: str = "cannot be read") -> Iterator[None]:
+    """Turn what loaders raise about a damaged or foreign model into one line: ``where``, ``fault`` and the reason."""
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, struct.error, SafetensorError) as error:
         reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise MissingError(f"{where}: cannot be read ({reason})") from error
+        raise MissingError(f"{where}: {fault} ({reason})") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -47,7 +47,7 @@ def load_tokenizer(name: str, folder: Path, revision: str | None = None) -> Any:
     from dualign.scorers.adapted import tokenizer_place
 
     located = locate(name, folder)
-    with readable(f"scorer model {located!r}"):
+    with readable(f"scorer model {located!r}", "cannot be loaded"):
         place, revision = tokenizer_place(located, folder, revision)
         return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
 
@@ -73,7 +73,7 @@ def load_model(
     from dualign.scorers.adapted import adapter_folder, load_adapted
 
     located = locate(name, folder)
-    with readable(f"scorer model {located!r}"), without_bars():
+    with readable(f"scorer model {located!r}", "cannot be loaded"), without_bars():
         adapter = adapter_folder(located, revision)
         if adapter is None:
             model = load_whole(auto, located, revision=revision, dtype=dtype, spare=spare)

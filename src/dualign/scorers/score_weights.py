@@ -96,13 +96,15 @@ def sort_tensors(
         MissingError: a tensor is missing, unknown or of another shape.
     """
     ignored = [r"\.inv_freq$", r"^lm_head\.", *harmless]
-    kept = {name: tensor for name, tensor in tensors.items() if not any(re.search(p, name) for p in ignored)}
+    body = {prefix + name: tensor for name, tensor in expected.items()}
+    # The patterns are loose ("attn.bias"), so that they speak only of what the model has no place for.
+    kept = {n: tensor for n, tensor in tensors.items() if n in body or not any(re.search(p, n) for p in ignored)}
     own = [name for name in (HEAD_WEIGHT, HEAD_BIAS, *BUFFERS) if name in kept]
     needed = {HEAD_WEIGHT, *([HEAD_BIAS] if biased else []), *(BUFFERS if any(b in kept for b in BUFFERS) else [])}
     check_tensors(f"score checkpoint {where}", missing=needed - kept.keys())
     check_shapes(
         f"score checkpoint {where}",
-        needed={prefix + name: tensor for name, tensor in expected.items()},
+        needed=body,
         found={name: tensor for name, tensor in kept.items() if name not in own},
     )
     backbone = {name: kept[prefix + name] for name in expected}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.engine.language_model import LanguageModel
+from dualign.engine.limits import check_vocabulary, embedding_rows
 from dualign.engine.templates import make_template
 from dualign.engine.tensors import read_model
 from dualign.errors import DataError, MissingError, UsageError
@@ -72,13 +73,15 @@ def load_language_model(
     model, tokenizer = _read(folder, dtype)
     if tokenizer.eos_token_id is None:
         raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
+    rows = embedding_rows(model)
+    check_vocabulary(tokenizer, rows, f"model {folder}")
     kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
         template=make_template(kind, tokenizer, system_prompt=system_prompt),
         eos=tokenizer.eos_token_id,
-        pad=padding_id(tokenizer),
+        pad=padding_id(tokenizer, rows),
         temperature=temperature,
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
@@ -180,7 +183,7 @@ def convert_gguf(path: Path, cache: Path) -> Path:
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model and its tokenizer into ``folder`` as Hugging Face reads them, with padding apart from EOS."""
-    pad = padding_id(tokenizer)
+    pad = padding_id(tokenizer, embedding_rows(model))
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     model.config.pad_token_id = pad
     if getattr(model, "generation_config", None) is not None:
@@ -190,15 +193,19 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(str(folder))
 
 
-def padding_id(tokenizer: Any) -> int:
-    """Return a token id to pad with that is not the EOS: were they the same, no EOS would be learned."""
+def padding_id(tokenizer: Any, rows: int | None = None) -> int:
+    """Return a token id to pad with that is not the EOS: were they the same, no EOS would be learned.
+
+    ``rows``: of the embedding; the tokenizer's own padding token is passed over where it has none of them, as after
+    a token was added and the embedding left as it was. Padding is masked, so that any id will do.
+    """
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    if pad is not None and pad != eos:
+    if pad is not None and pad != eos and (rows is None or pad < rows):
         return int(pad)
     vocabulary = tokenizer.get_vocab()
     known = [vocabulary[name] for name in PAD_NAMES if name in vocabulary]
     for candidate in (*known, tokenizer.unk_token_id, 0, 1):
-        if candidate is not None and candidate != eos:
+        if candidate is not None and candidate != eos and (rows is None or candidate < rows):
             return int(candidate)
     raise AssertionError("unreachable: 0 and 1 cannot both be the EOS")
 

@@ -6,6 +6,8 @@ nothing, and another one at every start.
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +20,8 @@ Mismatch = tuple[str, Shape, Shape]
 
 SHOWN = 3
 """Tensors that a message names; of the others it gives the number."""
+HARMLESS = r"(^|\.)(inv_freq|position_ids|masked_bias)$"
+"""Buffers of old checkpoints, which a model computes anew."""
 WRAPPED = "base_model.model."
 """What PEFT puts before every name of a model that is saved without being merged."""
 HEADS = (
@@ -100,14 +104,18 @@ def read_model(
     Raises:
         MissingError: a tensor is missing, unknown or of another shape.
     """
-    with _quietly():
-        model, told = auto.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+    try:
+        with _quietly():
+            model, told = auto.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+    except RuntimeError as error:
+        _check_failed(where, error)
+        raise
     poolers = {name for name in model.state_dict() if is_head(name, {"pooler"})}
     missing = set(told["missing_keys"]) - set(given)
     check_tensors(
         where,
         missing=missing - poolers if "pooler" in spare and poolers <= missing else missing,
-        unexpected={name for name in told["unexpected_keys"] if not is_head(name, spare)},
+        unexpected={n for n in told["unexpected_keys"] if not (is_head(n, spare) or re.search(HARMLESS, n))},
         mismatched=[row for row in told["mismatched_keys"] if row[0] not in given],
     )
     return model
@@ -117,6 +125,21 @@ def is_head(name: str, heads: Collection[str]) -> bool:
     """Return whether a tensor belongs to one of the heads; a pooler stands inside the body, all others beside it."""
     first, *rest = name.split(".")
     return first in heads or ("pooler" in heads and rest[:1] == ["pooler"])
+
+
+def _check_failed(where: str, error: Exception) -> None:
+    """Raise what is known of the tensors where transformers fails over them without saying which they are.
+
+    It does so where experts are stacked into one tensor, and where a tied tensor has another shape.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        told = frame.f_locals.get("loading_info")
+        if hasattr(told, "conversion_errors"):
+            check_tensors(
+                where,
+                missing={*told.missing_keys, *told.conversion_errors} - {name for name, _, _ in told.mismatched_keys},
+                mismatched=told.mismatched_keys,
+            )
 
 
 def _fault(what: str, names: Sequence[str]) -> str:

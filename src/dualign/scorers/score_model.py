@@ -108,7 +108,7 @@ def load_score_model(folder: Path, *, dtype: str = "float32") -> ScoreModel:
         expected=empty.state_dict(),
         where=str(folder),
         biased=getattr(config, "score_bias", False) is True,
-        harmless=[r"(^|\.)position_ids$", *(empty._keys_to_ignore_on_load_unexpected or ())],
+        harmless=empty._keys_to_ignore_on_load_unexpected or (),
     )
     _check_head(weights, config, folder)
     # Given with its tensors, the class fills itself and recomputes the buffers that no checkpoint keeps.

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualign.engine.tensors import check_shapes, check_tensors
+from dualign.engine.tensors import HARMLESS, check_shapes, check_tensors
 from dualign.errors import DataError, MissingError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def sort_tensors(
     Raises:
         MissingError: a tensor is missing, unknown or of another shape.
     """
-    ignored = [r"\.inv_freq$", r"^lm_head\.", *harmless]
+    ignored = [HARMLESS, r"^lm_head\.", *harmless]
     body = {prefix + name: tensor for name, tensor in expected.items()}
     # The patterns are loose ("attn.bias"), so that they speak only of what the model has no place for.
     kept = {n: tensor for n, tensor in tensors.items() if n in body or not any(re.search(p, n) for p in ignored)}

@@ -1,10 +1,10 @@
-"""What a model can hold: positions, and rows of its embedding. Read from the model, said before anything is computed."""
+"""What a model can hold: positions, and rows of its embedding; read from it, and said before anything is computed."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dualign.errors import MissingError
+from dualign.errors import MissingError, UsageError
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 """Names under which configs state the longest text; the first that is there counts."""
@@ -13,6 +13,8 @@ OFFSET = ("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "c
 """Types of models that count positions from the row after the padding's."""
 STRETCHED = ("linear", "dynamic", "yarn")
 """Kinds of rotary scaling by which a config stretches the length that it states."""
+UNLIMITED = 1 << 30
+"""Tokens of the longest prompt where neither the caller nor the model sets a limit."""
 _SHOWN = 3
 
 
@@ -51,13 +53,18 @@ def embedding_rows(model: Any) -> int:
 
 
 def check_vocabulary(tokenizer: Any, rows: int, where: str) -> None:
-    """Check that every token has a row of the embedding; a padding token may lack one, since another id pads as well.
+    """Check that every token has a row of the embedding.
+
+    A padding token may lack one, since another id pads as well. So may a special token that the tokenizer names in no
+    role, since no text can write it: readers of GGUF files add one to tokenizers that spell everything in bytes.
 
     Raises:
         MissingError: a few of the tokens without a row are named.
     """
-    padding = {tokenizer.pad_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    beyond = sorted((i, name) for name, i in tokenizer.get_vocab().items() if i >= rows and i not in padding)
+    added = {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    spare = (added - set(tokenizer.all_special_ids)) | {tokenizer.pad_token_id}
+    spare -= {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    beyond = sorted((i, name) for name, i in tokenizer.get_vocab().items() if i >= rows and i not in spare)
     if beyond:
         shown = ", ".join(f"{ascii(name)[:60]} ({i})" for i, name in beyond[:_SHOWN])
         more = f" and {len(beyond) - _SHOWN} more" if len(beyond) > _SHOWN else ""
@@ -65,3 +72,45 @@ def check_vocabulary(tokenizer: Any, rows: int, where: str) -> None:
             f"{where}: {len(beyond)} tokens of its tokenizer have no row among the {rows} of the embedding: "
             f"{shown}{more}; resize the embedding and save again, or take the model's own tokenizer"
         )
+
+
+def usable_length(given: int, longest: int | None, *, stated: bool, what: str) -> int:
+    """Return a length that is asked for; one that nobody stated gives way to what the model can hold.
+
+    Args:
+        given: the length, in tokens.
+        longest: what the model can hold; none: there is no such length.
+        stated: whether ``given`` was said, and is not a default.
+        what: names the key and the model in the message.
+
+    Raises:
+        UsageError: more was stated than the model can hold.
+    """
+    if longest is None or given <= longest:
+        return given
+    if stated:
+        raise UsageError(f"{what} {given}: the model has {longest} positions; give at most {longest}")
+    return longest
+
+
+def prompt_room(prompt: int | None, response: int, longest: int | None, *, names: tuple[str, str]) -> int:
+    """Return how many tokens a prompt may have beside a response of ``response`` tokens.
+
+    Args:
+        prompt: what is asked for; none: what the model leaves.
+        response: the longest response.
+        longest: what the model can hold, both together; none: there is no such length.
+        names: of the keys or options of the prompt's and the response's length.
+
+    Raises:
+        UsageError: the two are more than the model can hold.
+    """
+    if longest is None:
+        return UNLIMITED if prompt is None else prompt
+    room = longest - response
+    told = f"the model has {longest} positions for prompt and response together"
+    if room < 1:
+        raise UsageError(f"{names[1]} {response}: {told}; give less, so that prompts have room")
+    if prompt is not None and prompt > room:
+        raise UsageError(f"{names[0]} {prompt}, {names[1]} {response}: {told}; {names[0]} can be {room} at most")
+    return room if prompt is None else prompt

@@ -106,7 +106,9 @@ def read_model(
     """
     try:
         with _quietly():
-            model, told = auto.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+            model, told = auto.from_pretrained(
+                place, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+            )
     except RuntimeError as error:
         _check_failed(where, error)
         raise
@@ -133,7 +135,7 @@ def _check_failed(where: str, error: Exception) -> None:
     It does so where experts are stacked into one tensor, and where a tied tensor has another shape.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        told = frame.f_locals.get("loading_info")
+        told: Any = frame.f_locals.get("loading_info")
         if hasattr(told, "conversion_errors"):
             check_tensors(
                 where,

@@ -52,6 +52,13 @@ def tokenizer_place(located: str, folder: Path, revision: str | None) -> tuple[s
     return _base(config, adapter, folder), config.revision
 
 
+def base_place(located: Path, folder: Path) -> str:
+    """Return the folder or id that a scorer's config is read from: of an adapter, that of its base."""
+    if not (located / ADAPTER_CONFIG).is_file():
+        return str(located)
+    return _base(_config(located), located, folder)
+
+
 def load_adapted(auto: Any, adapter: Path, folder: Path, *, dtype: str, spare: Collection[str]) -> Any:
     """Return the base that the adapter names with the adapter merged into it, in float32, and then cast.
 

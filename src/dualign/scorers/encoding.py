@@ -5,14 +5,15 @@ Loads with the weights-only formats alone (safetensors) and never runs code from
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualign.engine.limits import check_vocabulary, embedding_rows, positions, usable_length
 from dualign.engine.loading import readable, without_bars
 from dualign.engine.tensors import HEADS, read_model
-from dualign.errors import MissingError, ScorerError
-from dualign.scorers.spec import folder_revision
+from dualign.errors import ConfigError, MissingError, ScorerError, UsageError
+from dualign.scorers.spec import ScorerSpec, folder_revision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,6 +97,47 @@ def load_whole(auto: Any, located: str, *, revision: str | None, dtype: str, **c
         use_safetensors=True,
         **checks,
     )
+
+
+def fitting_length(spec: ScorerSpec, model: Any, tokenizer: Any, where: str) -> int:
+    """Return the longest text that is scored: ``max_length`` of ``spec``, a default one as far as the model goes.
+
+    Raises:
+        ConfigError: the spec states more than the model can hold.
+        MissingError: a token has no row of the model's embedding.
+    """
+    check_vocabulary(tokenizer, embedding_rows(model), where)
+    return _length(spec, model.config, where)
+
+
+def check_length(values: Mapping[str, Any], folder: Path, where: str) -> None:
+    """Check ``max_length`` of a scorer against its model's config, where that is on this machine; nothing is loaded.
+
+    Raises:
+        ConfigError: more is stated than the model can hold.
+        MissingError: there is no such model, or its config cannot be read.
+    """
+    from transformers import AutoConfig
+
+    from dualign.scorers.adapted import base_place
+    from dualign.scorers.table import KINDS
+
+    spec: Any = KINDS[values["kind"]].spec.model_validate({k: v for k, v in values.items() if k != "kind"})
+    if not {"model", "max_length"} <= type(spec).model_fields.keys():
+        return
+    located = locate(spec.model, folder)
+    place = base_place(Path(located), folder) if Path(located).is_dir() else located
+    if (Path(place) / "config.json").is_file():
+        with readable(f"scorer model {located!r}", "cannot be loaded"):
+            _length(spec, AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False), where)
+
+
+def _length(spec: Any, config: Any, where: str) -> int:
+    stated = "max_length" in spec.model_fields_set
+    try:
+        return usable_length(spec.max_length, positions(config), stated=stated, what=f"{where}: max_length")
+    except UsageError as error:
+        raise ConfigError(str(error)) from None
 
 
 def model_revision(model: Any) -> str:

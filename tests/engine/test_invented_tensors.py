@@ -132,7 +132,7 @@ KINDS = {
 DAMAGES = {
     "removed": lambda name, tensor: {},
     "renamed": lambda name, tensor: {f"other.{name}": tensor},
-    "reshaped": lambda name, tensor: {name: torch.cat([tensor, tensor])},
+    "reshaped": lambda name, tensor: {name: torch.cat([tensor, tensor], dim=-1)},
 }
 
 
@@ -162,7 +162,7 @@ def test_one_tensor_removed_renamed_or_reshaped_is_named(whole, tmp_path, kind, 
         read(hurt)
     said = str(caught.value)
     assert caught.value.exit_code == 66 and "\n" not in said
-    assert name.removeprefix("base_model.model.").removesuffix(".weight") in said, said
+    assert name.removeprefix("base_model.model.").removeprefix("model.").removesuffix(".weight") in said, said
     assert "RANDOM" not in capfd.readouterr().err.upper()
 
 
@@ -283,7 +283,7 @@ def test_an_adapter_of_a_classifier_scores_as_peft_does(whole, tmp_path):
         ids = [tokenizer(f"<s> {p.text} {r}")["input_ids"] for p, r in zip(PROMPTS, RESPONSES, strict=True)]
         expected = [float(peft(torch.tensor([row])).logits) for row in ids]
     assert CLASSIFIER(whole / "adapter") == pytest.approx(expected, abs=1e-5)
-    assert np.std(expected) > 0.1
+    assert np.std(expected) > 0.05
     spec = {"kind": "sequence-classifier", "model": "adapter", "template": "response"}
     first = make_scorer(spec, direction="reward", folder=whole).revision
     hurt = damaged(whole, tmp_path, "adapter", ADAPTER, lambda name, tensor: {name: 2 * tensor})
@@ -319,7 +319,7 @@ def test_full_weights_of_two_models_are_not_merged(whole, tmp_path):
 def test_messages_name_a_few_and_are_inert():
     with pytest.raises(MissingError) as caught:
         check_tensors("model x", missing=[f"layer{i}" for i in range(9)], unexpected=["a\n\x1b[2Jb"])
-    assert "9 tensors missing: layer0, layer1, layer2 and 6 more; " in str(caught.value)
+    assert "9 tensors missing: layer0 and 8 more; 1 tensor not part of this model: a" in str(caught.value)
     assert str(caught.value).isprintable()
     same = {"a": torch.ones(2, 3)}
     check_shapes("x", needed=same, found=same)

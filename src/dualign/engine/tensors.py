@@ -19,7 +19,7 @@ Mismatch = tuple[str, Shape, Shape]
 """Name, shape in the file, shape in the model."""
 
 SHOWN = 3
-"""Tensors that a message names; of the others it gives the number."""
+"""Tensors that a message names, of all kinds of fault together; of the others it gives the number."""
 HARMLESS = r"(^|\.)(inv_freq|position_ids|masked_bias)$"
 """Buffers of old checkpoints, which a model computes anew."""
 WRAPPED = "base_model.model."
@@ -51,21 +51,16 @@ def check_tensors(
         MissingError: some are; a few are named, with their number.
     """
     strange = sorted(unexpected)
-    faults = [
-        _fault("missing", sorted(missing)),
-        _fault("not part of this model", strange),
-        _fault(
-            "of another shape",
-            [f"{name} {list(own)} (needs {list(needed)})" for name, own, needed in sorted(mismatched)],
-        ),
-    ]
-    told = "; ".join(fault for fault in faults if fault)
-    if not told:
+    shapes = [f"{name} {list(own)} (needs {list(needed)})" for name, own, needed in sorted(mismatched)]
+    faults = {"missing": sorted(missing), "not part of this model": strange, "of another shape": shapes}
+    faults = {what: names for what, names in faults.items() if names}
+    if not faults:
         return
-    if strange and all(name.startswith(WRAPPED) for name in strange):
-        hint = f"the names begin with {WRAPPED}: merge the adapter and save the model that it wraps"
-    else:
-        hint = "nothing is made up in their place; save the model whole, as the class that config.json names"
+    told = "; ".join(_fault(what, names, SHOWN // len(faults)) for what, names in faults.items())
+    wrapped = bool(strange) and all(name.startswith(WRAPPED) for name in strange)
+    hint = (
+        "merge the adapter and save the model that it wraps" if wrapped else "save the model whole; nothing is made up"
+    )
     raise MissingError(f"{where}: {told}; {hint}")
 
 
@@ -144,12 +139,10 @@ def _check_failed(where: str, error: Exception) -> None:
             )
 
 
-def _fault(what: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
+def _fault(what: str, names: Sequence[str], most: int) -> str:
     # Names are text of a file: one line, bounded, without control characters.
-    inert = ["".join(c if c.isprintable() else "\ufffd" for c in name[:120]) for name in names[:SHOWN]]
-    shown = ", ".join(inert) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    inert = ["".join(c if c.isprintable() else "\ufffd" for c in name[:90]) for name in names[:most]]
+    shown = ", ".join(inert) + (f" and {len(names) - most} more" if len(names) > most else "")
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} {what}: {shown}"
 
 

@@ -105,9 +105,9 @@ def _put(wrapped: Any, tensors: Mapping[str, Tensor], where: str) -> None:
     # Told so, because "auto" asks the hub.
     needed = get_peft_model_state_dict(wrapped, save_embedding_layers=with_embedding)
     whole = {name for name in needed if name.removeprefix(WRAPPED).split(".")[0] in HEADS}
-    kept = {name: tensor for name, tensor in needed.items() if name in tensors or name not in whole}
-    check_shapes(where, needed=kept, found=tensors)
-    set_peft_model_state_dict(wrapped, dict(tensors))
+    own = {name: tensor for name, tensor in needed.items() if name in whole and name not in tensors}
+    check_shapes(where, needed={name: needed[name] for name in needed.keys() - own.keys()}, found=tensors)
+    set_peft_model_state_dict(wrapped, {**own, **tensors})
 
 
 def _config(adapter: Path) -> Any:

@@ -166,13 +166,16 @@ def test_one_tensor_removed_renamed_or_reshaped_is_named(whole, tmp_path, kind, 
     assert "RANDOM" not in capfd.readouterr().err.upper()
 
 
-@pytest.mark.parametrize("damage", ["removed", "renamed", "reshaped"])
+@pytest.mark.parametrize("damage", ["removed", "renamed", "reshaped", "one layer more"])
 def test_a_gguf_file_with_a_damaged_tensor(tmp_path, damage):
     pytest.importorskip("gguf")
     write_gguf(tmp_path / "good.gguf", None)
     load_language_model(tmp_path / "good.gguf", cache=tmp_path / "cache")
     write_gguf(tmp_path / "hurt.gguf", damage)
-    with pytest.raises(MissingError, match=r"1 tensor (missing|of another shape): model\.layers\.0\.mlp\.up_proj"):
+    named = (
+        r"1 tensor (missing|of another shape): model\.layers\.0\.mlp\.up_proj|not part of this model: blk\.[01]\.ffn_"
+    )
+    with pytest.raises(MissingError, match=named):
         load_language_model(tmp_path / "hurt.gguf", cache=tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
@@ -200,6 +203,8 @@ def write_gguf(path, damage):
             shape = (2 * wide, wide) if hurt == "reshaped" else shape
             tensor = np.random.default_rng(0).normal(size=shape).astype(np.float32)
             writer.add_tensor(f"{'blk.0.ffn_of' if hurt == 'renamed' else name}.weight", tensor)
+    if damage == "one layer more":
+        writer.add_tensor("blk.1.ffn_up.weight", np.ones((wide, wide), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -20,7 +20,7 @@ from typing import Any
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.limits import check_vocabulary, embedding_rows
 from dualign.engine.templates import make_template
-from dualign.engine.tensors import read_model
+from dualign.engine.tensors import check_gguf, read_model
 from dualign.errors import DataError, MissingError, UsageError
 
 PACKAGE = "package:"
@@ -181,6 +181,7 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     try:
         with readable(f"model {path}"), without_bars():
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            check_gguf(path)
             model = read_model(
                 AutoModelForCausalLM,
                 str(path.parent),

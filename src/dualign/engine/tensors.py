@@ -10,6 +10,7 @@ import re
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dualign.errors import MissingError
@@ -116,6 +117,27 @@ def read_model(
         mismatched=[row for row in told["mismatched_keys"] if row[0] not in given],
     )
     return model
+
+
+def check_gguf(path: Path) -> None:
+    """Return when a GGUF file has no tensor that its architecture, or its number of layers, has no place for.
+
+    transformers leaves such a tensor unread and does not say so. An architecture that the ``gguf`` package does not
+    know is passed over.
+
+    Raises:
+        MissingError: it has; a few are named, with their number.
+    """
+    from gguf import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES, GGUFReader
+
+    reader = GGUFReader(path)
+    name = reader.fields["general.architecture"].contents()
+    layers = range(int(reader.fields[f"{name}.block_count"].contents()))
+    parts = next((MODEL_TENSORS[arch] for arch, known in MODEL_ARCH_NAMES.items() if known == name), None)
+    if parts is not None:
+        known = {TENSOR_NAMES[part].format(bid=layer) for part in parts for layer in layers}
+        held = [tensor.name for tensor in reader.tensors]
+        check_tensors(f"model {path}", unexpected=[n for n in held if n.rsplit(".", 1)[0] not in known])
 
 
 def is_head(name: str, heads: Collection[str]) -> bool:

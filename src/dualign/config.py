@@ -83,7 +83,8 @@ class PolicySection(Section):
     warm_start: list[WarmStart] = Field(default_factory=list)
     """Supervised stages before the job, in order."""
     max_prompt_tokens: int = Field(256, ge=1)
-    """Longer prompts are dropped and counted."""
+    """Longer prompts are dropped and counted. With ``sampling.max_new_tokens`` it must fit the model's positions; left
+    out, it is what they leave, at most the default."""
 
     @model_validator(mode="after")
     def one_origin(self) -> PolicySection:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ def sample(
     n: Annotated[int, typer.Option("--responses", "-n", min=1, help="Responses a prompt.")] = 1,
     temperature: Annotated[float, typer.Option(help="The policy is softmax(logits / temperature).")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response in tokens.")] = 128,
+    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt; default: what fits.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 32,
     template: Annotated[str | None, typer.Option(help="chat, plain or beaver; default: the model's.")] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System prompt; '' for none at all.")] = None,
@@ -41,6 +43,7 @@ def sample(
     asked = load_prompts(prompts)
 
     from dualign.backends.protocol import Policy
+    from dualign.engine.limits import positions, prompt_room
     from dualign.engine.loading import load_language_model
     from dualign.engine.templates import with_template
     from dualign.sampling.protocol import Sampling
@@ -53,6 +56,13 @@ def sample(
         system_prompt=system_prompt,
         dtype=dtype,
     )
+    room = prompt_room(
+        max_prompt_tokens,
+        max_new_tokens,
+        positions(language_model.model.config),
+        names=("--max-prompt-tokens", "--max-new-tokens"),
+    )
+    language_model = replace(language_model, max_prompt_tokens=room)
     if template is not None:
         language_model = with_template(language_model, template, system_prompt=system_prompt)
     settings = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size)

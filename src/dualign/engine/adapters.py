@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.backends.protocol import Policy
 from dualign.engine.language_model import LanguageModel
+from dualign.engine.tensors import check_shapes
 from dualign.errors import DataError, MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def activated(language_model: LanguageModel, policy: Policy, *, merged: bool = F
         yield model
     elif path.name == FULL_WEIGHTS:
         switch_off(model)
-        with swapped(model, read_weights(path)):
+        with swapped(model, full_weights(model, path)):
             yield model
     else:
         name = resident(language_model, policy)
@@ -105,6 +106,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise DataError(f"{path}: not a readable safetensors file ({error}); restore it or fit again") from error
     return tensors
+
+
+def full_weights(model: Any, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a policy's full weights: every parameter of the model, and nothing else.
+
+    Raises:
+        DataError: the file is damaged.
+        MissingError: a tensor is missing (the base model's would stand in for it), unknown or of another shape.
+    """
+    weights = read_weights(path)
+    check_shapes(f"policy {path}", needed=base_parameters(model), found=weights)
+    return weights
 
 
 def clean_name(name: str) -> str:

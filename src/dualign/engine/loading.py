@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from dualign.engine.language_model import LanguageModel
+from dualign.engine.limits import check_vocabulary, embedding_rows
 from dualign.engine.templates import make_template
+from dualign.engine.tensors import check_gguf, read_model
 from dualign.errors import DataError, MissingError, UsageError
 
 PACKAGE = "package:"
@@ -27,6 +29,8 @@ PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad
 """Tokens that serve as padding, best first, where a tokenizer names none of its own."""
 WHOLE_HASH_BYTES = 1 << 30
 """Weight files up to this size are hashed whole (about a second); of larger ones, evenly spaced blocks."""
+_CHECKED = b"every tensor from the file"
+"""Part of a converted model's name: what was converted before tensors were checked is converted anew."""
 _BLOCK = 1 << 20
 _BLOCKS = 256
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -69,13 +73,15 @@ def load_language_model(
     model, tokenizer = _read(folder, dtype)
     if tokenizer.eos_token_id is None:
         raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
+    rows = embedding_rows(model)
+    check_vocabulary(tokenizer, rows, f"model {folder}")
     kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
         template=make_template(kind, tokenizer, system_prompt=system_prompt),
         eos=tokenizer.eos_token_id,
-        pad=padding_id(tokenizer),
+        pad=padding_id(tokenizer, rows),
         temperature=temperature,
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
@@ -96,6 +102,23 @@ def resolve(path_or_id: str | Path, *, cache: Path | None = None) -> Path:
     if path.is_file():
         return convert_gguf(path, cache or default_cache())
     return path if path.is_dir() else _download(name)
+
+
+def local_folder(path_or_id: str | Path, *, cache: Path | None = None) -> Path | None:
+    """Return the folder of a model whose files are here as Hugging Face's; none: it is yet to be fetched or converted.
+
+    Raises:
+        MissingError: there is no such model.
+    """
+    check_named(path_or_id)
+    name, path = str(path_or_id), Path(path_or_id)
+    if path.is_dir():
+        return path
+    if not name.startswith(PACKAGE) and not path.is_file():
+        return None
+    file = package_gguf(name.removeprefix(PACKAGE)) if name.startswith(PACKAGE) else path
+    target = _converted(file, cache or default_cache())
+    return target if (target / "config.json").is_file() else None
 
 
 def check_named(path_or_id: str | Path) -> None:
@@ -145,8 +168,7 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     Raises:
         MissingError: the file cannot be read, or the ``gguf`` package is not installed.
     """
-    digest = hashlib.sha256(file_identity(path)).hexdigest()[:16]
-    target = cache / f"{path.stem}-{digest}"
+    target = _converted(path, cache)
     if (target / "config.json").is_file():
         return target
     if importlib.util.find_spec("gguf") is None:
@@ -157,10 +179,13 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
     try:
-        with _readable(path), without_bars():
+        with readable(f"model {path}"), without_bars():
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-            model = AutoModelForCausalLM.from_pretrained(
+            check_gguf(path)
+            model = read_model(
+                AutoModelForCausalLM,
                 str(path.parent),
+                f"model {path}",
                 gguf_file=path.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
@@ -173,9 +198,14 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     return target
 
 
+def _converted(path: Path, cache: Path) -> Path:
+    digest = hashlib.sha256(file_identity(path) + _CHECKED).hexdigest()[:16]
+    return cache / f"{path.stem}-{digest}"
+
+
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model and its tokenizer into ``folder`` as Hugging Face reads them, with padding apart from EOS."""
-    pad = padding_id(tokenizer)
+    pad = padding_id(tokenizer, embedding_rows(model))
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     model.config.pad_token_id = pad
     if getattr(model, "generation_config", None) is not None:
@@ -185,15 +215,19 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(str(folder))
 
 
-def padding_id(tokenizer: Any) -> int:
-    """Return a token id to pad with that is not the EOS: were they the same, no EOS would be learned."""
+def padding_id(tokenizer: Any, rows: int | None = None) -> int:
+    """Return a token id to pad with that is not the EOS: were they the same, no EOS would be learned.
+
+    ``rows``: of the embedding; the tokenizer's own padding token is passed over where it has none of them, as after
+    a token was added and the embedding left as it was. Padding is masked, so that any id will do.
+    """
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    if pad is not None and pad != eos:
+    if pad is not None and pad != eos and (rows is None or pad < rows):
         return int(pad)
     vocabulary = tokenizer.get_vocab()
     known = [vocabulary[name] for name in PAD_NAMES if name in vocabulary]
     for candidate in (*known, tokenizer.unk_token_id, 0, 1):
-        if candidate is not None and candidate != eos:
+        if candidate is not None and candidate != eos and (rows is None or candidate < rows):
             return int(candidate)
     raise AssertionError("unreachable: 0 and 1 cannot both be the EOS")
 
@@ -232,10 +266,12 @@ def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _readable(folder), without_bars():
+    with readable(f"model {folder}"), without_bars():
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = read_model(
+            AutoModelForCausalLM,
             str(folder),
+            f"model {folder}",
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
@@ -246,12 +282,32 @@ def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
 
 
 def _check_folder(path: Path) -> None:
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+    if (path / "adapter_config.json").is_file() and not weight_files(path):
         raise MissingError(f"model {path}: holds an adapter alone; name its base model, and this as the adapter")
+    check_one_model(path)
     if not (path / "config.json").is_file():
         raise MissingError(f"model {path}: has no config.json; expected a folder in Hugging Face's format")
-    if not any(path.glob("*.safetensors")):
+    if not weight_files(path):
         raise MissingError(f"model {path}: has no *.safetensors (pickled .bin weights are not read)")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that hold a whole model's weights: those of an adapter are not among them."""
+    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
+
+
+def check_one_model(folder: Path) -> None:
+    """Return when a folder does not hold a whole model and an adapter at once.
+
+    transformers would leave the model's own weights unread, and put the adapter on the base that it names.
+
+    Raises:
+        MissingError: it does.
+    """
+    if (folder / "adapter_config.json").is_file() and weight_files(folder):
+        raise MissingError(
+            f"model {folder}: holds a whole model and an adapter (adapter_config.json); move one of them elsewhere"
+        )
 
 
 def _download(name: str) -> Path:
@@ -270,15 +326,15 @@ def _download(name: str) -> Path:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what loaders raise about a damaged or foreign model into one line that names it."""
+def readable(where: str, fault: str = "cannot be read") -> Iterator[None]:
+    """Turn what loaders raise about a damaged or foreign model into one line: ``where``, ``fault`` and the reason."""
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, struct.error, SafetensorError) as error:
         reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise MissingError(f"model {path}: cannot be read ({reason})") from error
+        raise MissingError(f"{where}: {fault} ({reason})") from error
 
 
 def _first_line(error: Exception) -> str:

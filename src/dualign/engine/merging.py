@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dualign.backends.protocol import Policy
 from dualign.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FULL_WEIGHTS, read_weights, weights_file
+from dualign.engine.tensors import check_shapes
 from dualign.errors import UsageError
 from dualign.runs.store import write_bytes, write_json
 
@@ -36,6 +37,7 @@ def merged(first: Policy, second: Policy, *, share: float, folder: Path) -> None
         raise UsageError(f"merge: '{first.name}' and '{second.name}' must both be adapters or both be whole models")
     tensors = [read_weights(path) for path in files if path is not None]
     if files[0].name == FULL_WEIGHTS:
+        check_shapes(f"merge: policy {files[1]}", needed=tensors[0], found=tensors[1])
         whole = {name: (1 - share) * tensor + share * tensors[1][name] for name, tensor in tensors[0].items()}
         write_bytes(folder / FULL_WEIGHTS, save(whole, metadata={"format": "pt"}))
         write_bytes(folder / MODEL_CONFIG, (files[0].parent / MODEL_CONFIG).read_bytes())

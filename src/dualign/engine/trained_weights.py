@@ -37,7 +37,7 @@ def trained_weights(
     if settings.adapter == "full":
         weights = {name: p.detach().clone() for name, p in adapters.base_parameters(model).items()}
         if path is not None:
-            weights |= adapters.read_weights(path)
+            weights |= adapters.full_weights(model, path)
         with adapters.swapped(model, weights):
             parameters = adapters.base_parameters(model)
             try:

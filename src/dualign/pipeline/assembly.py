@@ -18,6 +18,7 @@ from dualign.engine.templates import with_template
 from dualign.engine.timing import choose_compute
 from dualign.pipeline.checks import check_scorers, constraints_of, direction_of, scorer_specs
 from dualign.pipeline.job import Job, Tell
+from dualign.pipeline.limits import longest_prompt, short_enough
 from dualign.pipeline.pairs import checked_pairs, load_pairs
 from dualign.pipeline.prompts import check_slices, load_splits
 from dualign.pipeline.warm_start import warm_start
@@ -92,7 +93,8 @@ def _loaded(
 ) -> tuple[LanguageModel, dict[str, list[Prompt]]]:
     """Return the model as it is published, in the dtype of this machine, and the prompts that fit it."""
     model = _model(config)
-    kept = _short_enough(splits, model, notes)
+    kept, dropped = short_enough(splits, model.template, model.max_prompt_tokens)
+    notes.append(dropped)
     compute = journal.choice("compute", lambda: _compute(config, model))
     tell(f"computing in {compute['dtype']} on {compute['threads']} thread(s)")
     return _in_dtype(model, compute), kept
@@ -166,10 +168,10 @@ def _model(config: Config) -> LanguageModel:
     model = load_language_model(
         _model_name(config),
         temperature=config.sampling.temperature,
-        max_prompt_tokens=config.policy.max_prompt_tokens,
         max_response_tokens=config.sampling.max_new_tokens,
         system_prompt=config.policy.system_prompt,
     )
+    model = replace(model, max_prompt_tokens=longest_prompt(config, model.model.config))
     return with_template(model, config.policy.template, system_prompt=config.policy.system_prompt)
 
 
@@ -195,16 +197,3 @@ def _in_dtype(model: LanguageModel, compute: Mapping[str, Any]) -> LanguageModel
     dtype = str(compute["dtype"])
     model.model.to(getattr(torch, dtype))
     return replace(model, revision=f"{model.revision}-{dtype}")
-
-
-def _short_enough(
-    splits: Mapping[str, list[Prompt]], model: LanguageModel, notes: list[str]
-) -> dict[str, list[Prompt]]:
-    """Return the prompts within the model's limit; the others are counted in ``notes``."""
-    kept = {
-        name: [prompt for prompt in prompts if len(model.template(prompt)) <= model.max_prompt_tokens]
-        for name, prompts in splits.items()
-    }
-    gone = sum(len(prompts) for prompts in splits.values()) - sum(len(prompts) for prompts in kept.values())
-    notes.append(f"{gone} prompts dropped: longer than {model.max_prompt_tokens} tokens")
-    return kept

@@ -197,6 +197,12 @@ def _check_scorer(spec: Mapping[str, Any], where: str, direction: str | None) ->
         _check_scorer(inner, place, None)
 
 
+def inner_scorers(spec: Mapping[str, Any], where: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the scorers inside ``spec``, those inside them too, with their places."""
+    found = _inner(spec, where)
+    return found + [deeper for place, inner in found for deeper in inner_scorers(inner, place)]
+
+
 def _inner(value: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the scorers right inside ``value``, with their places."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()

@@ -42,6 +42,10 @@ def check_only(config: Config, folder: Path) -> dict[str, Any]:
     notes = told + notes
     check_slices(constraints_of(config)[0], splits)
     check_mixes(config, splits)
+    from dualign.pipeline.limits import check_limits
+
+    dropped = check_limits(config, folder, splits)
+    notes += [] if dropped is None else [dropped]
     return {
         "splits": {name: len(prompts) for name, prompts in splits.items()},
         "units": {name: units(prompts) for name, prompts in splits.items()},

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.backends.protocol import Policy
 from dualign.engine.language_model import LanguageModel
+from dualign.engine.limits import embedding_rows, positions, prompt_room
 from dualign.errors import DataError, NumericalError, UsageError
 from dualign.records import Prompt, Response
 from dualign.sampling.protocol import Sampling
@@ -19,6 +20,7 @@ from dualign.sampling.protocol import Sampling
 if TYPE_CHECKING:
     from torch import Tensor
 
+LENGTHS = ("max_prompt_tokens", "max_new_tokens")
 COMPACT_BELOW = 0.8
 """Finished rows are dropped once fewer than this share still run: dropping copies the cache, keeping wastes steps."""
 
@@ -59,7 +61,7 @@ class TransformersSampler:
         from dualign.engine.adapters import activated
 
         self._check(n, sampling)
-        jobs = self._jobs(prompts, n, sampling.batch_size)
+        jobs = self._jobs(prompts, n, sampling)
         responses: list[list[Response | None]] = [[None] * n for _ in prompts]
         if not jobs:
             return [[] for _ in prompts]
@@ -90,15 +92,20 @@ class TransformersSampler:
         if not 0 < sampling.top_p <= 1:
             raise UsageError(f"sampling.top_p: given {sampling.top_p}, expected above 0 and at most 1")
 
-    def _jobs(self, prompts: Sequence[Prompt], n: int, batch_size: int) -> list[Job]:
-        jobs = []
-        limit = self.language_model.max_prompt_tokens
+    def _jobs(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Job]:
+        jobs, batch_size = [], sampling.batch_size
+        model = self.language_model
+        rows = embedding_rows(model.model)
+        room = prompt_room(None, sampling.max_new_tokens, positions(model.model.config), names=LENGTHS)
+        limit = min(model.max_prompt_tokens, room)
         for position, prompt in enumerate(prompts):
             tokens = tuple(self.language_model.template(prompt))
             if len(tokens) > limit:
                 raise DataError(
                     f"prompt {prompt.id}: {len(tokens)} tokens, at most {limit} are allowed (max_prompt_tokens)"
                 )
+            if max(tokens) >= rows:
+                raise DataError(f"prompt {prompt.id}: token {max(tokens)} has no row among the {rows} of the embedding")
             for first in range(0, n, batch_size):
                 jobs.append(Job(position, tokens, first, min(batch_size, n - first)))
         return sorted(jobs, key=lambda job: len(job.tokens), reverse=True)

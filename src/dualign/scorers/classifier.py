@@ -16,6 +16,7 @@ from dualign.records import FloatArray, Prompt, Turn
 from dualign.scorers.encoding import (
     absent_id,
     check_lengths,
+    fitting_length,
     load_model,
     load_tokenizer,
     model_revision,
@@ -172,13 +173,14 @@ def build(spec: SequenceClassifierSpec, setting: Setting) -> SequenceClassifierS
 
     load: dict[str, Any] = {"name": spec.model, "folder": setting.folder, "revision": spec.revision}
     model = load_model(AutoModelForSequenceClassification, dtype=spec.dtype, **load)
+    tokenizer = load_tokenizer(**load)
     return SequenceClassifierScorer(
         model=model,
-        tokenizer=load_tokenizer(**load),
+        tokenizer=tokenizer,
         direction=setting.direction,
         labels=spec.labels,
         template=spec.template,
         batch_size=spec.batch_size,
-        max_length=spec.max_length,
+        max_length=fitting_length(spec, model, tokenizer, f"scorer sequence-classifier ({spec.model})"),
         name=Path(spec.model).name,
     )

@@ -9,7 +9,14 @@ import numpy as np
 from pydantic import Field
 
 from dualign.records import FloatArray, Prompt
-from dualign.scorers.encoding import check_lengths, load_model, load_tokenizer, model_revision, padded_batches
+from dualign.scorers.encoding import (
+    check_lengths,
+    fitting_length,
+    load_model,
+    load_tokenizer,
+    model_revision,
+    padded_batches,
+)
 from dualign.scorers.length import tokenizer_revision
 from dualign.scorers.protocol import Direction
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of
@@ -94,11 +101,12 @@ def build(spec: EmbeddingRelevanceSpec, setting: Setting) -> EmbeddingRelevanceS
     from transformers import AutoModel
 
     load: dict[str, Any] = {"name": spec.model, "folder": setting.folder, "revision": spec.revision}
+    model, tokenizer = load_model(AutoModel, dtype=spec.dtype, **load), load_tokenizer(**load)
     return EmbeddingRelevanceScorer(
-        model=load_model(AutoModel, dtype=spec.dtype, **load),
-        tokenizer=load_tokenizer(**load),
+        model=model,
+        tokenizer=tokenizer,
         direction=setting.direction,
         batch_size=spec.batch_size,
-        max_length=spec.max_length,
+        max_length=fitting_length(spec, model, tokenizer, f"scorer embedding-relevance ({spec.model})"),
         name=Path(spec.model).name,
     )

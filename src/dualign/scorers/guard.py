@@ -16,7 +16,14 @@ from dualign.engine.templates import chat, conversation, plain
 from dualign.engine.tokenising import encoder, opener, text_tokens
 from dualign.errors import ConfigError, DataError
 from dualign.records import FloatArray, Prompt, Turn
-from dualign.scorers.encoding import check_lengths, load_model, load_tokenizer, model_revision, padded_batches
+from dualign.scorers.encoding import (
+    check_lengths,
+    fitting_length,
+    load_model,
+    load_tokenizer,
+    model_revision,
+    padded_batches,
+)
 from dualign.scorers.guard_formats import FORMATS, GuardFormat
 from dualign.scorers.length import tokenizer_revision
 from dualign.scorers.protocol import Direction
@@ -182,13 +189,14 @@ def build(spec: GuardSpec, setting: Setting) -> GuardScorer:
 
     chosen = guard_format(spec)
     load: dict[str, Any] = {"name": spec.model, "folder": setting.folder, "revision": spec.revision}
+    model, tokenizer = load_model(AutoModelForCausalLM, dtype=spec.dtype, spare=(), **load), load_tokenizer(**load)
     return GuardScorer(
-        model=load_model(AutoModelForCausalLM, dtype=spec.dtype, **load),
-        tokenizer=load_tokenizer(**load),
+        model=model,
+        tokenizer=tokenizer,
         format=chosen,
         direction=setting.direction,
         batch_size=spec.batch_size,
-        max_length=spec.max_length,
+        max_length=fitting_length(spec, model, tokenizer, f"scorer guard ({spec.model})"),
         name=Path(spec.model).name,
     )
 

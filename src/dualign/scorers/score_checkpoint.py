@@ -11,7 +11,7 @@ from pydantic import Field
 from dualign.engine.templates import make_transcript
 from dualign.errors import ConfigError, UsageError
 from dualign.records import FloatArray, Prompt
-from dualign.scorers.encoding import check_lengths, load_tokenizer, padded_batches
+from dualign.scorers.encoding import check_lengths, fitting_length, load_tokenizer, padded_batches
 from dualign.scorers.length import tokenizer_revision
 from dualign.scorers.protocol import Direction
 from dualign.scorers.score_model import ScoreModel, load_score_model
@@ -105,6 +105,8 @@ def build(spec: ScoreCheckpointSpec, setting: Setting) -> ScoreCheckpointScorer:
         raise ConfigError(f"scorer score-checkpoint: {error}") from error
     model = load_score_model(folder, dtype=spec.dtype)
     check_tokenizer(tokenizer, model.backbone, str(folder))
+    longest = fitting_length(spec, model.backbone, tokenizer, f"scorer score-checkpoint ({spec.model})")
+    spec = spec.model_copy(update={"max_length": longest})
     if spec.append_eos:
         check_end_token(tokenizer, model.backbone.config, str(folder))
     return ScoreCheckpointScorer(model, tokenizer, spec, setting.direction, folder_revision(folder))

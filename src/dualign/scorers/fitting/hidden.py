@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 
-from dualign.engine.loading import default_cache, identity, resolve
+from dualign.engine.limits import UNLIMITED, positions
+from dualign.engine.loading import default_cache, identity, readable, resolve
 from dualign.engine.templates import make_template
 from dualign.engine.tokenising import text_tokens
 from dualign.errors import ConfigError, DataError, UsageError
@@ -96,7 +97,8 @@ class StateReader:
         """
         tokens = self._tokens(prompts, responses)
         sequences = [opening + reply for opening, reply in tokens]
-        check_lengths(sequences, self.settings.max_length, f"fitted({Path(self.settings.model).name})")
+        longest = min(self.settings.max_length, positions(self._model.config) or UNLIMITED)
+        check_lengths(sequences, longest, f"fitted({Path(self.settings.model).name})")
         rows: list[FloatArray] = [np.empty(0)] * len(sequences)
         for indices, hidden, mask in self._hidden(sequences):
             for row, index in enumerate(indices):
@@ -148,12 +150,22 @@ def located(model: str, folder: Path) -> str:
     return str(here.resolve()) if here.exists() else model
 
 
-def layers_of(model: str) -> int:
-    """Return the number of layers of a model, from its config alone."""
+def config_of(model: str) -> Any:
+    """Return the config of a model.
+
+    Raises:
+        MissingError: there is no such model, or its config cannot be read.
+    """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(resolve(model)), local_files_only=True, trust_remote_code=False)
-    return int(config.num_hidden_layers)
+    place = resolve(model)
+    with readable(f"model {place}"):
+        return AutoConfig.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+
+
+def layers_of(model: str) -> int:
+    """Return the number of layers of a model, from its config alone."""
+    return int(config_of(model).num_hidden_layers)
 
 
 def keep_layers(model: Any, layers: int | None) -> None:

@@ -174,12 +174,12 @@ def _check_tensors(
     unexpected: Iterable[str] = (),
     mismatched: Iterable[Mismatch] = (),
 ) -> None:
+    """Check that no tensor of an adapter is at fault; names are told without what PEFT puts before them all."""
     check_tensors(
-        f"adapter {folder}",
-        missing=missing,
-        unexpected=unexpected,
-        mismatched=mismatched,
-        hint="it was made for another model or with other settings, or is damaged",
+        f"adapter {folder} (of another model, or damaged)",
+        missing=[name.removeprefix(WRAPPED) for name in missing],
+        unexpected=[name.removeprefix(WRAPPED) for name in unexpected],
+        mismatched=[(name.removeprefix(WRAPPED), own, needed) for name, own, needed in mismatched],
     )
 
 

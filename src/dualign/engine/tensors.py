@@ -38,7 +38,6 @@ def check_tensors(
     missing: Iterable[str] = (),
     unexpected: Iterable[str] = (),
     mismatched: Iterable[Mismatch] = (),
-    hint: str = "",
 ) -> None:
     """Return when nothing is missing, unexpected or of another shape.
 
@@ -47,7 +46,6 @@ def check_tensors(
         missing: names that the model needs and the files do not hold.
         unexpected: names that the files hold and the model has not.
         mismatched: names that both have, with two shapes.
-        hint: what would be right; empty: what it is for a whole model.
 
     Raises:
         MissingError: some are; a few are named, with their number.
@@ -65,10 +63,10 @@ def check_tensors(
     if not told:
         return
     if strange and all(name.startswith(WRAPPED) for name in strange):
-        usual = f"the names begin with {WRAPPED}: merge the adapter and save the model that it wraps"
+        hint = f"the names begin with {WRAPPED}: merge the adapter and save the model that it wraps"
     else:
-        usual = "nothing is made up in their place; save the model whole, as the class that config.json names"
-    raise MissingError(f"{where}: {told}; {hint or usual}")
+        hint = "nothing is made up in their place; save the model whole, as the class that config.json names"
+    raise MissingError(f"{where}: {told}; {hint}")
 
 
 def check_shapes(where: str, *, needed: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -74,6 +74,9 @@ class PolicySection(Section):
     """Folder, hub id, ``.gguf`` file, or ``package:NAME`` (a GGUF file inside an installed Python package)."""
     revision: str | None = None
     """Hub revision; pin it."""
+    adapter: str | None = None
+    """Folder of a PEFT adapter, merged into ``model`` before anything else; the result is the reference, and is kept
+    in the run directory. Its tokenizer and chat template replace the model's where it brings them."""
     world: str | None = None
     """Instead of a model: ``assistant`` (the embedded world), or a world file solved on tables."""
     system_prompt: str | None = None
@@ -91,6 +94,8 @@ class PolicySection(Section):
         """Check that exactly one of model and world is given."""
         if (self.model is None) == (self.world is None):
             raise ValueError("give exactly one of 'model' and 'world'")
+        if self.adapter is not None and self.model is None:
+            raise ValueError("'adapter' is merged into a 'model'; a world has no weights for it")
         return self
 
 

@@ -111,7 +111,7 @@ def test_hub_refusal_is_one_line(monkeypatch):
 def test_unreadable_folders(folder, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(MissingError, match="an adapter alone"):
+    with pytest.raises(MissingError, match="a PEFT adapter alone"):
         load_language_model(tmp_path / "adapter")
     (folder / "model.safetensors").write_bytes(b"rubbish")
     with pytest.raises(MissingError, match="cannot be read") as caught:
@@ -138,5 +138,5 @@ def test_package_is_found_and_not_imported(tmp_path, monkeypatch):
     assert package_gguf("weights_in_a_package") == package / "model.gguf"
     assert "weights_in_a_package" not in sys.modules
     with pytest.raises(MissingError, match="cannot be read"):
-        load_language_model("package:weights_in_a_package", cache=tmp_path / "cache")
+        resolve("package:weights_in_a_package", cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())  # nothing half made

@@ -1,6 +1,7 @@
 """``dualign sample``: a model and a file of prompts -> a file of responses."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ def sample(
     policy: Annotated[str, typer.Argument(help="Model folder, org/name, .gguf file or package:NAME.")],
     prompts: Annotated[Path, typer.Argument(help="JSONL, CSV, Parquet or text (one prompt a line).")],
     out: Annotated[Path, typer.Option(help="Where to write the responses, as .jsonl.")],
-    adapter: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter, or of full weights.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter, or of full weights.")] = None,
     n: Annotated[int, typer.Option("--responses", "-n", min=1, help="Responses a prompt.")] = 1,
     temperature: Annotated[float, typer.Option(help="The policy is softmax(logits / temperature).")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response in tokens.")] = 128,
@@ -43,18 +44,23 @@ def sample(
     asked = load_prompts(prompts)
 
     from dualign.backends.protocol import Policy
+    from dualign.engine.adapters import ADAPTER_CONFIG, weights_file
     from dualign.engine.limits import positions, prompt_room
     from dualign.engine.loading import load_language_model
     from dualign.engine.templates import with_template
     from dualign.sampling.protocol import Sampling
     from dualign.sampling.transformers_engine import TransformersSampler
 
+    merged = adapter if adapter is not None and (adapter / ADAPTER_CONFIG).is_file() else None
+    drawn_from = Policy("sampled", None if merged is not None else adapter)
+    weights_file(drawn_from)
     language_model = load_language_model(
         policy,
         temperature=temperature,
         max_response_tokens=max_new_tokens,
         system_prompt=system_prompt,
         dtype=dtype,
+        adapter=merged,
     )
     room = prompt_room(
         max_prompt_tokens,
@@ -63,14 +69,22 @@ def sample(
         names=("--max-prompt-tokens", "--max-new-tokens"),
     )
     language_model = replace(language_model, max_prompt_tokens=room)
+    if not quiet:
+        for note in language_model.notes:
+            print(f"warning: {note}", file=sys.stderr)
     if template is not None:
         language_model = with_template(language_model, template, system_prompt=system_prompt)
     settings = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size)
     drawn = TransformersSampler(language_model).generate(
-        Policy("sampled", adapter), asked, n, sampling=settings, seed=seed, stage="sample"
+        Policy("sampled", None if merged is not None else adapter),
+        asked,
+        n,
+        sampling=settings,
+        seed=seed,
+        stage="sample",
     )
     write_text(out, lines(asked, drawn))
-    figures = summary(drawn, out)
+    figures = summary(drawn, out) | ({"notes": list(language_model.notes)} if language_model.notes else {})
     if as_json:
         print(json.dumps(figures, allow_nan=False))
     elif not quiet:

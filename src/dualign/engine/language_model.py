@@ -35,6 +35,8 @@ class LanguageModel:
     grammar: Tensor | None = None
     """Boolean ``[position, vocabulary]``: which tokens may stand at the response's position; none: all may.
     Log-probabilities are normalised over the allowed tokens. Positions past the last row use the last row."""
+    notes: tuple[str, ...] = ()
+    """What is to be said about how it was loaded."""
 
     @property
     def device(self) -> torch.device:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dualign.engine.adapter_folder import adapter_identity, base_note, check_adapter, own_tokenizer
+from dualign.engine.adapter_merge import merge_adapter
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.limits import check_vocabulary, embedding_rows
 from dualign.engine.templates import make_template
@@ -45,7 +48,7 @@ def load_language_model(
     max_response_tokens: int = 128,
     system_prompt: str | None = None,
     dtype: str = "float32",
-    cache: Path | None = None,
+    adapter: Path | None = None,
 ) -> LanguageModel:
     """Return the model in evaluation mode, with its tokenizer and a padding token that is not the EOS.
 
@@ -59,18 +62,27 @@ def load_language_model(
         max_response_tokens: longest response in tokens.
         system_prompt: none: the template's own; empty: an empty system turn.
         dtype: one of ``DTYPES``.
-        cache: where a GGUF file is converted to, once; none: ``default_cache()``.
+        adapter: folder of a PEFT adapter, merged into the weights in float32; its own tokenizer and chat template
+            are taken where it brings them.
 
     Raises:
-        MissingError: there is no such model, or it cannot be read.
+        MissingError: there is no such model or adapter, or it cannot be read.
         UsageError: ``dtype`` is unknown or ``temperature`` is not positive.
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype: given '{dtype}', expected one of {', '.join(DTYPES)}")
     if not temperature > 0:
         raise UsageError(f"temperature: given {temperature}, expected a number above 0")
-    folder = resolve(path_or_id, cache=cache)
-    model, tokenizer = _read(folder, dtype)
+    folder = resolve(path_or_id)
+    revision, notes = identity(folder), []
+    if adapter is None:
+        model, tokenizer = _read(folder, dtype)
+    else:
+        notes = base_note(adapter, check_adapter(adapter), path_or_id)
+        model, tokenizer = _read(folder, "float32")
+        tokenizer = own_tokenizer(adapter, tokenizer)
+        model = _cast(merge_adapter(model, adapter), dtype)
+        revision = f"{revision}+{adapter_identity(adapter)}"
     if tokenizer.eos_token_id is None:
         raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
     rows = embedding_rows(model)
@@ -85,7 +97,8 @@ def load_language_model(
         temperature=temperature,
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
-        revision=f"{identity(folder)}-{dtype}",
+        revision=f"{revision}-{dtype}",
+        notes=tuple(notes),
     )
 
 
@@ -281,10 +294,16 @@ def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
+def _cast(model: Any, dtype: str) -> Any:
+    import torch
+
+    return model.to(getattr(torch, dtype))
+
+
 def _check_folder(path: Path) -> None:
-    if (path / "adapter_config.json").is_file() and not weight_files(path):
-        raise MissingError(f"model {path}: holds an adapter alone; name its base model, and this as the adapter")
     check_one_model(path)
+    if (path / "adapter_config.json").is_file():
+        _refuse_adapter(path)
     if not (path / "config.json").is_file():
         raise MissingError(f"model {path}: has no config.json; expected a folder in Hugging Face's format")
     if not weight_files(path):
@@ -308,6 +327,18 @@ def check_one_model(folder: Path) -> None:
         raise MissingError(
             f"model {folder}: holds a whole model and an adapter (adapter_config.json); move one of them elsewhere"
         )
+
+
+def _refuse_adapter(path: Path) -> None:
+    try:
+        base = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    named = f" (it names {str(base)[:120]!r})" if base else ""
+    raise MissingError(
+        f"model {path}: holds a PEFT adapter alone; name its base model{named} as policy.model and this folder as "
+        "policy.adapter; with `dualign sample`, BASE --adapter FOLDER"
+    )
 
 
 def _download(name: str) -> Path:

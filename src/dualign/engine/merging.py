@@ -48,6 +48,9 @@ def merged(first: Policy, second: Policy, *, share: float, folder: Path) -> None
             f"merge: '{first.name}' and '{second.name}' must be adapters of the same layers; one alone has '{strange}'"
         )
     configs = [json.loads((path.parent / ADAPTER_CONFIG).read_text()) for path in files if path is not None]
+    for config in configs:
+        if any(config.get(key) for key in ("use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias")):
+            raise UsageError("merge: an adapter whose scale is not alpha / r everywhere cannot be mixed by weights")
     # PEFT scales an update by alpha / r. The two may differ in it, so that each one's own is put into its B.
     own, other = (config["lora_alpha"] / config["r"] for config in configs)
     joined = stacked(*tensors, factors=((1 - share) * own, share * other))

@@ -21,7 +21,7 @@ from dualign.pipeline.job import Job, Tell
 from dualign.pipeline.limits import longest_prompt, short_enough
 from dualign.pipeline.pairs import checked_pairs, load_pairs
 from dualign.pipeline.prompts import check_slices, load_splits
-from dualign.pipeline.warm_start import warm_start
+from dualign.pipeline.warm_start import keep_merged, warm_start
 from dualign.records import Prompt
 from dualign.runs.journal import Journal
 from dualign.runs.store import canonical_digest
@@ -94,10 +94,13 @@ def _loaded(
     """Return the model as it is published, in the dtype of this machine, and the prompts that fit it."""
     model = _model(config)
     kept, dropped = short_enough(splits, model.template, model.max_prompt_tokens)
-    notes.append(dropped)
+    notes += [dropped, *model.notes]
+    for note in model.notes:
+        tell(f"warning: {note}")
     compute = journal.choice("compute", lambda: _compute(config, model))
     tell(f"computing in {compute['dtype']} on {compute['threads']} thread(s)")
-    return _in_dtype(model, compute), kept
+    model = _in_dtype(model, compute)
+    return (model if config.policy.adapter is None else keep_merged(config, model, journal)), kept
 
 
 def backend_factory(
@@ -164,12 +167,13 @@ def _scorer_facts(scorers: Mapping[str, Any], qualities: Mapping[str, Any]) -> l
 
 
 def _model(config: Config) -> LanguageModel:
-    """Return the model as it is published, in float32."""
+    """Return the model as it is published, in float32, with the adapter that is named merged into it."""
     model = load_language_model(
         _model_name(config),
         temperature=config.sampling.temperature,
         max_response_tokens=config.sampling.max_new_tokens,
         system_prompt=config.policy.system_prompt,
+        adapter=None if config.policy.adapter is None else Path(config.policy.adapter),
     )
     model = replace(model, max_prompt_tokens=longest_prompt(config, model.model.config))
     return with_template(model, config.policy.template, system_prompt=config.policy.system_prompt)

@@ -37,9 +37,10 @@ def check_only(config: Config, folder: Path) -> dict[str, Any]:
     from dualign.engine.loading import check_named
 
     check_named(str(config.policy.model))
+    said = _adapter_notes(config)
     pairs, told = load_pairs(config, folder)
     splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in pairs])
-    notes = told + notes
+    notes = said + told + notes
     check_slices(constraints_of(config)[0], splits)
     check_mixes(config, splits)
     from dualign.pipeline.limits import check_limits
@@ -51,6 +52,16 @@ def check_only(config: Config, folder: Path) -> dict[str, Any]:
         "units": {name: units(prompts) for name, prompts in splits.items()},
         "notes": notes,
     }
+
+
+def _adapter_notes(config: Config) -> list[str]:
+    """Return what is to be said of the config's adapter, checked as far as that can be without the model."""
+    if config.policy.adapter is None:
+        return []
+    from dualign.engine.adapter_folder import base_note, check_adapter
+
+    folder = Path(config.policy.adapter)
+    return base_note(folder, check_adapter(folder), str(config.policy.model))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from dualign.config import Config, Mix, WarmStart
 from dualign.data.prompts import load_demonstrations
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.loading import load_language_model
-from dualign.engine.sft import Example, SftSettings, fine_tune
+from dualign.engine.sft import Example, SftSettings, fine_tune, save_fitted
 from dualign.engine.templates import response_tokens, with_template
 from dualign.errors import ConfigError
 from dualign.pipeline.job import Tell
@@ -132,6 +132,22 @@ def _stage(
 
     journal.phase("warm start", inputs, action, load, target=target)
     return load(journal.run / target)
+
+
+def keep_merged(config: Config, model: LanguageModel, journal: Journal) -> LanguageModel:
+    """Return ``model``, into which the config's adapter is merged, as it is read from the run directory.
+
+    There it is the base that the adapters of the run's policies are for; no other folder holds these weights.
+    """
+
+    def action(folder: Path) -> None:
+        save_fitted(model, folder / "model")
+
+    def load(folder: Path) -> LanguageModel:
+        return _reload(config, model, folder / "model")
+
+    journal.phase("merge adapter", {"model": model.revision}, action, lambda _: None, target="policy/adapter")
+    return load(journal.run / "policy" / "adapter")
 
 
 def _reload(config: Config, model: LanguageModel, folder: Path) -> LanguageModel:

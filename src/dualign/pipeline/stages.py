@@ -164,7 +164,7 @@ def with_log_ratios(job: Job, policy: Policy, made: Scored, stage: str) -> Score
 
 
 def _log_ratios(job: Job, policy: Policy, made: Scored) -> FloatArray:
-    """Return the ``[prompt, response]`` log-ratios to the reference; of a policy that selects, the gain of selecting."""
+    """Return ``[prompt, response]`` log-ratios to the reference; of a policy that selects, the gain of selecting."""
     choice = read_choice(policy)
     if choice is not None:
         return np.full(made.reward.shape, choice.gain)

@@ -1,6 +1,7 @@
 """Units, slices and thresholds of the search; prompts that leak; answers cut at a sentence: by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,36 @@ def test_groups_are_in_normalised_units_and_cost_nothing_outside_the_slice(tmp_p
     assert [group.reward.tolist() for group in groups] == (REWARD / 2).tolist()
     assert groups[0].costs.tolist() == [[2.0, 1.25], [6.0, 0.25]]
     assert groups[2].costs.tolist() == [[0.0, 0.0], [0.0, 2.0]]
+
+
+def outside_costs(found: Search, values: np.ndarray) -> Search:
+    """Return the search with costs of harm on the three benign prompts, ``[prompt, response]``."""
+    costs = found.train.costs.copy()
+    costs[1:, :, 0] = values
+    return replace(found, train=replace(found.train, costs=costs))
+
+
+def labels_of(found: Search, multiplier: float) -> np.ndarray:
+    """Return the label's logit of the one pair of each prompt, ``[prompt]``."""
+    groups = found.groups()
+    scores = np.array([group.reward - group.costs @ np.full(group.costs.shape[1], multiplier) for group in groups])
+    return scores[:, 0] - scores[:, 1]
+
+
+@pytest.mark.parametrize("functional", ["mean", "rate", "cvar:0.5", "relative"])
+def test_costs_outside_the_slice_enter_neither_labels_nor_the_plan(functional: str, tmp_path: Path) -> None:
+    limit = 0.5 if functional == "rate" else 1.5
+    harm = {"name": "harm", "limit": limit, "cap": 4.0, "where": RISKY, "functional": functional}
+    job = gibbs_job(tmp_path / "run", gibbs_config([harm]))
+    bare = search(tmp_path / "run", job)
+    bare = replace(bare, scale=Scale(reward_sd=2.0, cost_sds=np.array([0.5])))
+    loud = outside_costs(bare, np.array([[9.0, -7.0], [0.0, 50.0], [3.0, 3.0]]))
+    for made in (bare, loud):
+        assert [group.costs[:, 0].tolist() for group in made.groups()[1:]] == [[0.0, 0.0]] * 3
+        assert labels_of(made, 5.0)[1:].tolist() == labels_of(made, 0.0)[1:].tolist() == [0.0, -2.0, 0.0]
+    assert labels_of(loud, 5.0).tolist() == labels_of(bare, 5.0).tolist()
+    plans = [made.plan() for made in (bare, loud)]
+    assert str(plans[0]) == str(plans[1])  # of a rate that nothing can move the multiplier is no number
 
 
 def test_a_limit_on_a_slice_is_a_share_of_a_limit_on_all(tmp_path: Path) -> None:

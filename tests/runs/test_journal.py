@@ -1,5 +1,6 @@
 """The journal: a phase is done once, damage is noticed, another config is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,26 @@ def test_a_flipped_bit_is_noticed_and_the_phase_done_again(tmp_path: Path, name:
     assert once(tmp_path, counter) == "forty-two"
     assert counter.calls == 2
     assert warnings(tmp_path) == [f"phase sample: data/tune/{name} is damaged; the phase is done again"]
+    assert store.verify(tmp_path) == []
+
+
+def resealed(run: Path, text: str) -> None:
+    """Replace a file of the finished phase and the seal with it: each fits the other, the manifest knows neither."""
+    folder = run / "data/tune"
+    store.write_text(folder / "inner" / "value.txt", text)
+    seal = json.loads((folder / "phase.json").read_bytes())
+    seal.pop("sha256")
+    seal["files"]["inner/value.txt"] = store.file_digest(folder / "inner" / "value.txt")
+    store.write_json(folder / "phase.json", {**seal, "sha256": store.canonical_digest(seal)})
+
+
+def test_a_folder_that_was_sealed_again_is_noticed_and_the_phase_done_again(tmp_path: Path) -> None:
+    counter = Counter()
+    once(tmp_path, counter)
+    resealed(tmp_path, "forty-three")
+    assert once(tmp_path, counter) == "forty-two"
+    assert counter.calls == 2
+    assert warnings(tmp_path) == ["phase sample: data/tune/phase.json is damaged; the phase is done again"]
     assert store.verify(tmp_path) == []
 
 

@@ -13,7 +13,7 @@ from dualign.errors import ConfigError, InfeasibleError
 from dualign.maths.functionals import ConditionalValueAtRisk
 from dualign.maths.preference import Scale
 from dualign.pipeline.job import Job
-from dualign.pipeline.measurement import Scored
+from dualign.pipeline.measurement import Scored, normalised
 from dualign.pipeline.prompts import check_slices, load_splits
 from dualign.pipeline.run import flip_multipliers
 from dualign.pipeline.search import Search, first_multipliers, prepare, training_functional
@@ -85,6 +85,29 @@ def test_costs_outside_the_slice_enter_neither_labels_nor_the_plan(functional: s
     assert labels_of(loud, 5.0).tolist() == labels_of(bare, 5.0).tolist()
     plans = [made.plan() for made in (bare, loud)]
     assert str(plans[0]) == str(plans[1])  # of a rate that nothing can move the multiplier is no number
+
+
+def test_the_margin_counts_the_prompts_of_the_slice_and_widens_by_the_bound(tmp_path: Path) -> None:
+    found = search(tmp_path / "run")  # 200 prompts to tune and 600 to calibrate, half of each risky
+    made = found.measure(found.job.reference)
+    harm, words = found.margin(replace(made, cost_spreads=np.array([2.0, 2.0])))
+    # z_.95 = 1.6449, z_.90 = 1.2816; the betting bound is 1 + .3 sqrt(200 / n) times as wide as that of t
+    by_hand = (1.6449 * 2 / 300**0.5 + 1.2816 * 2 * (1 / 300 + 1 / 100) ** 0.5) * (1 + 0.3 * (200 / 300) ** 0.5)
+    assert harm == pytest.approx(by_hand, rel=1e-4)
+    by_hand = (1.6449 * 2 / 600**0.5 + 1.2816 * 2 * (1 / 600 + 1 / 200) ** 0.5) * (1 + 0.3 * (200 / 600) ** 0.5)
+    assert words == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_the_first_multipliers_aim_below_the_limits_by_the_references_margin(tmp_path: Path) -> None:
+    job = gibbs_job(tmp_path / "run", gibbs_config([{"name": "harm", "limit": 0.4, "cap": 1.0, "where": RISKY}]))
+    found = prepare(job)
+    margin = found.margin(normalised(found.measure(job.reference), found.scale))
+    assert margin > 0.02
+    lower = replace(job.constraints[0], limit=job.constraints[0].limit - float(margin[0] * found.scale.cost_sds[0]))
+    nearer = replace(found, job=replace(job, constraints=(lower,)))
+    aimed = found.aimed_plan().multipliers
+    assert aimed == pytest.approx(nearer.plan().multipliers, rel=1e-9)
+    assert aimed > found.plan().multipliers + 0.01
 
 
 def test_a_limit_on_a_slice_is_a_share_of_a_limit_on_all(tmp_path: Path) -> None:

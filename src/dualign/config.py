@@ -10,7 +10,7 @@ import math
 import re
 import reprlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -465,17 +465,31 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue
-        annotation = str(model.model_fields[part].annotation)
-        model = next((m for m in SECTIONS if re.search(rf"\b{m.__name__}\b", annotation)), model)
+        model = next(iter(held_by(model.model_fields[part].annotation)), model)
     return list(model.model_fields)
 
 
-SECTIONS: tuple[type[Section], ...] = (
-    WarmStart, Mix, PolicySection, Source, DataSection, RewardSection, ConstraintSection, MethodSection,
-    TrainingSection, SamplingSection, EvaluationSection, CertificateSection, RunSection,
-)  # fmt: skip
+def held_by(annotation: Any) -> list[type[Section]]:
+    """Return the sections that a field of this annotation holds, itself or in a list or a choice."""
+    inner = get_args(annotation)
+    if inner:
+        return [section for part in inner for section in held_by(part)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Section) else []
+
+
+def sections_below(model: type[Section]) -> tuple[type[Section], ...]:
+    """Return the sections inside ``model`` at any depth, each once, in the order of the fields."""
+    found: dict[type[Section], None] = {}
+    for field in model.model_fields.values():
+        for section in held_by(field.annotation):
+            found |= dict.fromkeys((section, *sections_below(section)))
+    return tuple(found)
+
+
 WarmStart.model_rebuild()
 Config.model_rebuild()
+SECTIONS = sections_below(Config)
+"""Every section of the config but the whole."""
 
 
 def dump(config: Config) -> str:

@@ -65,7 +65,10 @@ class Response:
     text: str
     tokens: tuple[int, ...] = ()
     log_prob: float = math.nan
-    """Sum over the response's tokens, under the policy that was sampled, at its temperature, in nats."""
+    """Sum over the response's tokens, under the policy that was sampled, at its temperature, in nats.
+
+    As the sampler computed it, for readers of files alone: losses and KL read the answers anew, all in one way.
+    """
     finished: bool = True
     """Whether the response ended by itself; one cut at the length limit has no EOS."""
 

@@ -122,6 +122,13 @@ def test_a_batch_is_one_by_one(folders):
         assert np.abs(scorer(folders, "later", batch_size=size)(PROMPTS, RESPONSES) - one).max() < 1e-5
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_text_gets_the_same_score_alone_and_among_others(folders, dtype):
+    made = scorer(folders, "later", dtype=dtype)
+    alone = [made([prompt], [response])[0] for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
+    assert np.abs(made(PROMPTS, RESPONSES) - alone).max() < 1e-6
+
+
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
 FAMILIES = {
     "llama": lambda: random_backbone(),

@@ -112,6 +112,22 @@ class TransformerBackend:
         """
         return self._log_probs(policy, build_store(self.language_model, groups))
 
+    def log_ratios(self, policy: Policy, reference: Policy, groups: Sequence[Group]) -> list[FloatArray]:
+        """Return for each group ``[response]``: log pi(y|x) - log pi_ref(y|x), EOS included, in nats.
+
+        Both are read in the very same batches and none is taken from the cache: in bfloat16 a log-probability
+        depends on what else is in its batch, by up to some tenths of a nat.
+
+        Raises:
+            NumericalError: a log-probability is not finite.
+        """
+        store = build_store(self.language_model, groups)
+        layout = self.layout(store)
+        own, known = (
+            unique_log_probs(self.language_model, who, store.groups, layout=layout) for who in (policy, reference)
+        )
+        return [(one - other)[group.index] for one, other, group in zip(own, known, store.groups, strict=True)]
+
     def mutual_information(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
         """Return for each group ``[response]``: (log pi(y|x) - log pi(y)) / |y|, in nats a token, EOS included.
 

@@ -95,7 +95,10 @@ def sample(
 
 
 def lines(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Response]]) -> str:
-    """Return one JSON line a response: the prompt with its columns, and what was drawn."""
+    """Return one JSON line a response: the prompt with its columns, and what was drawn.
+
+    ``log_prob`` is the sampler's own: in bfloat16 a reading of the whole answer at once gives another last digit.
+    """
     rows = []
     for prompt, responses in zip(prompts, drawn, strict=True):
         for number, response in enumerate(responses):

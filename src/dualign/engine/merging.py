@@ -38,7 +38,7 @@ def merged(first: Policy, second: Policy, *, share: float, folder: Path) -> None
     tensors = [read_weights(path) for path in files if path is not None]
     if files[0].name == FULL_WEIGHTS:
         check_shapes(f"merge: policy {files[1]}", needed=tensors[0], found=tensors[1])
-        whole = {name: (1 - share) * tensor + share * tensors[1][name] for name, tensor in tensors[0].items()}
+        whole = {name: mixed(tensor, tensors[1][name], share) for name, tensor in tensors[0].items()}
         write_bytes(folder / FULL_WEIGHTS, save(whole, metadata={"format": "pt"}))
         write_bytes(folder / MODEL_CONFIG, (files[0].parent / MODEL_CONFIG).read_bytes())
         return
@@ -57,6 +57,14 @@ def merged(first: Policy, second: Policy, *, share: float, folder: Path) -> None
     rank = sum(config["r"] for config in configs)
     write_bytes(folder / ADAPTER_WEIGHTS, save(joined, metadata={"format": "pt"}))
     write_json(folder / ADAPTER_CONFIG, {**configs[0], "r": rank, "lora_alpha": rank})
+
+
+def mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Return ``(1 - share) first + share second`` in the dtype of ``first``, rounded once."""
+    import torch
+
+    wide = torch.promote_types(first.dtype, torch.float32)
+    return ((1 - share) * first.to(wide) + share * second.to(wide)).to(first.dtype)
 
 
 def stacked(

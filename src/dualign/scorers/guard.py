@@ -18,11 +18,11 @@ from dualign.errors import ConfigError, DataError
 from dualign.records import FloatArray, Prompt, Turn
 from dualign.scorers.encoding import (
     check_lengths,
+    even_batches,
     fitting_length,
     load_model,
     load_tokenizer,
     model_revision,
-    padded_batches,
 )
 from dualign.scorers.guard_formats import FORMATS, GuardFormat
 from dualign.scorers.length import tokenizer_revision
@@ -52,11 +52,12 @@ class GuardSpec(ScorerSpec):
     revision: str | None = None
     """Branch, tag or commit of an id."""
     batch_size: int = Field(default=8, ge=1)
-    """Changes speed alone (in float32)."""
+    """Changes speed alone: texts of one length are read together, without padding."""
     max_length: int = Field(default=2048, ge=1)
     """Longer texts, the question included, are an error."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 halves the memory, and scores then vary with the batch."""
+    """bfloat16 halves the memory; on a GPU, whose products may round by the number of rows, scores then vary a little
+    with ``batch_size``."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class GuardScorer:
         unsafe, safe = verdict_tokens(self.tokenizer, self.format)
         scores = np.empty(len(sequences))
         with torch.no_grad():
-            for indices, ids, mask in padded_batches(sequences, self.batch_size, self.model.device):
+            for indices, ids, mask in even_batches(sequences, self.batch_size, self.model.device):
                 kept, row = torch.unique(mask.sum(1) - 1, return_inverse=True)
                 # Only the verdicts' positions pass the head: the logits of all would fill the memory.
                 logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits

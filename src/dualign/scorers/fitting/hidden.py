@@ -17,7 +17,7 @@ from dualign.engine.tokenising import text_tokens
 from dualign.errors import ConfigError, DataError, UsageError
 from dualign.records import FloatArray, Prompt
 from dualign.runs.store import canonical_digest, write_bytes
-from dualign.scorers.encoding import check_lengths, load_model, load_tokenizer, padded_batches
+from dualign.scorers.encoding import check_lengths, even_batches, load_model, load_tokenizer
 from dualign.scorers.fitting.compute import faster_dtype
 
 if TYPE_CHECKING:
@@ -41,8 +41,9 @@ class StateSettings:
     max_length: int
     """Longer texts are an error: a cut text would get the features of another."""
     dtype: Literal["auto", "float32", "bfloat16"]
-    """bfloat16 is faster on many machines, and features then vary a little with the batch. ``auto``: by a second of
-    timing; a reader's own settings say what was chosen."""
+    """bfloat16 is faster on many machines; on a GPU, whose products may round by the number of rows, features then
+    vary a little with what else is read. ``auto``: by a second of timing; a reader's own settings say what was
+    chosen."""
 
 
 class Reader(Protocol):
@@ -121,7 +122,7 @@ class StateReader:
         import torch
 
         with torch.no_grad():
-            for indices, ids, mask in padded_batches(sequences, BATCH_SIZE, self._model.device):
+            for indices, ids, mask in even_batches(sequences, BATCH_SIZE, self._model.device):
                 yield indices, self._model(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
 

@@ -40,12 +40,13 @@ def config(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_pairs_are_read_once_whichever_way_round(tmp_path: Path, config: dict[str, Any]) -> None:
-    pairs, notes = load_pairs(load_config(write_config(tmp_path, config)), tmp_path)
+    given = load_pairs(load_config(write_config(tmp_path, config)), tmp_path)
+    pairs, notes = given.pairs, given.notes
     assert len(pairs) == 40  # without the identical pair, and the one that came the other way round
     assert {prompt.columns["label"] for prompt, _, _ in pairs} == {"risky"}
-    assert "40 pairs taken" in notes[0]
+    assert "40 pairs taken" in notes[0] and len(notes) == 1 and not given.warnings
     config["data"]["pairs"][0]["count"] = 7
-    fewer, _ = load_pairs(load_config(write_config(tmp_path, config)), tmp_path)
+    fewer = load_pairs(load_config(write_config(tmp_path, config)), tmp_path).pairs
     assert len(fewer) == 7 and all(pair in pairs for pair in fewer)
 
 

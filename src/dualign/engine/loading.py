@@ -14,6 +14,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +68,59 @@ def load_language_model(
         raise UsageError(f"temperature: given {temperature}, expected a number above 0")
     folder = resolve(path_or_id, cache=cache)
     model, tokenizer = _read(folder, dtype)
-    if tokenizer.eos_token_id is None:
-        raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
-    kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
-    return LanguageModel(
+    made = _without_weights(folder, tokenizer, system_prompt)
+    return replace(
+        made,
         model=model,
-        tokenizer=tokenizer,
-        template=make_template(kind, tokenizer, system_prompt=system_prompt),
-        eos=tokenizer.eos_token_id,
-        pad=padding_id(tokenizer),
         temperature=temperature,
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
         revision=f"{identity(folder)}-{dtype}",
+    )
+
+
+def load_reader(
+    folder: Path, *, max_prompt_tokens: int, max_response_tokens: int, system_prompt: str | None
+) -> LanguageModel:
+    """Return what texts are read with, the model itself left out (``model`` is None): tokenizer, template, lengths.
+
+    ``folder`` is what ``resolve`` gives; other arguments as for ``load_language_model``.
+
+    Raises:
+        MissingError: the tokenizer cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    with _readable(folder), without_bars():
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    made = _without_weights(folder, tokenizer, system_prompt)
+    return replace(made, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
+
+
+def positions(folder: Path) -> int | None:
+    """Return how many tokens the config of a model's folder says that it can place; none: it names no number.
+
+    Raises:
+        MissingError: the config cannot be read.
+    """
+    from transformers import AutoConfig
+
+    with _readable(folder):
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if isinstance(found, int) and found > 0 else None
+
+
+def _without_weights(folder: Path, tokenizer: Any, system_prompt: str | None) -> LanguageModel:
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
+    kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+    return LanguageModel(
+        model=None,
+        tokenizer=tokenizer,
+        template=make_template(kind, tokenizer, system_prompt=system_prompt),
+        eos=tokenizer.eos_token_id,
+        pad=padding_id(tokenizer),
     )
 
 
@@ -252,6 +293,25 @@ def _check_folder(path: Path) -> None:
         raise MissingError(f"model {path}: has no config.json; expected a folder in Hugging Face's format")
     if not any(path.glob("*.safetensors")):
         raise MissingError(f"model {path}: has no *.safetensors (pickled .bin weights are not read)")
+
+
+def cached(path_or_id: str | Path) -> Path | None:
+    """Return the model's folder as ``resolve`` does where nothing has to be fetched; none: it is not here yet.
+
+    Raises:
+        MissingError: there is no such model, or it cannot be read.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    check_named(path_or_id)
+    if str(path_or_id).startswith(PACKAGE) or Path(path_or_id).exists():
+        return resolve(path_or_id)
+    repository, _, revision = str(path_or_id).partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
 
 
 def _download(name: str) -> Path:

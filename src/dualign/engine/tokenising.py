@@ -46,6 +46,12 @@ def text_tokens(tokenizer: Any, text: str) -> list[int]:
     return [token for token in ids if token not in tokenizer.all_special_ids or token == tokenizer.unk_token_id]
 
 
+def spoken(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """Return the text that tokens say, special ones left out."""
+    text: str = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
 def opener(tokenizer: Any) -> Callable[[list[int]], list[int]]:
     """Return the function that puts exactly one BOS in front where this tokenizer opens a text with one."""
     bos = tokenizer.bos_token_id

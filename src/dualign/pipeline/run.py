@@ -43,7 +43,7 @@ def run_job(job: Job) -> tuple[dict[str, Any], int]:
     roles["selected"] = selected.policy
     compare(job, roles)
     result = _result(search, [*measured, *([extra] if extra else [])], selected, certificate)
-    result |= {"judges": _judged(job), "warnings": warnings_of(job)}
+    result |= {"judges": _judged(job), "warnings": [*job.facts.get("warnings", []), *warnings_of(job)]}
     for line in result["warnings"]:
         job.tell(f"warning: {line}")
     write_json(job.run / "result.json", result, run=job.run)

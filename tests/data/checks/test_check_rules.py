@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dualign.data.checks.check import check, check_rows
+from dualign.data.checks.context import Limits
 from dualign.data.checks.rules import RULES
 from dualign.data.checks.words import verdict
 from dualign.data.formats.faults import READING_RULES
@@ -356,7 +357,7 @@ def test_letters_as_tokens_cut_where_a_hand_would() -> None:
     row = PreferenceRow(1, Prompt("1234"), (Answer("abcdx"), Answer("abcdy")))
 
     def rules(tokens: int) -> set[str]:
-        return {fault.rule for fault in check_rows([row], max_length=tokens, measure=Measure("letters", list))[0]}
+        return {fault.rule for fault in check_rows([row], limits=Limits(tokens), measure=Measure("letters", list))[0]}
 
     assert rules(3) == {"prompt too long"}
     assert rules(4) == {"fully truncated answer"}

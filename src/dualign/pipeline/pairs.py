@@ -19,7 +19,7 @@ from dualign.data.checks.check import MAX_DROP, CheckReport, RuleCount, check_re
 from dualign.data.checks.context import Limits
 from dualign.data.checks.measure import WORDS, Measure, of_tokenizer
 from dualign.data.checks.reading import read
-from dualign.data.checks.rules import CHOSEN, RULES
+from dualign.data.checks.rules import CHOSEN
 from dualign.data.checks.words import in_words
 from dualign.data.formats.beavertails import BEAVERTAILS, grouped
 from dualign.data.formats.table import describe
@@ -34,8 +34,14 @@ from dualign.records import Prompt, Response
 
 GivenPair = tuple[Prompt, Response, Response]
 """A prompt and two different answers; their labels in the file are not read, the scorers label them."""
-SAID = 200
+SAID = 120
 """Characters of a file's own words that an error may repeat."""
+MENDS = {
+    CHOSEN: "; raise sampling.max_new_tokens, or set data.long_answers: cut",
+    "prompt too long": "; raise policy.max_prompt_tokens",
+    "all prompts too long": "; raise policy.max_prompt_tokens",
+}
+"""What would be right in a job, where the rule's own advice is for ``dualign data check``."""
 PROMPT, LONG, SAME, EMPTY = "prompt", "long", "same", "empty"
 """Why a pair is left out."""
 
@@ -199,21 +205,19 @@ def _refuse(config: Config, source: PairSource, report: CheckReport, reader: Rea
         share = report.dropped - (report.chosen if report.kept else 0)
         broken = f"{share:,} of {report.rows:,} rows are dropped"
         broken += f", {report.max_drop:.1%} are allowed (data.max_drop)" if report.kept else ", and nothing is left"
-    rows = f"{first.count:,} row{'' if first.count == 1 else 's'}"
-    fix = RULES[first.rule].fix.rstrip(".")
-    mend = "" if fix.startswith("Nothing") else f"{fix[0].lower()}{fix[1:]}; "
     raise DataError(
-        f"data.pairs: {source.path}: {broken}: rule '{first.rule}' in {rows} ({_place(first)}); {mend}"
+        f"data.pairs: {source.path}: {broken}: {_place(first)}{MENDS.get(first.rule, '')}; "
         f"`{_command(config, source, report, reader)}` shows more"
     )
 
 
 def _place(one: RuleCount) -> str:
-    """Return what was found first and on which line, in one line of bounded length."""
-    said = "".join(letter if letter.isprintable() else " " for letter in one.what)
-    said = " ".join(said.split())
+    """Return a rule, how many rows break it, where and by what first: one line of bounded length."""
+    said = " ".join("".join(letter if letter.isprintable() else " " for letter in one.what).split())
     said = said if len(said) <= SAID else said[:SAID] + "..."
-    return f"line {one.rows[0]}: {said}" if one.rows else said
+    if not one.rows:
+        return f"rule '{one.rule}' ({said})"
+    return f"rule '{one.rule}' in {one.count:,} row{'s' if one.count > 1 else ''} (line {one.rows[0]}: {said})"
 
 
 def _command(config: Config, source: PairSource, report: CheckReport, reader: Reader | None) -> str:

@@ -125,20 +125,15 @@ def read_demonstrations(
         DataError: a row is broken, the layout has no response, or nothing is left.
     """
     path = Path(path)
-    rows = every = read_rows(path)
+    every = read_rows(path)
+    rows: Sequence[Row] = every
     layout = _layout(rows, path, prompt_column, response_column)
     if layout.response is None:
         raise DataError(f"{path}: layout {layout.name!r} has no response; name the response's column")
-    negative: set[int] = set()
-    broken: dict[int, str] = {}
+    negative = 0
+    broken: tuple[str, ...] = ()
     if imitated:
-        negative = _negatives(rows, layout)
-        rows = [row for row in rows if row.line not in negative]
-        broken = {row.line: what for row in rows if (what := _wrong(row, path, layout))}
-        rows = [row for row in rows if row.line not in broken]
-    if not rows:
-        bad = f"{len(negative)} with an answer that is marked as bad, {len(broken)} broken"
-        raise DataError(next(iter(broken.values()), f"{path}: nothing to imitate in {len(every)} rows ({bad})"))
+        rows, negative, broken = _imitable(every, path, layout)
     taken = _taken(rows, path, layout, columns or {}, where or {})
     short = [(row, prompt) for row, prompt in taken if _within(prompt, max_words)]
     pairs = [(prompt, _text(layout.response(row.values), path, row.line, "response")) for row, prompt in short]
@@ -149,13 +144,13 @@ def read_demonstrations(
     return DemonstrationFile(
         demonstrations=distinct,
         layout=layout.name,
-        rows=len(rows),
+        rows=len(every),
         filtered=len(rows) - len(taken),
         too_long=len(taken) - len(short),
         duplicates=len(filled) - len(distinct),
         empty=len(pairs) - len(filled),
-        negative=len(negative),
-        broken=tuple(broken.values()),
+        negative=negative,
+        broken=broken,
     )
 
 
@@ -189,6 +184,22 @@ def column_text(value: Any) -> str | None:
 def _layout(rows: Sequence[Row], path: Path, prompt_column: str | None, response_column: str | None) -> Layout:
     names = {name: None for row in rows for name in row.values}
     return chosen_layout(names, str(path), prompt_column=prompt_column, response_column=response_column)
+
+
+def _imitable(rows: Sequence[Row], path: Path, layout: Layout) -> tuple[list[Row], int, tuple[str, ...]]:
+    """Return the rows that may be imitated, how many have a bad answer, and what is wrong with each broken one.
+
+    Raises:
+        DataError: no row is left.
+    """
+    negative = _negatives(rows, layout)
+    others = [row for row in rows if row.line not in negative]
+    broken = {row.line: what for row in others if (what := _wrong(row, path, layout))}
+    left = [row for row in others if row.line not in broken]
+    if not left:
+        bad = f"{len(negative)} with an answer that is marked as bad, {len(broken)} broken"
+        raise DataError(next(iter(broken.values()), f"{path}: nothing to imitate in {len(rows)} rows ({bad})"))
+    return left, len(negative), tuple(broken.values())
 
 
 def _negatives(rows: Sequence[Row], layout: Layout) -> set[int]:

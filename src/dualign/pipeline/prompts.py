@@ -109,6 +109,8 @@ def demonstration_notes(config: Config, folder: Path) -> list[str]:
             found = demonstrations_of(config, folder, stage, mix)
             count = len({prompt.id for prompt, _ in found.demonstrations})
             where = f", where {mix.where}" if mix.where else ""
+            out = f"{found.filtered} outside where, {found.too_long} of more than {DEMONSTRATION_WORDS} words"
+            bad = f"{found.negative} with an answer that is marked as bad, {len(found.broken)} broken"
             if mix.count > count:
                 raise ConfigError(
                     f"policy.warm_start.{number}: {mix.count} examples wanted (demonstration{where}), one a prompt, "
@@ -116,8 +118,7 @@ def demonstration_notes(config: Config, folder: Path) -> list[str]:
                 )
             notes.append(
                 f"{Path(stage.demonstrations).name}: {found.layout}, {count} prompts to imitate an answer to{where} "
-                f"({found.rows} rows, {found.negative} with an answer that is marked as bad, "
-                f"{len(found.broken)} broken, {found.too_long} of more than {DEMONSTRATION_WORDS} words)"
+                f"({found.rows} rows: {out}, {bad})"
             )
     return notes
 

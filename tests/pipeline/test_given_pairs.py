@@ -12,8 +12,10 @@ from command_line import dualign
 from dualign.config import Config, load_config
 from dualign.errors import ConfigError, DataError
 from dualign.pipeline.pairs import GivenPairs, job_reader, load_pairs
+from dualign.pipeline.stages import scored_pairs
 from dualign.records import Group, Prompt, Response
 from dualign.runs.store import read_table
+from gibbs_jobs import gibbs_config, gibbs_job
 from tiny_jobs import job, write_config
 
 
@@ -184,6 +186,31 @@ def test_two_answers_that_read_alike_and_end_differently_have_keys_of_their_own(
 
     assert digest_of_groups([group(finished=True)]) != digest_of_groups([group(finished=False)])
     assert digest_of_groups([group(finished=True)]) == digest_of_groups([group(finished=True)])
+
+
+def test_scores_are_kept_with_how_an_answer_ends(tmp_path: Path) -> None:
+    """The texts of a resumed run are the same, and its answers end otherwise: nothing old may be given back."""
+    limit = {"name": "harm", "scorer": {"kind": "regex", "pattern": "x"}, "limit": 0.5, "cap": 1.0}
+    made = gibbs_job(tmp_path / "run", gibbs_config([limit]))
+    prompt = made.splits["train"][0]
+    whole, other = Response("0", (3, 2)), Response("1", (5, 2))
+    for given in (whole, Response("0", (3,), finished=False)):
+        found = scored_pairs(replace(made, pairs=[(prompt, given, other)])).responses[0]
+        assert (found[0].finished, found[0].tokens, found[1]) == (given.finished, given.tokens, other)
+
+
+def test_words_count_where_the_model_is_not_here_yet(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    config["policy"]["model"] = "nobody/no-such-model"
+    given = load_pairs(load_config(write_config(tmp_path, config)), tmp_path, fetch=False)
+    assert len(given.pairs) == 40 and "words count for tokens" in given.notes[1]
+    refused_share(tmp_path, 5)
+    with pytest.raises(DataError, match="5 of 40 rows are dropped"):
+        load_pairs(load_config(write_config(tmp_path, config)), tmp_path, fetch=False)
 
 
 def test_letters_that_the_tokenizer_lacks_are_not_scored_either(tmp_path: Path, config: dict[str, Any]) -> None:

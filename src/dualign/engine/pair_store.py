@@ -115,10 +115,11 @@ def as_trained(language_model: LanguageModel, text: str, *, room: int | None = N
     """
     most = language_model.max_response_tokens
     limit = most if room is None else max(0, min(most, room))
-    whole = response_tokens(language_model, text)
-    said = response_tokens(language_model, text, end=False)[:limit]
+    said = response_tokens(language_model, text, end=False)
+    whole = (*said, *response_tokens(language_model, ""))
     finished = len(whole) <= limit
-    return Response(spoken(language_model.tokenizer, said), whole if finished else said, finished=finished)
+    kept = said if finished else said[:limit]
+    return Response(spoken(language_model.tokenizer, kept), whole if finished else kept, finished=finished)
 
 
 def build_store(language_model: LanguageModel, groups: Sequence[Group]) -> PairStore:

@@ -37,7 +37,7 @@ GivenPair = tuple[Prompt, Response, Response]
 SAID = 120
 """Characters of a file's own words that an error may repeat."""
 MENDS = {
-    CHOSEN: "; raise sampling.max_new_tokens, or set data.long_answers: cut",
+    CHOSEN: "; raise sampling.max_new_tokens where the model has the positions, or set data.long_answers: cut",
     "prompt too long": "; raise policy.max_prompt_tokens",
     "all prompts too long": "; raise policy.max_prompt_tokens",
 }

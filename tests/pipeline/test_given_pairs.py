@@ -128,6 +128,8 @@ def test_a_pair_with_an_answer_that_does_not_fit_is_left_out_and_counted(
     assert said in given.notes and "28 pairs taken" in given.notes[0]
     (checked,) = given.checks
     assert "12 of them for an answer that is too long" in checked["verdict"]
+    config["data"]["pairs"][0]["count"] = 3
+    assert loaded(tmp_path, config).warnings == given.warnings
     cut = dict(checked["summary"])["cut off"]
     assert cut.startswith("0.0% of rows at 8 tokens an answer, counted as ") and "12 rows have a longer" in cut
 
@@ -255,10 +257,14 @@ def test_a_file_that_data_check_refuses_stops_the_job_in_one_line(tmp_path: Path
 
 
 def test_an_error_of_a_file_stops_the_job(tmp_path: Path, config: dict[str, Any]) -> None:
+    refused_share(tmp_path, 0)
     with (tmp_path / "pairs.jsonl").open("a") as stream:
-        stream.write(json.dumps({"prompt": "abc", "chosen": 7, "rejected": "b"}) + "\n")
+        for split in ("one", "two"):
+            row = {"prompt": "abc", "chosen": f"bc{split}", "rejected": "b", "split": split}
+            stream.write(json.dumps(row) + "\n")
     done = dualign("train", write_config(tmp_path, config), "--dry-run")
-    done.refused(65, "data.pairs: pairs.jsonl: it is refused: rule 'not a text' in 1 row (line 43: chosen is 7")
+    done.refused(65, "data.pairs: pairs.jsonl: it is refused: rule 'prompt in two splits' in 2 rows (line 41: ")
+    assert dualign("train", write_config(tmp_path, config), "--dry-run", "--set", "data.max_drop=1").code == 65
 
 
 def test_prompts_count_in_the_jobs_own_tokens(tmp_path: Path, config: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from dualign.data.checks.measure import WORDS, Measure, of_tokenizer
 from dualign.data.checks.reading import read
 from dualign.data.checks.rules import CHOSEN
 from dualign.data.checks.words import in_words
-from dualign.data.formats.beavertails import BEAVERTAILS, grouped
+from dualign.data.formats.beavertails import grouped
 from dualign.data.formats.table import describe
 from dualign.data.preferences import PreferenceFile, PreferenceRow
 from dualign.data.splits import place
@@ -38,12 +38,13 @@ SAID = 120
 """Characters of a file's own words that an error may repeat."""
 MENDS = {
     CHOSEN: "; raise sampling.max_new_tokens where the model has the positions, or set data.long_answers: cut",
+    "missing column": "; name the columns under data.pairs.rename",
     "prompt too long": "; raise policy.max_prompt_tokens",
     "all prompts too long": "; raise policy.max_prompt_tokens",
 }
 """What would be right in a job, where the rule's own advice is for ``dualign data check``."""
-PROMPT, LONG, SAME, EMPTY = "prompt", "long", "same", "empty"
-"""Why a pair is left out."""
+PROMPT, LONG, SAME, EMPTY, KEPT = "prompt", "long", "same", "empty", "kept"
+"""Why a pair is left out, or that it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +159,13 @@ def _of_file(config: Config, folder: Path, source: PairSource, reader: Reader | 
     rows = tuple(row for _, row in reading.rows)
     found = PreferenceFile(reading.path, reading.format, rows, reading.faults, reading.total, reading.columns)
     cuts = config.data.long_answers == "cut"
-    groups: Sequence[PreferenceRow] = grouped(rows) if found.format == BEAVERTAILS.name else rows
+    singles = any(len(row.answers) == 1 for row in rows)
+    groups: Sequence[PreferenceRow] = grouped(rows) if singles else rows
     made = [one for row in groups for one in _of_row(row, reader, cuts=cuts)]
     taken = _taken([one for one in made if not isinstance(one, str)], source, config.run.seed)
     if not taken:
         raise ConfigError(f"data.pairs: {source.path} leaves no pair of two different answers ({describe(found)})")
-    told = _told(found, taken, Counter(one for one in made if isinstance(one, str)), reader)
+    told = _told(found, taken, Counter(one if isinstance(one, str) else KEPT for one in made), reader)
     about = f"{describe(found)}; {found.total - len(rows)} left out, {len(taken)} pairs taken"
     told = [f"{source.path}: {line}" for line in told]
     return GivenPairs(tuple(taken), (about, *told), tuple(told), (in_words(report),))
@@ -269,13 +271,16 @@ def _taken(pairs: Sequence[GivenPair], source: PairSource, seed: int) -> list[Gi
 
 
 def _told(found: PreferenceFile, taken: Sequence[GivenPair], out: Counter[str], reader: Reader | None) -> list[str]:
-    """Return a sentence for each thing that was left out or cut, or that tokens say in another way than the file."""
+    """Return a sentence for each thing that was left out or cut, or that tokens say in another way than the file.
+
+    ``out``: pairs of the file by why they are left out, ``KEPT`` for the others.
+    """
     if reader is None:
         return ["the model's tokenizer is not here yet, so that words count for tokens and no answer is cut"]
     model, limits = reader.language_model, reader.limits(drops_long=False)
     placed = limits.together == model.max_prompt_tokens + model.max_response_tokens
     at = f"{limits.answer} tokens" if placed else f"{limits.answer} tokens, or where the model's positions end"
-    total = len(taken) + sum(out.values())
+    total = sum(out.values())
     answers = {(prompt.id, one.tokens): one for prompt, *both in taken for one in both}.values()
     cut = sum(not one.finished for one in answers)
     given = {answer.text.strip() for row in found.rows for answer in row.answers}

@@ -62,7 +62,8 @@ class Mix(Section):
     target: Literal["own", "demonstration"]
     """``own``: the model's own sample to prompts of the train split; ``demonstration``: rows of the file."""
     where: dict[str, str] = Field(default_factory=dict)
-    """With ``own``: which prompts of the train split (column values)."""
+    """Column values: with ``own``, of the prompts of the train split; with ``demonstration``, of the rows of the
+    file."""
     keep: Literal["any", "complying", "refusing"] = "any"
     """With ``own``: which of its samples may be imitated, judged by how they open."""
 
@@ -147,6 +148,13 @@ class DataSection(Section):
     """Prompt files."""
     pairs: list[PairSource] = Field(default_factory=list)
     """Preference files to train on; nothing is then sampled for training, and the scorers label the given pairs."""
+    long_answers: Literal["drop", "cut"] = "drop"
+    """What becomes of an answer of ``pairs`` with more than ``sampling.max_new_tokens`` tokens, those that close it
+    counted, or that reaches beyond the model's positions. ``drop``: its pairs are left out and counted; ``cut``: its
+    end is cut off, scorers see what is left, and nothing closes it."""
+    max_drop: float = Field(0.1, ge=0, le=1)
+    """Largest share of a file's rows that may be dropped, by the rules of ``dualign data check`` for ``pairs`` (answers
+    that are too long do not count) and as broken for demonstrations; with more the job stops."""
     splits: dict[SplitName, int | float] = Field(default_factory=_default_splits)
     """Default split of a source, by hash of the prompt."""
     cluster: str = Field("auto", min_length=1)

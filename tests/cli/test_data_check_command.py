@@ -167,3 +167,17 @@ def test_no_torch_without_a_tokenizer(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_answers_have_a_limit_of_their_own(tmp_path: Path) -> None:
+    long = {"prompt": ASK, "safer": KIND, "less_safe": "no " * 20}
+    path = write_rows(tmp_path / "pairs.jsonl", [*rows(6), long, {**long, "prompt": "Why so?"}])
+    cut = dualign("data", "check", path, "--max-answer", 26)
+    assert (cut.code, "25.0% of rows at 26 tokens an answer" in cut.out) == (0, True), cut.out
+    left = dualign("data", "check", path, "--max-answer", 26, "--long-answers", "drop")
+    assert left.code == 0
+    assert "2 dropped (25.0%), 2 of them for an answer that is too long" in " ".join(left.out.split())
+    assert dualign("data", "check", path, "--max-answer", 27, "--long-answers", "drop", "--quiet").out.startswith(
+        "Fit for training: 8 of 8"
+    )
+    assert "prompt too long" in dualign("data", "check", path, "--max-prompt", 3).out

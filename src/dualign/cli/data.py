@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -33,6 +34,13 @@ def check(
         str | None, typer.Option("--tokenizer", help="Folder or id of a tokenizer; without: words x 1.3.")
     ] = None,
     max_length: Annotated[int, typer.Option("--max-length", help="Tokens of prompt and answer together.")] = 512,
+    max_prompt: Annotated[int | None, typer.Option("--max-prompt", min=1, help="Tokens of the prompt.")] = None,
+    max_answer: Annotated[
+        int | None, typer.Option("--max-answer", min=1, help="Tokens of an answer, with the one that ends it.")
+    ] = None,
+    long_answers: Annotated[
+        Literal["drop", "cut"], typer.Option("--long-answers", help="What to do beyond --max-answer.")
+    ] = "cut",
     format: Annotated[str | None, typer.Option("--format", help="Name of the format, if it is not recognised.")] = None,
     columns: Annotated[
         list[str] | None, typer.Option("--columns", help="NAME=COLUMN,...: what your columns are called.")
@@ -57,14 +65,16 @@ def check(
     """
     from dualign.data.checks.check import check as check_files
     from dualign.data.checks.clean import clean_paths, write_clean
+    from dualign.data.checks.context import Limits
     from dualign.data.checks.measure import WORDS
 
     if clean is not None:
         clean_paths(files, clean)  # a name that cannot be used is said before the files are read
+    measure = WORDS if tokenizer is None else _measure(tokenizer)
     report = check_files(
         files,
-        max_length=max_length,
-        measure=WORDS if tokenizer is None else _measure(tokenizer),
+        max_length=Limits(max_length, max_prompt, max_answer, max_answer is not None and long_answers == "drop"),
+        measure=measure if max_answer is None else replace(measure, closing=1),
         max_drop=max_drop,
         contradictory=contradictory,
         format=format,

@@ -13,6 +13,12 @@ from dualign.records import Prompt
 
 Demonstration = tuple[Prompt, str]
 Item = TypeVar("Item")
+GOOD = ("label", "is_safe", "is_response_safe", "safe", "kto_tag", "desirable")
+"""Columns that say of a row's answer whether it is good, where they hold nothing but flags."""
+BAD = frozenset({"false", "False", "FALSE", "0", "0.0"})
+FLAGS = BAD | {"true", "True", "TRUE", "1", "1.0", "", None}
+REJECTED = ("rejected", "less_safe")
+"""Columns of answers that lost a comparison."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,10 @@ class DemonstrationFile:
     """Rows whose prompt and response had both come before."""
     empty: int
     """Rows with an empty response."""
+    negative: int = 0
+    """Rows whose answer is marked as bad, left out where answers are to be imitated."""
+    broken: tuple[str, ...] = ()
+    """What is wrong with each row that cannot be read, left out where answers are to be imitated."""
 
 
 def read_prompts(
@@ -103,18 +113,27 @@ def read_demonstrations(
     columns: Mapping[str, str] | None = None,
     where: Mapping[str, str] | None = None,
     max_words: int | None = None,
+    imitated: bool = False,
 ) -> DemonstrationFile:
     """Return (prompt, response) rows of a file in its order, and what was left out; arguments as ``read_prompts``.
+
+    ``imitated``: a model is to give these answers. Rows whose answer is marked as bad, and rows that cannot be read,
+    are then left out and counted.
 
     Raises:
         MissingError: the file is missing or unreadable.
         DataError: a row is broken, the layout has no response, or nothing is left.
     """
     path = Path(path)
-    rows = read_rows(path)
+    every = read_rows(path)
+    rows: Sequence[Row] = every
     layout = _layout(rows, path, prompt_column, response_column)
     if layout.response is None:
         raise DataError(f"{path}: layout {layout.name!r} has no response; name the response's column")
+    negative = 0
+    broken: tuple[str, ...] = ()
+    if imitated:
+        rows, negative, broken = _imitable(every, path, layout)
     taken = _taken(rows, path, layout, columns or {}, where or {})
     short = [(row, prompt) for row, prompt in taken if _within(prompt, max_words)]
     pairs = [(prompt, _text(layout.response(row.values), path, row.line, "response")) for row, prompt in short]
@@ -125,11 +144,13 @@ def read_demonstrations(
     return DemonstrationFile(
         demonstrations=distinct,
         layout=layout.name,
-        rows=len(rows),
+        rows=len(every),
         filtered=len(rows) - len(taken),
         too_long=len(taken) - len(short),
         duplicates=len(filled) - len(distinct),
         empty=len(pairs) - len(filled),
+        negative=negative,
+        broken=broken,
     )
 
 
@@ -163,6 +184,48 @@ def column_text(value: Any) -> str | None:
 def _layout(rows: Sequence[Row], path: Path, prompt_column: str | None, response_column: str | None) -> Layout:
     names = {name: None for row in rows for name in row.values}
     return chosen_layout(names, str(path), prompt_column=prompt_column, response_column=response_column)
+
+
+def _imitable(rows: Sequence[Row], path: Path, layout: Layout) -> tuple[list[Row], int, tuple[str, ...]]:
+    """Return the rows that may be imitated, how many have a bad answer, and what is wrong with each broken one.
+
+    Raises:
+        DataError: no row is left.
+    """
+    negative = _negatives(rows, layout)
+    others = [row for row in rows if row.line not in negative]
+    broken = {row.line: what for row in others if (what := _wrong(row, path, layout))}
+    left = [row for row in others if row.line not in broken]
+    if not left:
+        bad = f"{len(negative)} with an answer that is marked as bad, {len(broken)} broken"
+        raise DataError(next(iter(broken.values()), f"{path}: nothing to imitate in {len(rows)} rows ({bad})"))
+    return left, len(negative), tuple(broken.values())
+
+
+def _negatives(rows: Sequence[Row], layout: Layout) -> set[int]:
+    """Return the lines whose answer is marked as bad, or that hold a rejected answer alone."""
+    flags = [name for name in GOOD if {column_text(row.values.get(name)) for row in rows} <= FLAGS]
+    return {
+        row.line
+        for row in rows
+        if any(column_text(row.values.get(name)) in BAD for name in flags) or _only_rejected(row, layout)
+    }
+
+
+def _only_rejected(row: Row, layout: Layout) -> bool:
+    response = layout.response(row.values) if layout.response is not None else None
+    return not response and any(row.values.get(name) for name in REJECTED)
+
+
+def _wrong(row: Row, path: Path, layout: Layout) -> str:
+    """Return what is wrong with a row by itself; empty: nothing."""
+    try:
+        _prompt(row, path, layout, {})
+        if layout.response is not None:
+            _text(layout.response(row.values), path, row.line, "response")
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _taken(

@@ -15,6 +15,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,22 +84,47 @@ def load_language_model(
         tokenizer = own_tokenizer(adapter, tokenizer)
         model = _cast(merge_adapter(model, adapter), dtype)
         revision = f"{revision}+{adapter_identity(adapter)}"
-    if tokenizer.eos_token_id is None:
-        raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
-    rows = embedding_rows(model)
-    check_vocabulary(tokenizer, rows, f"model {folder}")
-    kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
-    return LanguageModel(
+    made = _without_weights(folder, tokenizer, system_prompt, rows=embedding_rows(model))
+    return replace(
+        made,
         model=model,
-        tokenizer=tokenizer,
-        template=make_template(kind, tokenizer, system_prompt=system_prompt),
-        eos=tokenizer.eos_token_id,
-        pad=padding_id(tokenizer, rows),
         temperature=temperature,
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
         revision=f"{revision}-{dtype}",
         notes=tuple(notes),
+    )
+
+
+def load_reader(
+    folder: Path, *, max_prompt_tokens: int, max_response_tokens: int, system_prompt: str | None
+) -> LanguageModel:
+    """Return what texts are read with, the model itself left out (``model`` is None): tokenizer, template, lengths.
+
+    ``folder`` is what ``resolve`` gives; other arguments as for ``load_language_model``.
+
+    Raises:
+        MissingError: the tokenizer cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    with _readable(folder), without_bars():
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    made = _without_weights(folder, tokenizer, system_prompt)
+    return replace(made, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
+
+
+def _without_weights(folder: Path, tokenizer: Any, system_prompt: str | None, *, rows: int) -> LanguageModel:
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
+    check_vocabulary(tokenizer, rows, f"model {folder}")
+    kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+    return LanguageModel(
+        model=None,
+        tokenizer=tokenizer,
+        template=make_template(kind, tokenizer, system_prompt=system_prompt),
+        eos=tokenizer.eos_token_id,
+        pad=padding_id(tokenizer, rows),
     )
 
 
@@ -339,6 +365,23 @@ def _refuse_adapter(path: Path) -> None:
         f"model {path}: holds a PEFT adapter alone; name its base model{named} as policy.model and this folder as "
         "policy.adapter; with `dualign sample`, BASE --adapter FOLDER"
     )
+def cached(path_or_id: str | Path) -> Path | None:
+    """Return the model's folder as ``resolve`` does where nothing has to be fetched; none: it is not here yet.
+
+    Raises:
+        MissingError: there is no such model, or it cannot be read.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    check_named(path_or_id)
+    if str(path_or_id).startswith(PACKAGE) or Path(path_or_id).exists():
+        return resolve(path_or_id)
+    repository, _, revision = str(path_or_id).partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
 
 
 def _download(name: str) -> Path:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.templates import response_tokens
+from dualign.engine.tokenising import spoken
 from dualign.errors import DataError
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.runs.store import canonical_digest, write_bytes
@@ -104,6 +105,21 @@ def encode_response(language_model: LanguageModel, response: Response) -> tuple[
         raise DataError("a response has no token: it is empty and does not end with EOS")
     limit = language_model.max_response_tokens
     return tuple(tokens[:limit]), len(tokens) > limit
+
+
+def as_trained(language_model: LanguageModel, text: str, *, room: int | None = None) -> Response:
+    """Return an answer that somebody wrote as it is trained on: its tokens, and the text that these tokens say.
+
+    One of more than ``max_response_tokens`` (or ``room``, if that is less) tokens is cut, and nothing closes it: it did
+    not end there. Whoever scores the answer reads what is left of it.
+    """
+    most = language_model.max_response_tokens
+    limit = most if room is None else max(0, min(most, room))
+    said = response_tokens(language_model, text, end=False)
+    whole = (*said, *response_tokens(language_model, ""))
+    finished = len(whole) <= limit
+    kept = said if finished else said[:limit]
+    return Response(spoken(language_model.tokenizer, kept), whole if finished else kept, finished=finished)
 
 
 def build_store(language_model: LanguageModel, groups: Sequence[Group]) -> PairStore:

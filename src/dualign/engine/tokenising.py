@@ -43,7 +43,15 @@ def text_tokens(tokenizer: Any, text: str) -> list[int]:
     if not text:
         return []
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [token for token in ids if token not in tokenizer.all_special_ids or token == tokenizer.unk_token_id]
+    # looked up once: transformers makes the list anew each time it is asked for
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return [token for token in ids if token not in special]
+
+
+def spoken(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """Return the text that tokens say, special ones left out."""
+    text: str = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
 
 
 def opener(tokenizer: Any) -> Callable[[list[int]], list[int]]:

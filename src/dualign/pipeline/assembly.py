@@ -19,8 +19,8 @@ from dualign.engine.timing import choose_compute
 from dualign.pipeline.checks import check_scorers, constraints_of, direction_of, scorer_specs
 from dualign.pipeline.job import Job, Tell
 from dualign.pipeline.limits import longest_prompt, short_enough
-from dualign.pipeline.pairs import checked_pairs, load_pairs
-from dualign.pipeline.prompts import check_slices, load_splits
+from dualign.pipeline.pairs import load_pairs
+from dualign.pipeline.prompts import check_slices, demonstration_notes, load_splits
 from dualign.pipeline.warm_start import keep_merged, warm_start
 from dualign.records import Prompt
 from dualign.runs.journal import Journal
@@ -42,9 +42,11 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
     base = Path(config.data.prompts) if config.data.prompts is not None else folder
     check_scorers(scorer_specs(config))
     resolve(_model_name(config))
-    pairs, told = load_pairs(config, folder)
-    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in pairs])
-    notes = told + notes
+    given = load_pairs(config, folder)
+    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in given.pairs])
+    notes = [*given.notes, *notes, *demonstration_notes(config, folder)]
+    for line in given.warnings:
+        tell(line)
     check_slices(constraints, splits)
     specs, qualities = _trained(config, base, journal, tell)
     model, splits = _loaded(config, splits, notes, journal, tell)
@@ -71,9 +73,10 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
         facts={
             "notes": notes,
             "scorers": _scorer_facts(scorers, qualities),
-            "data_check": checked_pairs(config, folder),
+            "data_check": list(given.checks),
+            "warnings": list(given.warnings),
         },
-        pairs=tuple(pair for pair in pairs if pair[0].id in trained_on),
+        pairs=tuple(pair for pair in given.pairs if pair[0].id in trained_on),
         tell=tell,
     )
 
@@ -82,8 +85,10 @@ def warm_started(config: Config, folder: Path, journal: Journal, tell: Tell) -> 
     """Return the model after the config's supervised stages: the reference of the job."""
     base = Path(config.data.prompts) if config.data.prompts is not None else folder
     resolve(_model_name(config))
-    given, _ = load_pairs(config, folder)
-    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in given])
+    given = load_pairs(config, folder)
+    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in given.pairs])
+    for line in demonstration_notes(config, folder):
+        tell(line)
     model, splits = _loaded(config, splits, notes, journal, tell)
     return warm_start(config, model, splits, base, journal, tell)[0]
 

@@ -12,7 +12,7 @@ from dualign.errors import ConfigError, UsageError
 from dualign.pipeline.checks import check, check_rule, constraints_of
 from dualign.pipeline.job import Tell
 from dualign.pipeline.pairs import load_pairs
-from dualign.pipeline.prompts import check_mixes, check_slices, load_splits, units
+from dualign.pipeline.prompts import check_mixes, check_slices, demonstration_notes, load_splits, units
 from dualign.report.build import build_report
 from dualign.runs.journal import open_run
 from dualign.runs.lock import run_lock
@@ -38,9 +38,9 @@ def check_only(config: Config, folder: Path) -> dict[str, Any]:
 
     check_named(str(config.policy.model))
     said = _adapter_notes(config)
-    pairs, told = load_pairs(config, folder)
-    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in pairs])
-    notes = said + told + notes
+    given = load_pairs(config, folder, fetch=False)
+    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in given.pairs])
+    notes = [*said, *given.notes, *notes, *demonstration_notes(config, folder)]
     check_slices(constraints_of(config)[0], splits)
     check_mixes(config, splits)
     from dualign.pipeline.limits import check_limits

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dualign.config import Config, Source
-from dualign.data.prompts import read_prompts
+from dualign.config import Config, Mix, Source, WarmStart
+from dualign.data.prompts import DemonstrationFile, read_demonstrations, read_prompts
 from dualign.data.splits import near_clusters, split_clustered, without_leaks
 from dualign.errors import ConfigError, DataError
 from dualign.pipeline.measurement import matches, slice_of
@@ -19,6 +19,8 @@ SPLITS = ("train", "tune", "report", "calibration")
 REASONS = {"auto": "a near-duplicate", "none": "the same prompt"}
 OTHER_REASON = "a prompt of the same cluster"
 """Why a prompt is dropped, by ``data.cluster``; anything else names a column."""
+DEMONSTRATION_WORDS = 50
+"""Prompts of more words are not imitated in a warm start."""
 
 
 def load_splits(
@@ -143,10 +145,57 @@ def check_mixes(config: Config, splits: Mapping[str, Sequence[Prompt]]) -> None:
             if mix.target == "demonstration":
                 if stage.demonstrations is None:
                     raise ConfigError(f"{where}), but demonstrations names no file")
-                continue
+                continue  # ``demonstration_notes`` counts its rows
             count = sum(matches(prompt, mix.where) for prompt in splits["train"])
             if mix.count > count:
                 raise ConfigError(f"{where}, where {mix.where}), one a prompt, and {count} train prompts are there")
+
+
+def demonstration_notes(config: Config, folder: Path) -> list[str]:
+    """Return a sentence for each entry of a warm start that imitates the rows of a file: what is left out, and why.
+
+    Raises:
+        MissingError: a file is missing.
+        DataError: a file is broken, or knows no column that ``where`` names.
+        ConfigError: more examples are wanted than there are prompts to imitate an answer to.
+    """
+    notes = []
+    for number, stage in enumerate(config.policy.warm_start):
+        for mix in stage.mix:
+            if mix.target != "demonstration" or stage.demonstrations is None:
+                continue
+            found = demonstrations_of(config, folder, stage, mix)
+            count = len({prompt.id for prompt, _ in found.demonstrations})
+            where = f", where {mix.where}" if mix.where else ""
+            out = f"{found.filtered} outside where, {found.too_long} of more than {DEMONSTRATION_WORDS} words"
+            bad = f"{found.negative} with an answer that is marked as bad, {len(found.broken)} broken"
+            if mix.count > count:
+                raise ConfigError(
+                    f"policy.warm_start.{number}: {mix.count} examples wanted (demonstration{where}), one a prompt, "
+                    f"and {count} prompts of {stage.demonstrations} are there"
+                )
+            notes.append(
+                f"{Path(stage.demonstrations).name}: {found.layout}, {count} prompts to imitate an answer to{where} "
+                f"({found.rows} rows: {out}, {bad})"
+            )
+    return notes
+
+
+def demonstrations_of(config: Config, folder: Path, stage: WarmStart, mix: Mix) -> DemonstrationFile:
+    """Return the rows that an entry of a warm start may imitate: those inside ``where``, and no bad answer.
+
+    Raises:
+        MissingError: the file is missing.
+        DataError: nothing is left, ``where`` names no column, or more rows are broken than ``data.max_drop`` allows.
+    """
+    path = source_path(config, folder, str(stage.demonstrations))
+    found = read_demonstrations(path, where=mix.where, max_words=DEMONSTRATION_WORDS, imitated=True)
+    if len(found.broken) > config.data.max_drop * found.rows:
+        raise DataError(
+            f"{found.broken[0]} ({len(found.broken)} of {found.rows} rows are broken, {config.data.max_drop:.1%} are "
+            "allowed: data.max_drop)"
+        )
+    return found
 
 
 def source_path(config: Config, folder: Path, path: str) -> Path:
@@ -155,4 +204,14 @@ def source_path(config: Config, folder: Path, path: str) -> Path:
     return base / Path(path).expanduser()
 
 
-__all__ = ["SPLITS", "Source", "check_mixes", "check_slices", "load_splits", "source_path", "units"]
+__all__ = [
+    "SPLITS",
+    "Source",
+    "check_mixes",
+    "check_slices",
+    "demonstration_notes",
+    "demonstrations_of",
+    "load_splits",
+    "source_path",
+    "units",
+]

@@ -14,12 +14,13 @@ from dualign.methods.table import METHODS
 from dualign.pipeline.comparison import compare, slice_name
 from dualign.pipeline.job import Job
 from dualign.pipeline.judging import judge_figures, warnings_of
-from dualign.pipeline.measurement import matches
+from dualign.pipeline.measurement import Scored, matches
 from dualign.pipeline.search import Search, extra_round, first_multipliers, prepare, rounds
 from dualign.pipeline.stages import score_rows
 from dualign.pipeline.verdict import ladder, limits_met, open_calibration, preferred
 from dualign.records import Certificate, Evaluation, FloatArray, Iterate
 from dualign.runs.store import read_table, write_json, write_table
+from dualign.scorers.protocol import words_read
 
 
 def run_job(job: Job) -> tuple[dict[str, Any], int]:
@@ -43,7 +44,8 @@ def run_job(job: Job) -> tuple[dict[str, Any], int]:
     roles["selected"] = selected.policy
     compare(job, roles)
     result = _result(search, [*measured, *([extra] if extra else [])], selected, certificate)
-    result |= {"judges": _judged(job), "warnings": [*certificate.figures["warnings"], *warnings_of(job)]}
+    found = [*certificate.figures["warnings"], *job.facts.get("warnings", []), *warnings_of(job)]
+    result |= {"judges": _judged(job), "warnings": found}
     for line in result["warnings"]:
         job.tell(f"warning: {line}")
     write_json(job.run / "result.json", result, run=job.run)
@@ -98,10 +100,12 @@ def _write_facts(search: Search) -> None:
         "slices": _slice_counts(job),
         "mixed_groups": {f"{name} · {key}": share for name, row in mixed.items() for key, share in row.items()},
         "scorers": job.facts.get("scorers", []),
-        "notes": job.facts.get("notes", []),
+        "notes": [*job.facts.get("notes", []), *unread(job, train)],
         "data_check": job.facts.get("data_check", []),
     }
     write_json(job.run / "data" / "summary.json", facts, run=job.run)
+    for line in unread(job, train):
+        job.tell(line)
     for name, share in facts["mixed_groups"].items():
         job.tell(f"groups whose answers differ in cost by more than one SD ({name}): {share:.0%}")
     columns: dict[str, list[Any]] = {
@@ -112,6 +116,21 @@ def _write_facts(search: Search) -> None:
     for i, name in enumerate(job.names):
         columns[f"cost_{name}"] = train.costs[:, :, i].ravel().tolist()
     write_table(job.run / "scores" / "reference.parquet", columns, run=job.run)
+
+
+def unread(job: Job, made: Scored) -> list[str]:
+    """Return a sentence for each score that does not read the whole of some answers that are trained on."""
+    said = []
+    texts = [response.text for row in made.responses for response in row]
+    for name, scorer in {"reward": job.reward, **dict(zip(job.names, job.costs, strict=True))}.items():
+        limit = words_read(scorer)
+        longer = 0 if limit is None else sum(len(text.split()) > limit for text in texts)
+        if longer:
+            said.append(
+                f"{name} ({scorer.id}) reads the first {limit} words of an answer: {longer} of {len(texts)} answers "
+                "that are trained on have more"
+            )
+    return said
 
 
 def _slice_counts(job: Job) -> dict[str, dict[str, int]]:

@@ -98,7 +98,7 @@ def scored_pairs(job: Job) -> Scored:
         ScorerError: a scorer failed.
     """
     prompts = [prompt for prompt, _, _ in job.pairs]
-    responses = [[Response(first), Response(second)] for _, first, second in job.pairs]
+    responses = [[first, second] for _, first, second in job.pairs]
     return _scored(job, job.reference, prompts, responses, "train")
 
 
@@ -106,7 +106,8 @@ def _scored(job: Job, policy: Policy, prompts: Sequence[Prompt], responses: list
     scorers = {"reward": job.reward, **dict(zip(job.names, job.costs, strict=True))}
     inputs = {
         "policy": key_of(job, policy),
-        "responses": canonical_digest([[response.text for response in row] for row in responses]),
+        # two cuts of an answer may read alike and end differently, and what is scored is kept with its tokens
+        "responses": canonical_digest([[[one.text, one.tokens, one.finished] for one in row] for row in responses]),
         "prompts": digest_of_prompts(prompts),
         "scorers": {name: [scorer.id, scorer.revision] for name, scorer in scorers.items()},
         "where": [dict(constraint.where) for constraint in job.constraints],

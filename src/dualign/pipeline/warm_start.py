@@ -11,14 +11,14 @@ import numpy as np
 
 from dualign.backends.protocol import Policy
 from dualign.config import Config, Mix, WarmStart
-from dualign.data.prompts import load_demonstrations
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.loading import load_language_model
 from dualign.engine.sft import Example, SftSettings, fine_tune, save_fitted
 from dualign.engine.templates import response_tokens, with_template
-from dualign.errors import ConfigError
+from dualign.errors import ConfigError, DataError
 from dualign.pipeline.job import Tell
 from dualign.pipeline.measurement import matches
+from dualign.pipeline.prompts import demonstrations_of
 from dualign.records import Prompt
 from dualign.runs.journal import Journal
 from dualign.runs.store import canonical_digest, read_json, write_json
@@ -39,9 +39,11 @@ Own = Mapping[str, Sequence[str]]
 class _Sources:
     """What the examples are taken from."""
 
+    config: Config
     prompts: Sequence[Prompt]
     own: Own
     base: Path
+    tell: Tell
 
 
 def warm_start(
@@ -60,7 +62,7 @@ def warm_start(
     if not config.policy.warm_start:
         return model, examples
     own = _own_samples(config, model, splits["train"], journal, tell)
-    sources = _Sources(splits["train"], own, base)
+    sources = _Sources(config, splits["train"], own, base, tell)
     for number, given in enumerate(config.policy.warm_start):
         # an answer longer than the policy may give cannot be imitated
         longest = min(given.max_target_tokens, config.sampling.max_new_tokens)
@@ -177,9 +179,13 @@ def _examples(
         ConfigError: there are fewer than the entry wants.
     """
     if mix.target == "demonstration":
-        assert stage.demonstrations is not None, "checked before"
-        rows = load_demonstrations(sources.base / stage.demonstrations)
-        pairs = [(prompt, text) for prompt, text in rows if len(prompt.text.split()) <= 50]
+        rows = demonstrations_of(sources.config, sources.base, stage, mix).demonstrations
+        pairs = [(prompt, text) for prompt, text in rows if _fits(model, prompt)]
+        if len(pairs) < len(rows):
+            sources.tell(
+                f"warm start: {len(rows) - len(pairs)} of {len(rows)} demonstrations left out: the prompt has more "
+                f"than {model.max_prompt_tokens} tokens, or the template refuses it"
+            )
     else:
         pairs = [
             (prompt, text)
@@ -192,6 +198,11 @@ def _examples(
     # one answer a prompt: the first that can be cut at the end of a sentence
     first = {prompt.id: (prompt, tokens) for prompt, tokens in reversed(cut) if tokens is not None}
     usable = list(first.values())
+    if lost := sum(tokens is None for _, tokens in cut):
+        sources.tell(
+            f"warm start: {lost} of {len(cut)} answers ({mix.target}) left out: no whole first sentence of theirs fits "
+            f"into {stage.max_target_tokens} tokens"
+        )
     if len(usable) < mix.count:
         raise ConfigError(
             f"policy.warm_start: {mix.count} examples wanted ({mix.target}, keep {mix.keep}, where {mix.where}), "
@@ -199,6 +210,14 @@ def _examples(
         )
     order = rng.permutation(len(usable))[: mix.count]
     return [usable[k] for k in order]
+
+
+def _fits(model: LanguageModel, prompt: Prompt) -> bool:
+    """Return whether a prompt can be trained on: its turns are taken by the template and it is not too long."""
+    try:
+        return len(model.template(prompt)) <= model.max_prompt_tokens
+    except DataError:
+        return False
 
 
 def _kept(text: str, mix: Mix) -> bool:

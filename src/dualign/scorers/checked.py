@@ -7,7 +7,7 @@ import numpy as np
 
 from dualign.errors import ScorerError
 from dualign.records import FloatArray, Prompt
-from dualign.scorers.protocol import Direction, Scorer
+from dualign.scorers.protocol import Direction, Scorer, words_read
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,11 @@ class CheckedScorer:
     def direction(self) -> Direction:
         """Return the inner scorer's direction."""
         return self.scorer.direction
+
+    @property
+    def words_read(self) -> int | None:
+        """Return how many words of an answer are read at the most; none: all."""
+        return words_read(self.scorer)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
         """Return shape ``[response]`` finite scores.

@@ -12,7 +12,7 @@ from dualign.errors import ScorerError
 from dualign.records import FloatArray, Prompt
 from dualign.scorers.checked import checked
 from dualign.scorers.distinct_bigrams import DistinctBigramsScorer
-from dualign.scorers.protocol import Direction, Scorer
+from dualign.scorers.protocol import Direction, Scorer, fewest, words_read
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of
 
 
@@ -72,6 +72,11 @@ class WeightedSum:
             offset=self.offset,
             where=dict(self.where),
         )
+
+    @property
+    def words_read(self) -> int | None:
+        """Return how many words of an answer are read at the most; none: all."""
+        return fewest(words_read(scorer) for _, scorer in self.terms)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
         """Return shape ``[response]`` sums, exactly 0 outside the gate.

@@ -3,18 +3,21 @@
 import gzip
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dualign.data.checks.check import check, check_rows
+from dualign.data.checks.context import Limits
+from dualign.data.checks.measure import WORDS, Measure
 from dualign.data.checks.rules import RULES
-from dualign.data.checks.words import verdict
+from dualign.data.checks.words import summary, verdict
 from dualign.data.formats.faults import READING_RULES
 from dualign.data.formats.internal import to_values
 from dualign.data.preferences import Answer, PreferenceRow
-from dualign.errors import MissingError, UsageError
+from dualign.errors import DataError, MissingError, UsageError
 from dualign.records import Prompt
 from preference_files import ASK, EXAMPLES, KIND, RUDE, SCRIPT, TALK, Rows, message, write_rows
 
@@ -365,7 +368,7 @@ def test_letters_as_tokens_cut_where_a_hand_would() -> None:
     row = PreferenceRow(1, Prompt("1234"), (Answer("abcdx"), Answer("abcdy")))
 
     def rules(tokens: int) -> set[str]:
-        return {fault.rule for fault in check_rows([row], max_length=tokens, measure=Measure("letters", list))[0]}
+        return {fault.rule for fault in check_rows([row], limits=Limits(tokens), measure=Measure("letters", list))[0]}
 
     assert rules(3) == {"prompt too long"}
     assert rules(4) == {"fully truncated answer"}
@@ -373,10 +376,66 @@ def test_letters_as_tokens_cut_where_a_hand_would() -> None:
     assert rules(9) == set()
 
 
+def lettered(answers: list[int], **limits: Any) -> list[tuple[str, int]]:
+    """Return (rule, line) of rows with answers of so many letters, one letter a token and one that closes them."""
+    rows = [
+        PreferenceRow(line, Prompt("ask" + "?" * line), (Answer("a" * tokens), Answer("b" * tokens)))
+        for line, tokens in enumerate(answers, start=1)
+    ]
+    measure = Measure("letters", list, closing=1)
+    faults, _, _ = check_rows(rows, limits=Limits(20, **limits), measure=measure)
+    return [(fault.rule, fault.line) for fault in faults]
+
+
+def test_an_answer_fits_with_what_closes_it() -> None:
+    assert lettered([7, 8, 9], answer=8, drops_long=True) == [("answer too long", 2), ("answer too long", 3)]
+    assert lettered([7, 8, 9], answer=8) == []  # cut, and still two different answers
+    assert lettered([15, 15], drops_long=True) == [("answer too long", 2)]  # what the prompt leaves of 20
+    assert lettered([1, 1, 1], prompt=5) == [("prompt too long", 3)]
+
+
+def test_of_several_answers_those_that_fit_are_compared() -> None:
+    def found(*answers: str) -> list[str]:
+        row = PreferenceRow(1, Prompt("ask"), tuple(map(Answer, answers)))
+        limits = Limits(20, answer=4, drops_long=True)
+        return [fault.rule for fault in check_rows([row], limits=limits, measure=Measure("letters", list))[0]]
+
+    assert found("abcd", "efgh", "much too long") == []
+    assert found("abcd", "too long", "much too long") == ["answer too long"]
+    assert found("much too long") == ["answer too long"] and found("abcd") == []
+
+
+def test_answers_left_out_for_their_length_refuse_no_file(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "f.jsonl", [*MANY[:7], *(plain(number, chosen=texts(30)) for number in range(7, 10))])
+    report = check([path], max_length=Limits(512, answer=30, drops_long=True))
+    assert (report.kept, report.dropped, report.chosen, report.accepted) == (7, 3, 3, True)
+    assert verdict(report).endswith("3 dropped (30.0%), 3 of them for an answer that is too long.")
+    cut = dict(summary(report.statistics))["cut off"]
+    assert cut.startswith("0.0% of rows at 30 tokens an answer") and "3 rows have a longer answer" in cut
+    cut = dict(summary(check([path], max_length=Limits(512, answer=30)).statistics))["cut off"]
+    assert cut == "30.0% of rows at 30 tokens an answer, counted as words x 1.3"
+    both = check([write_rows(path, [*MANY[:7], plain(7, chosen=texts(30), rejected=texts(30))])], max_drop=0.1)
+    assert (both.dropped, both.chosen, both.accepted) == (1, 0, False)
+    assert not check([path], max_length=Limits(512, answer=2, drops_long=True), max_drop=1).accepted
+
+
+def test_turns_that_the_template_refuses_are_a_fault_of_their_row(tmp_path: Path) -> None:
+    def template(prompt: Prompt) -> str:
+        if "7" in prompt.text:
+            raise DataError("the template has no place for 7")
+        return "<user>" + prompt.text
+
+    report = check([write_rows(tmp_path / "f.jsonl", MANY[:10])], measure=replace(WORDS, template=template))
+    (rule,) = report.rules
+    assert (rule.rule, rule.rows, rule.what) == ("refused by the template", [8], "the template has no place for 7")
+    assert (report.kept, report.dropped, report.accepted) == (9, 1, True)
+
+
 def test_table_covers_what_readers_and_rules_find() -> None:
     assert set(READING_RULES) <= set(RULES)
     assert all(RULES[name].severity == severity for name, severity in READING_RULES.items())
-    tested = {rule for rule, _, _ in BROKEN} | {rule for _, rule, _, _ in DAMAGED} | {"double BOS"}
+    tested = {rule for rule, _, _ in BROKEN} | {rule for _, rule, _, _ in DAMAGED}
+    tested |= {"double BOS", "answer too long", "refused by the template"}
     assert tested == set(RULES)
     for name, rule in RULES.items():
         assert rule.name == name and rule.finds and rule.fix.endswith(".")

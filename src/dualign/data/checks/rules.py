@@ -159,6 +159,18 @@ RULES = _table(
         "Raise --max-length if the model allows it.",
     ),
     (
+        "refused by the template",
+        "drop",
+        "turns that the chat template of the model has no place for",
+        "Choose another template, or leave the row out.",
+    ),
+    (
+        "answer too long",
+        "drop",
+        "an answer with more tokens than a job trains on, where long answers are left out",
+        "Raise sampling.max_new_tokens, or set data.long_answers to cut: cut answers are scored as they are cut.",
+    ),
+    (
         "fully truncated answer",
         "drop",
         "a prompt that leaves no room for a token of the answer",
@@ -230,3 +242,6 @@ RULES = _table(
     ),
 )
 """Every rule by its name, in the order in which they are shown."""
+CHOSEN = "answer too long"
+"""The rule of drops that a job's own config chooses: it is counted like the others and never refuses the data, unless
+nothing is left."""

@@ -66,15 +66,19 @@ def labels(rows: Sequence[PreferenceRow]) -> dict[str, Any]:
 
 def lengths(rows: Sequence[PreferenceRow], context: Context) -> dict[str, Any]:
     """Return quantiles of lengths in tokens, and what the maximal length cuts off."""
-    measured = [context.of(row) for row in rows]
-    cut = sum(max(one.answers, default=0) + one.prompt > context.max_length for one in measured)
+    measured, limits = [context.of(row) for row in rows], context.limits
+    long = sum(max(one.answers, default=0) > limits.room(one.prompt) for one in measured)
+    cut = 0 if limits.drops_long else long
     return {
         "measure": context.measure.name,
-        "max_length": context.max_length,
+        "max_length": limits.together,
+        "max_prompt": limits.longest_prompt,
+        "max_answer": limits.together if limits.answer is None else limits.answer,
         "prompt": _quantiles(one.prompt for one in measured),
         "answer": _quantiles(tokens for one in measured for tokens in one.answers),
         "truncated_rows": cut,
         "truncated_share": _share(cut, len(rows)),
+        "too_long_rows": long,
     }
 
 

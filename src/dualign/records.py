@@ -46,11 +46,24 @@ class Prompt:
     history: tuple[Turn, ...] = ()
     """The turns before ``text``, a system turn first if there is one; user and assistant alternate, and the last is
     the assistant's."""
+    place: str = field(default="", compare=False, repr=False)
+    """Where it was read, such as ``pairs.jsonl: line 22``: for messages alone."""
 
     def __post_init__(self) -> None:
         if not self.id:
             said = "".join(f"<{turn.role}> {turn.text}\n" for turn in self.history)
             object.__setattr__(self, "id", prompt_id(said + self.text))
+
+
+def shown(text: str, longest: int = 40) -> str:
+    """Return ``text`` for a message: quoted, on one line, what does not print escaped, its beginning if it is long."""
+    line = " ".join(text[: 4 * longest].split())
+    return repr(line if len(line) <= longest and len(text) <= 4 * longest else line[:longest] + "…")
+
+
+def named(prompt: Prompt) -> str:
+    """Return what a message calls a prompt: where it was read and its first words, which can be searched for."""
+    return f"{prompt.place} ({shown(prompt.text)})" if prompt.place else f"prompt {shown(prompt.text)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,8 @@ def _taken(found: PreferenceFile, source: PairSource, seed: int) -> list[GivenPa
     for row in rows:
         if source.max_words is not None and len(row.prompt.text.split()) > source.max_words:
             continue
-        prompt = replace(row.prompt, columns={**row.prompt.columns, **source.columns})
+        place_read = f"{source.path}: line {row.line}"
+        prompt = replace(row.prompt, columns={**row.prompt.columns, **source.columns}, place=place_read)
         for first, second in combinations((answer.text for answer in row.answers), 2):
             if first != second:
                 pairs.setdefault((prompt.id, min(first, second), max(first, second)), (prompt, first, second))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -17,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dualign.engine.language_model import LanguageModel
-from dualign.engine.templates import make_template
+from dualign.engine.language_model import LanguageModel, Wording
+from dualign.engine.templates import end_ids, own_ends, read_template
 from dualign.errors import DataError, MissingError, UsageError
 
 PACKAGE = "package:"
@@ -39,13 +40,13 @@ def load_language_model(
     temperature: float = 1.0,
     max_prompt_tokens: int = 512,
     max_response_tokens: int = 128,
-    system_prompt: str | None = None,
+    wording: Wording | None = None,
     dtype: str = "float32",
     cache: Path | None = None,
 ) -> LanguageModel:
     """Return the model in evaluation mode, with its tokenizer and a padding token that is not the EOS.
 
-    The template is the tokenizer's chat template, else the plain one; ``templates.with_template`` changes it.
+    The template is the one of ``wording``; ``templates.with_template`` changes it.
 
     Args:
         path_or_id: a folder in Hugging Face's format, ``org/name`` or ``org/name@revision`` of the hub, a ``.gguf``
@@ -53,7 +54,7 @@ def load_language_model(
         temperature: the policy is softmax(logits / temperature).
         max_prompt_tokens: longest prompt, in tokens, that may be sampled or trained on.
         max_response_tokens: longest response in tokens.
-        system_prompt: none: the template's own; empty: an empty system turn.
+        wording: how prompts are put into words; none: by the tokenizer's chat template, else by the plain one.
         dtype: one of ``DTYPES``.
         cache: where a GGUF file is converted to, once; none: ``default_cache()``.
 
@@ -67,20 +68,49 @@ def load_language_model(
         raise UsageError(f"temperature: given {temperature}, expected a number above 0")
     folder = resolve(path_or_id, cache=cache)
     model, tokenizer = _read(folder, dtype)
-    if tokenizer.eos_token_id is None:
-        raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
-    kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+    eos = end_of(folder, tokenizer)
+    template, turns, worded = read_template(tokenizer, wording or Wording(), ends=own_ends(model), eos=eos)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
-        template=make_template(kind, tokenizer, system_prompt=system_prompt),
-        eos=tokenizer.eos_token_id,
+        template=template,
+        eos=eos,
         pad=padding_id(tokenizer),
         temperature=temperature,
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
         revision=f"{identity(folder)}-{dtype}",
+        wording=worded,
+        turns=turns,
     )
+
+
+def load_tokenizer(folder: Path) -> tuple[Any, tuple[int, ...]]:
+    """Return the tokenizer of a model's folder, and the stop ids of its generation config, without the weights.
+
+    Raises:
+        MissingError: the tokenizer cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    with _readable(folder), without_bars():
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            with _readable(folder / name):
+                return tokenizer, end_ids(json.loads((folder / name).read_bytes()).get("eos_token_id"))
+    return tokenizer, ()
+
+
+def end_of(folder: Path, tokenizer: Any) -> int:
+    """Return the tokenizer's EOS.
+
+    Raises:
+        DataError: it has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
+    return int(tokenizer.eos_token_id)
 
 
 def resolve(path_or_id: str | Path, *, cache: Path | None = None) -> Path:
@@ -199,9 +229,9 @@ def padding_id(tokenizer: Any) -> int:
 
 
 def identity(folder: Path) -> str:
-    """Return 16 hexadecimal digits that stand for a model's config, weights, tokenizer and chat template."""
+    """Return 16 hexadecimal digits that stand for a model's configs, weights, tokenizer and chat template."""
     digest = hashlib.sha256()
-    small = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    small = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     for path in [folder / name for name in small] + sorted(folder.glob("*.safetensors")):
         if path.is_file():
             digest.update(path.name.encode() + b"\0" + file_identity(path))

@@ -32,7 +32,7 @@ def encoder(tokenizer: Any) -> Encode:
         ids: list[int] = []
         # The split alternates between what stands in the string and the number of a text.
         for place, piece in enumerate(_MARK.split(render(marked))):
-            ids += text_tokens(tokenizer, texts[int(piece)]) if place % 2 else _tokens(tokenizer, piece)
+            ids += text_tokens(tokenizer, texts[int(piece)]) if place % 2 else string_tokens(tokenizer, piece)
         return ids
 
     return encode
@@ -54,8 +54,27 @@ def opener(tokenizer: Any) -> Callable[[list[int]], list[int]]:
     return lambda ids: ids if ids[:1] == [bos] else [bos, *ids]
 
 
-def _tokens(tokenizer: Any, text: str) -> list[int]:
+def string_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a string in which special tokens are written out; none is added."""
     if not text:
         return []
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def answer_tokens(tokenizer: Any, text: str, anchor: str = "") -> list[int]:
+    """Return the tokens of an answer as they follow ``anchor``, the end of a prompt; nothing in it is special.
+
+    Tokenizers that put a space before the first word of every text would put one before the answer.
+    """
+    if anchor and text:
+        encode = encoder(tokenizer)
+        before, both = (encode([said], lambda texts: anchor + texts[0]) for said in ("", text))
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return text_tokens(tokenizer, text)
+
+
+def known_tokens(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of the tokens that are no piece of a text: special ones, and those added to the vocabulary."""
+    return frozenset((*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()))

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from dualign.backends.protocol import Policy
 from dualign.engine.language_model import LanguageModel
 from dualign.errors import DataError, NumericalError, UsageError
-from dualign.records import Prompt, Response
+from dualign.records import Prompt, Response, named
 from dualign.sampling.protocol import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+REASONING = ("<think>", "</think>")
+"""Tags of a reasoning part; some tokenizers count them among their special tokens."""
 COMPACT_BELOW = 0.8
 """Finished rows are dropped once fewer than this share still run: dropping copies the cache, keeping wastes steps."""
 
@@ -47,7 +49,8 @@ class TransformersSampler:
         """Return ``n`` responses a prompt: unbiased draws of the policy, with tokens and log-probabilities.
 
         ``log_prob`` is that of the policy at its temperature and grammar, also where ``top_k`` or ``top_p`` cut
-        what may be drawn. A response that is cut at ``max_new_tokens`` has no EOS and is not ``finished``.
+        what may be drawn. A response ends at the first of the model's stop tokens, which is counted and not part of
+        the text; one that is cut at ``max_new_tokens`` is not ``finished``.
 
         Raises:
             UsageError: the sampling temperature is not the policy's, or a setting makes no sense.
@@ -97,16 +100,52 @@ class TransformersSampler:
             tokens = tuple(self.language_model.template(prompt))
             if len(tokens) > limit:
                 raise DataError(
-                    f"prompt {prompt.id}: {len(tokens)} tokens, at most {limit} are allowed (max_prompt_tokens)"
+                    f"{named(prompt)}: {len(tokens)} tokens, at most {limit} are allowed (max_prompt_tokens)"
                 )
             for first in range(0, n, batch_size):
                 jobs.append(Job(position, tokens, first, min(batch_size, n - first)))
         return sorted(jobs, key=lambda job: len(job.tokens), reverse=True)
 
     def _response(self, tokens: list[int], log_prob: float) -> Response:
-        finished = bool(tokens) and tokens[-1] == self.language_model.eos
-        text = self.language_model.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
+        text, finished = answer_text(self.language_model, tokens)
         return Response(text=text, tokens=tuple(tokens), log_prob=log_prob, finished=finished)
+
+
+def answer_text(language_model: LanguageModel, tokens: Sequence[int]) -> tuple[str, bool]:
+    """Return the text of an answer without what the template writes around it, and whether it ended by itself.
+
+    Special tokens are no text; those that mark reasoning are kept, since without them it would pass for the answer.
+    """
+    tokenizer, closing = language_model.tokenizer, language_model.closing
+    ended = bool(tokens) and tokens[-1] in language_model.stops
+    shut = len(closing) if ended and tuple(tokens[-len(closing) :]) == closing else int(ended)
+    text = _said(tokenizer, tokens[: len(tokens) - shut])
+    text = text if language_model.turns is None else text.removeprefix(language_model.turns.lead)
+    terminator = _terminator(language_model)
+    if terminator and terminator in text:
+        return text.partition(terminator)[0], True
+    return text, ended
+
+
+def _said(tokenizer: Any, tokens: Sequence[int]) -> str:
+    special = set(tokenizer.all_special_ids)
+    marks = {tokenizer.convert_tokens_to_ids(tag) for tag in REASONING} & special
+    if marks.isdisjoint(tokens):
+        return decode(tokenizer, tokens)
+    kept = [token for token in tokens if token in marks or token not in special]
+    return decode(tokenizer, kept, skip_special_tokens=False)
+
+
+def decode(tokenizer: Any, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    """Return the text of tokens as they are: no version of transformers takes spaces from before punctuation."""
+    text: str = tokenizer.decode(
+        list(tokens), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+    )
+    return text
+
+
+def _terminator(language_model: LanguageModel) -> str:
+    return "" if language_model.turns is None else language_model.turns.terminator
 
 
 def batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
@@ -144,6 +183,7 @@ class _Decoder:
         self.device = language_model.device
         grammar = language_model.grammar
         self.grammar = None if grammar is None else grammar.to(self.device)
+        self.terminator = _terminator(language_model)
 
     def run(self, batch: Sequence[Job], streams: Tensor) -> list[tuple[list[int], float]]:
         """Return for each sequence of the batch its tokens and their summed log-probability."""
@@ -155,13 +195,16 @@ class _Decoder:
         tokens = torch.full((len(streams), length), self.language_model.pad, device=self.device)
         log_probs = torch.zeros(len(streams), length, dtype=torch.float64, device=self.device)
         rows = torch.arange(len(streams), device=self.device)
+        stops = torch.tensor(sorted(self.language_model.stops), device=self.device)
         running = torch.ones_like(rows, dtype=torch.bool)
         ends = torch.full_like(rows, length)
         for position in range(length):
             drawn, gained = self._step(logits, streams[rows, position], position)
             tokens[rows[running], position] = drawn[running]
             log_probs[rows[running], position] = gained[running].double()
-            over = running & (drawn == self.language_model.eos)
+            over = running & torch.isin(drawn, stops)
+            if self.terminator:
+                over |= running & self._spelt_out(tokens[rows], position + 1)
             ends[rows[over]] = position + 1
             running = running & ~over
             alive = int(running.sum())
@@ -175,6 +218,14 @@ class _Decoder:
             logits = self._forward(drawn.unsqueeze(1), mask, mask.sum(dim=1, keepdim=True) - 1, cache)
         sums = log_probs.sum(dim=1).tolist()
         return [(row[:end], total) for row, end, total in zip(tokens.tolist(), ends.tolist(), sums, strict=True)]
+
+    def _spelt_out(self, tokens: Tensor, length: int) -> Tensor:
+        """Return ``[row]`` whether the last tokens hold the text that ends a turn; each token is a byte at least."""
+        import torch
+
+        first = max(0, length - len(self.terminator.encode()) - 1)
+        texts = [decode(self.language_model.tokenizer, row) for row in tokens[:, first:length].tolist()]
+        return torch.tensor([self.terminator in text for text in texts], device=self.device)
 
     def _prefill(self, batch: Sequence[Job]) -> tuple[Tensor, Tensor, Any]:
         """Return the logits after each prompt, its mask and its cache, all repeated once a sample."""

@@ -20,10 +20,10 @@ from dualign.worlds.assistant_settings import WORLDS
 
 
 def check_only(config: Config, folder: Path) -> dict[str, Any]:
-    """Return what a dry run finds: prompts by split. Nothing is written.
+    """Return what a dry run finds: prompts by split, what the chat template does. Nothing is written.
 
     Raises:
-        DualignError: any mistake that can be seen without the model.
+        DualignError: any mistake that can be seen without the model's weights.
     """
     check(config)
     if config.policy.world in WORLDS:
@@ -42,6 +42,10 @@ def check_only(config: Config, folder: Path) -> dict[str, Any]:
     notes = told + notes
     check_slices(constraints_of(config)[0], splits)
     check_mixes(config, splits)
+    from dualign.pipeline.wording import check_template
+
+    with _config_mistakes():
+        notes += check_template(config, [prompt for prompts in splits.values() for prompt in prompts], pairs)
     return {"splits": {name: len(prompts) for name, prompts in splits.items()}, "notes": notes}
 
 

@@ -182,6 +182,18 @@ def test_a_system_turn_without_a_place_is_refused_by_the_prompt_or_the_setting()
     assert look(CHATML, system_prompt="Be brief")[1].no_system == ""
 
 
+def test_a_template_of_the_last_turn_alone_loses_no_turn_without_a_word():
+    source = "<|im_start|>user\n{{ messages[0].content }}<|im_end|>\n<|im_start|>assistant\n" + (
+        "{% if messages[-1].role == 'assistant' %}{{ messages[-1].content }}<|im_end|>{% endif %}"
+    )
+    template, turns, _ = look(source.replace("messages[0]", "(messages | selectattr('role', 'eq', 'user') | list)[-1]"))
+    assert turns.no_system and turns.no_history
+    template(Prompt("one"))
+    with pytest.raises(DataError, match="prompt 'three': .* leaves out what earlier turns say"):
+        template(Prompt("three", history=(Turn("user", "one"), Turn("assistant", "two"))))
+    assert look(CHATML)[1].no_history == ""
+
+
 def test_an_empty_system_prompt_is_refused_where_every_system_turn_is():
     with pytest.raises(UsageError, match="system_prompt: the chat template refuses a system turn"):
         look(GEMMA, tokens=tokenizer(GEMMA, bos_token="<|endoftext|>"), system_prompt="")

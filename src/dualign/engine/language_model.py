@@ -47,6 +47,8 @@ class Turns:
     reads_clock: bool = False
     no_system: str = ""
     """Why a system turn has no place; empty: it has."""
+    no_history: str = ""
+    """Why turns before the last have no place; empty: they have."""
     notes: tuple[str, ...] = ()
     """Sentences that a user should read."""
 

@@ -13,7 +13,7 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,9 @@ def load_language_model(
         raise UsageError(f"temperature: given {temperature}, expected a number above 0")
     folder = resolve(path_or_id, cache=cache)
     model, tokenizer = _read(folder, dtype)
-    eos = end_of(folder, tokenizer)
-    template, turns, worded = read_template(tokenizer, wording or Wording(), ends=own_ends(model), eos=eos)
+    ends = own_ends(model)
+    eos = end_of(folder, tokenizer, ends)
+    template, turns, worded = read_template(tokenizer, wording or Wording(), ends=ends, eos=eos)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
@@ -102,15 +103,16 @@ def load_tokenizer(folder: Path) -> tuple[Any, tuple[int, ...]]:
     return tokenizer, ()
 
 
-def end_of(folder: Path, tokenizer: Any) -> int:
-    """Return the tokenizer's EOS.
+def end_of(folder: Path, tokenizer: Any, ends: Sequence[int]) -> int:
+    """Return the tokenizer's EOS; of one that has none, the first of the model's own stop ids.
 
     Raises:
-        DataError: it has none.
+        DataError: there is neither.
     """
-    if tokenizer.eos_token_id is None:
+    known = [token for token in (tokenizer.eos_token_id, *ends) if token is not None]
+    if not known:
         raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
-    return int(tokenizer.eos_token_id)
+    return int(known[0])
 
 
 def resolve(path_or_id: str | Path, *, cache: Path | None = None) -> Path:

@@ -276,13 +276,14 @@ def read_template(
 
     turns = found_turns(Rendering(tokenizer, wording, chat_source(tokenizer), text, tokens), ends, eos)
 
-    def without_system(prompt: Prompt) -> list[int]:
-        if prompt.history and prompt.history[0].role == "system":
-            raise DataError(f"{named(prompt)}: the tokenizer's chat template {turns.no_system}")
+    def with_a_place(prompt: Prompt) -> list[int]:
+        for turn in prompt.history:
+            lacking = turns.no_system if turn.role == "system" else turns.no_history
+            if lacking:
+                raise DataError(f"{named(prompt)}: the tokenizer's chat template {lacking}")
         return template(prompt)
 
-    wording = wording if turns.reads_clock else replace(wording, date=None)
-    return (without_system if turns.no_system else template), turns, wording
+    return with_a_place, turns, wording if turns.reads_clock else replace(wording, date=None)
 
 
 def own_ends(model: Any) -> tuple[int, ...]:

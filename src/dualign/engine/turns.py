@@ -112,6 +112,7 @@ def found_turns(rendering: Rendering, ends: Sequence[int], eos: int) -> Turns:
         opens_reasoning=opened is not None and "</" not in opened.group(),
         reads_clock=reads_clock,
         no_system=no_system,
+        no_history=_no_history(seen),
         notes=tuple(notes),
     )
 
@@ -154,6 +155,12 @@ def _no_system(rendering: Rendering) -> str:
         rendering.text((Turn("user", ASKED),), True, replace(rendering.wording, system_prompt=None))
         return f"{REFUSES} ({shown(str(error.__cause__ or error), 120)[1:-1]})"
     return "" if SYSTEM in text else "leaves out what a system turn says"
+
+
+def _no_history(seen: Sequence[_Seen]) -> str:
+    """Return why earlier turns have no place in the template; empty: they have, or it refuses them itself."""
+    lost = [one for one in seen for turn in one.turns[:-1] if turn.role != "system" and turn.text not in one.prompt]
+    return "leaves out what earlier turns say" if lost else ""
 
 
 def _check_beginning(seen: _Seen) -> None:

@@ -36,7 +36,9 @@ def check_template(config: Config, prompts: Iterable[Prompt], pairs: Sequence[Gi
     if not folder.is_dir():
         return [f"the template of {shown(str(config.policy.model), 80)} is looked at when the job begins"]
     tokenizer, ends = load_tokenizer(folder)
-    template, turns, wording = read_template(tokenizer, wording_of(config), ends=ends, eos=end_of(folder, tokenizer))
+    template, turns, wording = read_template(
+        tokenizer, wording_of(config), ends=ends, eos=end_of(folder, tokenizer, ends)
+    )
     check_turns(template, prompts)
     check_given(turns, answers_of(pairs), "data.pairs")
     pinned = "" if config.policy.template_date is not None else " unless the run began earlier"

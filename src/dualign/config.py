@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import math
 import re
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,6 +34,39 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+
+SET_HERE = (
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize", "padding",
+    "continue_final_message", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs",
+    "return_assistant_tokens_mask", "strftime_now", "pinned_clock",
+)  # fmt: skip
+"""Names that are no keyword arguments of a chat template's own."""
+
+
+def check_template_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check that each argument can be one that a chat template reads.
+
+    Raises:
+        ValueError: it is set by the program.
+    """
+    for name in arguments:
+        if name in SET_HERE or not name.isidentifier():
+            raise ValueError(f"{name!r} is no argument of a chat template; give those it reads, like enable_thinking")
+
+
+def check_day(date: str) -> None:
+    """Check that ``date`` is a day as in ``2026-01-31``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        known = re.fullmatch(r"\d{4}-\d\d-\d\d", date, re.ASCII) and datetime.date.fromisoformat(date)
+    except ValueError:
+        known = None
+    if not known:
+        raise ValueError(f"should be a day such as 2026-01-31, given {date!r}")
 
 
 class WarmStart(Section):
@@ -84,11 +119,30 @@ class PolicySection(Section):
     """System prompt of the chat template; none: the template's own; empty: no text."""
     template: Literal["chat", "plain", "beaver"] = "chat"
     """How a prompt becomes tokens."""
+    template_arguments: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    """Keyword arguments of the chat template, such as ``enable_thinking: false``; part of the certificate's claim."""
+    template_date: str | None = None
+    """The day (``2026-01-31``) that a chat template reads from the clock; none: the day on which the run began."""
     warm_start: list[WarmStart] = Field(default_factory=list)
     """Supervised stages before the job, in order."""
     max_prompt_tokens: int = Field(256, ge=1)
     """Longer prompts are dropped and counted. With ``sampling.max_new_tokens`` it must fit the model's positions; left
     out, it is what they leave, at most the default."""
+
+    @field_validator("template_arguments")
+    @classmethod
+    def of_the_template(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Check that no argument is one that is set here, rather than one that a template reads."""
+        check_template_arguments(arguments)
+        return arguments
+
+    @field_validator("template_date")
+    @classmethod
+    def a_day(cls, date: str | None) -> str | None:
+        """Check that the date is a day."""
+        if date is not None:
+            check_day(date)
+        return date
 
     @model_validator(mode="after")
     def one_origin(self) -> PolicySection:
@@ -277,6 +331,9 @@ class SamplingSection(Section):
     """Longest response."""
     batch_size: int = Field(64, ge=1)
     """Sequences decoded together."""
+    reasoning: Literal["keep", "strip"] = "keep"
+    """What scorers, judges and metrics see of a ``<think>…</think>`` part: all of it, or only what stands outside of
+    it (nothing, where it is never closed). Tokens and log-probabilities are those of the whole answer."""
 
 
 class EvaluationSection(Section):

@@ -49,6 +49,8 @@ class Prompt:
     cluster: str = ""
     """Name of the unit of independence: prompts of one name (near-copies, say) stand and fall together. Its own id
     where none is given."""
+    place: str = field(default="", compare=False, repr=False)
+    """Where it was read, such as ``pairs.jsonl: line 22``: for messages alone."""
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -56,6 +58,17 @@ class Prompt:
             object.__setattr__(self, "id", prompt_id(said + self.text))
         if not self.cluster:
             object.__setattr__(self, "cluster", self.id)
+
+
+def shown(text: str, longest: int = 40) -> str:
+    """Return ``text`` for a message: quoted, on one line, what does not print escaped, its beginning if it is long."""
+    line = " ".join(text[: 4 * longest].split())
+    return repr(line if len(line) <= longest and len(text) <= 4 * longest else line[:longest] + "…")
+
+
+def named(prompt: Prompt) -> str:
+    """Return what a message calls a prompt: where it was read and its first words, which can be searched for."""
+    return f"{prompt.place} ({shown(prompt.text)})" if prompt.place else f"prompt {shown(prompt.text)}"
 
 
 @dataclass(frozen=True, slots=True)

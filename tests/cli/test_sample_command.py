@@ -38,3 +38,40 @@ def test_output_must_not_be_the_input(tmp_path):
         sample("nowhere", path, path)
     with pytest.raises(UsageError, match="ends in .jsonl"):
         sample("nowhere", path, tmp_path / "out.csv")
+
+
+def test_arguments_and_day_of_a_template_are_given_said_and_stored(tmp_path, capsys):
+    template = (
+        "{% if short %}c {% endif %}{{ strftime_now('%d')[1:] | replace('5', 'a') | replace('6', 'b') }} "
+        "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    )
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    save_model(tiny_model(dtype="float32"), tokenizer, tmp_path / "model")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a b"}\n')
+    found = {}
+    for name, day, arguments in (("a", "05", []), ("b", "06", []), ("again", "05", []), ("c", "05", ["short=true"])):
+        sample(
+            str(tmp_path / "model"), tmp_path / "prompts.jsonl", tmp_path / f"{name}.jsonl", max_new_tokens=9,
+            template_date=f"2026-01-{day}", template_argument=arguments,
+        )  # fmt: skip
+        assert f"note: the chat template reads the clock: it is 2026-01-{day} here" in capsys.readouterr().err
+        found[name] = (tmp_path / f"{name}.jsonl").read_text()
+    assert json.loads(found["b"])["template_date"] == "2026-01-06"
+    assert found["a"] == found["again"] and json.loads(found["a"])["log_prob"] != json.loads(found["b"])["log_prob"]
+    assert json.loads(found["a"])["log_prob"] != json.loads(found["c"])["log_prob"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"template_argument": ["short"]}, "--template-argument 'short': expected K=V"),
+        ({"template_argument": ["tokenize=false"]}, "--template-argument: 'tokenize' is no argument of a chat"),
+        ({"template_date": "yesterday"}, "--template-date: should be a day such as 2026-01-31"),
+        ({"template_argument": ["a=1"], "template_date": "2026-1-1"}, "--template-date: should be a day"),
+    ],
+)
+def test_mistyped_arguments_are_refused_before_the_model_is_looked_for(tmp_path, changes, says):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    with pytest.raises(UsageError, match=says):
+        sample("nowhere", tmp_path / "p.jsonl", tmp_path / "o.jsonl", **changes)

@@ -22,7 +22,7 @@ from transformers import (
 
 from dualign.backends.protocol import Policy
 from dualign.engine.adapters import activated
-from dualign.engine.loading import load_language_model
+from dualign.engine.loading import load_language_model, resolve
 from dualign.engine.merging import merged
 from dualign.engine.tensors import check_shapes, check_tensors, read_model
 from dualign.errors import MissingError
@@ -170,13 +170,13 @@ def test_one_tensor_removed_renamed_or_reshaped_is_named(whole, tmp_path, kind, 
 def test_a_gguf_file_with_a_damaged_tensor(tmp_path, damage):
     pytest.importorskip("gguf")
     write_gguf(tmp_path / "good.gguf", None)
-    load_language_model(tmp_path / "good.gguf", cache=tmp_path / "cache")
+    load_language_model(resolve(tmp_path / "good.gguf", cache=tmp_path / "cache"))
     write_gguf(tmp_path / "hurt.gguf", damage)
     named = (
         r"1 tensor (missing|of another shape): model\.layers\.0\.mlp\.up_proj|not part of this model: blk\.[01]\.ffn_"
     )
     with pytest.raises(MissingError, match=named):
-        load_language_model(tmp_path / "hurt.gguf", cache=tmp_path / "cache")
+        resolve(tmp_path / "hurt.gguf", cache=tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 

@@ -12,7 +12,8 @@ from sampling_parts import EOS, tiny_model, tiny_tokenizer
 
 CHAT = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}a a {% endif %}"
-    "{{ m['role'][0:1] | replace('s', 'b') | replace('u', 'c') }} {{ m['content'] }} {% endfor %}d"
+    "{{ m['role'][0:1] | replace('s', 'b') | replace('u', 'c') }} {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}a{% endif %}"
 )
 
 
@@ -36,7 +37,7 @@ def test_empty_system_prompt_is_not_the_default_one(folder):
     model = load_language_model(folder)
     ids = {name: with_template(model, "chat", system_prompt=name).template(Prompt("e")) for name in (None, "", "f")}
     text = {name: " ".join(model.tokenizer.convert_ids_to_tokens(value)) for name, value in ids.items()}
-    assert text == {None: "a a c e d", "": "b c e d", "f": "b f c e d"}
+    assert text == {None: "a a c e a", "": "b c e a", "f": "b f c e a"}
 
 
 def test_identity_changes_with_one_weight(folder):
@@ -46,6 +47,12 @@ def test_identity_changes_with_one_weight(folder):
     content[-1] ^= 1
     weights.write_bytes(content)
     assert identity(folder) != before
+
+
+def test_identity_changes_with_what_ends_an_answer(folder):
+    before, path = identity(folder), folder / "generation_config.json"
+    path.write_text(path.read_text().replace('"eos_token_id": 2', '"eos_token_id": [2, 5]'))
+    assert identity(folder) != before and load_language_model(folder).stops == {2, 5}
 
 
 def test_padding_is_never_the_eos():

@@ -117,7 +117,7 @@ def test_a_conversation_is_judged_whole(folders):
     assert conversation_text(HISTORY, "and you") == "user: hello\nassistant: Hello!\nuser: and you"
     assert conversation_text((), "and you") == "and you"
     broken = Prompt("x", history=HISTORY[:1])
-    with pytest.raises(DataError, match=f"prompt {broken.id}: turn 2"):
+    with pytest.raises(DataError, match="prompt 'x': turn 2"):
         guard(folders, format="llama-guard")([broken], ["the"])
 
 

@@ -1,16 +1,21 @@
 """``dualign sample``: a model and a file of prompts -> a file of responses."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dualign.errors import UsageError
 from dualign.records import Prompt, Response
+
+if TYPE_CHECKING:
+    from dualign.engine.language_model import LanguageModel
+
+FINISHED = 0.5
+"""Share of responses that end by themselves below which a user is warned."""
 
 
 def sample(
@@ -25,6 +30,12 @@ def sample(
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 32,
     template: Annotated[str | None, typer.Option(help="chat, plain or beaver; default: the model's.")] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System prompt; '' for none at all.")] = None,
+    template_argument: Annotated[
+        list[str] | None, typer.Option(help="K=V of the chat template, such as enable_thinking=false; repeatable.")
+    ] = None,
+    template_date: Annotated[
+        str | None, typer.Option(help="Day that a chat template reads from the clock, 2026-01-31; default: today.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same draws.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -41,13 +52,14 @@ def sample(
         raise UsageError(f"--out {out}: responses are written as JSON lines; name a file that ends in .jsonl")
     if out.exists() and prompts.exists() and out.samefile(prompts):
         raise UsageError(f"--out {out}: is the file of the prompts; name another")
+    arguments = template_arguments(template_argument or [], template_date)
     asked = load_prompts(prompts)
 
     from dualign.backends.protocol import Policy
     from dualign.engine.adapters import ADAPTER_CONFIG, weights_file
+    from dualign.engine.language_model import Wording
     from dualign.engine.limits import positions, prompt_room
     from dualign.engine.loading import load_language_model
-    from dualign.engine.templates import with_template
     from dualign.sampling.protocol import Sampling
     from dualign.sampling.transformers_engine import TransformersSampler
 
@@ -58,7 +70,7 @@ def sample(
         policy,
         temperature=temperature,
         max_response_tokens=max_new_tokens,
-        system_prompt=system_prompt,
+        wording=Wording(template, system_prompt, arguments, template_date),
         dtype=dtype,
         adapter=merged,
     )
@@ -69,11 +81,13 @@ def sample(
         names=("--max-prompt-tokens", "--max-new-tokens"),
     )
     language_model = replace(language_model, max_prompt_tokens=room)
+    day = language_model.wording.date
     if not quiet:
         for note in language_model.notes:
-            print(f"warning: {note}", file=sys.stderr)
-    if template is not None:
-        language_model = with_template(language_model, template, system_prompt=system_prompt)
+            typer.echo(f"warning: {note}", err=True)
+        tell_of_template(language_model)
+        if template_date is not None and day is None:
+            typer.echo("note: --template-date: the template reads no clock; the day changes nothing", err=True)
     settings = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size)
     drawn = TransformersSampler(language_model).generate(
         Policy("sampled", None if merged is not None else adapter),
@@ -83,8 +97,9 @@ def sample(
         seed=seed,
         stage="sample",
     )
-    write_text(out, lines(asked, drawn))
+    write_text(out, lines(asked, drawn, day))
     figures = summary(drawn, out) | ({"notes": list(language_model.notes)} if language_model.notes else {})
+    figures |= {} if day is None else {"template_date": day}
     if as_json:
         print(json.dumps(figures, allow_nan=False))
     elif not quiet:
@@ -92,11 +107,54 @@ def sample(
             f"{figures['responses']} responses to {figures['prompts']} prompts, "
             f"{figures['mean_tokens']:.1f} tokens each, {figures['share_finished']:.0%} ended by themselves -> {out}"
         )
+    if drawn and float(figures["share_finished"]) < FINISHED and not quiet:
+        typer.echo(
+            f"warning: {figures['share_finished']:.0%} of the responses ended by themselves, the others were cut at "
+            f"{max_new_tokens} tokens; raise --max-new-tokens, or see where the model ends its turns",
+            err=True,
+        )
 
 
-def lines(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Response]]) -> str:
+def template_arguments(given: Sequence[str], date: str | None) -> dict[str, Any]:
+    """Return the arguments of ``K=V`` texts; values are read as in the config.
+
+    Raises:
+        UsageError: one is no ``K=V``, or names no argument of a template; ``date`` is no day.
+    """
+    from dualign.config import check_day, check_template_arguments
+    from dualign.yaml_core import parse_yaml
+
+    arguments = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise UsageError(f"--template-argument {text!r}: expected K=V, such as enable_thinking=false")
+        arguments[name] = parse_yaml(value, f"--template-argument {name}")
+    try:
+        check_template_arguments(arguments)
+    except ValueError as error:
+        raise UsageError(f"--template-argument: {error}") from None
+    try:
+        check_day(date or "2000-01-01")
+    except ValueError as error:
+        raise UsageError(f"--template-date: {error}") from None
+    return arguments
+
+
+def tell_of_template(language_model: "LanguageModel") -> None:
+    """Print on stderr what the template does that a user should know."""
+    turns, day = language_model.turns, language_model.wording.date
+    notes = list(turns.notes) if turns is not None else []
+    if day is not None:
+        notes.append(f"the chat template reads the clock: it is {day} here (--template-date)")
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def lines(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Response]], day: str | None = None) -> str:
     """Return one JSON line a response: the prompt with its columns, and what was drawn.
 
+    ``day`` is the one that the chat template read from the clock.
     ``log_prob`` is the sampler's own: in bfloat16 a reading of the whole answer at once gives another last digit.
     """
     rows = []
@@ -111,6 +169,7 @@ def lines(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Response]]) -> str
                 "tokens": list(response.tokens),
                 "log_prob": response.log_prob,
                 "finished": response.finished,
+                **({} if day is None else {"template_date": day}),
             }
             rows.append(json.dumps(row, ensure_ascii=False, allow_nan=False))
     return "".join(row + "\n" for row in rows)

@@ -253,7 +253,7 @@ def _prompt(row: Row, path: Path, layout: Layout, columns: Mapping[str, str]) ->
         for name, value in ((name, column_text(value)) for name, value in row.values.items())
         if value is not None and name not in layout.texts and encodable(value)
     }
-    return Prompt(text, {**own, **columns})
+    return Prompt(text, {**own, **columns}, place=f"{path}: line {row.line}")
 
 
 def _text(value: Any, path: Path, line: int, what: str) -> str:

@@ -52,7 +52,7 @@ def read_responses(path: str | Path) -> ResponseFile:
                 raise DataError(f"{path}: line {row.line}: {name} holds {HALF}")
         own = {name: text for name, value in row.values.items() if (text := column_text(value)) is not None}
         columns = {name: text for name, text in own.items() if name not in NEEDED}
-        prompts.append(Prompt(row.values["prompt"], columns))
+        prompts.append(Prompt(row.values["prompt"], columns, place=f"{path}: line {row.line}"))
         responses.append(row.values["response"])
     return ResponseFile(prompts, responses, [row.values for row in rows])
 

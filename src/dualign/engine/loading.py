@@ -13,7 +13,7 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +21,9 @@ from typing import Any
 
 from dualign.engine.adapter_folder import adapter_identity, base_note, check_adapter, own_tokenizer
 from dualign.engine.adapter_merge import merge_adapter
-from dualign.engine.language_model import LanguageModel
+from dualign.engine.language_model import LanguageModel, Wording
 from dualign.engine.limits import check_vocabulary, embedding_rows
-from dualign.engine.templates import make_template
+from dualign.engine.templates import end_ids, own_ends, read_template
 from dualign.engine.tensors import check_gguf, read_model
 from dualign.errors import DataError, MissingError, UsageError
 
@@ -47,13 +47,13 @@ def load_language_model(
     temperature: float = 1.0,
     max_prompt_tokens: int = 512,
     max_response_tokens: int = 128,
-    system_prompt: str | None = None,
+    wording: Wording | None = None,
     dtype: str = "float32",
     adapter: Path | None = None,
 ) -> LanguageModel:
     """Return the model in evaluation mode, with its tokenizer and a padding token that is not the EOS.
 
-    The template is the tokenizer's chat template, else the plain one; ``templates.with_template`` changes it.
+    The template is the one of ``wording``; ``templates.with_template`` changes it.
 
     Args:
         path_or_id: a folder in Hugging Face's format, ``org/name`` or ``org/name@revision`` of the hub, a ``.gguf``
@@ -61,7 +61,7 @@ def load_language_model(
         temperature: the policy is softmax(logits / temperature).
         max_prompt_tokens: longest prompt, in tokens, that may be sampled or trained on.
         max_response_tokens: longest response in tokens.
-        system_prompt: none: the template's own; empty: an empty system turn.
+        wording: how prompts are put into words; none: by the tokenizer's chat template, else by the plain one.
         dtype: one of ``DTYPES``.
         adapter: folder of a PEFT adapter, merged into the weights in float32; its own tokenizer and chat template
             are taken where it brings them.
@@ -84,7 +84,7 @@ def load_language_model(
         tokenizer = own_tokenizer(adapter, tokenizer)
         model = _cast(merge_adapter(model, adapter), dtype)
         revision = f"{revision}+{adapter_identity(adapter)}"
-    made = _without_weights(folder, tokenizer, system_prompt, rows=embedding_rows(model))
+    made = _worded(folder, tokenizer, wording or Wording(), ends=own_ends(model), rows=embedding_rows(model))
     return replace(
         made,
         model=model,
@@ -97,35 +97,79 @@ def load_language_model(
 
 
 def load_reader(
-    folder: Path, *, max_prompt_tokens: int, max_response_tokens: int, system_prompt: str | None
+    folder: Path, *, wording: Wording, max_prompt_tokens: int, max_response_tokens: int, adapter: Path | None = None
 ) -> LanguageModel:
     """Return what texts are read with, the model itself left out (``model`` is None): tokenizer, template, lengths.
 
     ``folder`` is what ``resolve`` gives; other arguments as for ``load_language_model``.
 
     Raises:
+        MissingError: the tokenizer or the config cannot be read, or a token has no row of the embedding.
+        DataError: the template does not do.
+    """
+    tokenizer, ends = load_tokenizer(folder)
+    rows = read_config(folder).get_text_config().vocab_size
+    if adapter is not None:  # it may have made the embedding longer: looked at when it is merged
+        tokenizer, rows = own_tokenizer(adapter, tokenizer), len(tokenizer)
+    made = _worded(folder, tokenizer, wording, ends=ends, rows=rows)
+    return replace(made, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
+
+
+def read_config(folder: Path) -> Any:
+    """Return the config of a model's folder.
+
+    Raises:
+        MissingError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    with readable(f"model {folder}"):
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+def _worded(folder: Path, tokenizer: Any, wording: Wording, *, ends: Sequence[int], rows: int) -> LanguageModel:
+    """Return a language model without its weights: how it reads and ends texts."""
+    eos = end_of(folder, tokenizer, ends)
+    check_vocabulary(tokenizer, rows, f"model {folder}")
+    template, turns, worded = read_template(tokenizer, wording, ends=ends, eos=eos)
+    return LanguageModel(
+        model=None,
+        tokenizer=tokenizer,
+        template=template,
+        eos=eos,
+        pad=padding_id(tokenizer, rows),
+        wording=worded,
+        turns=turns,
+    )
+
+
+def load_tokenizer(folder: Path) -> tuple[Any, tuple[int, ...]]:
+    """Return the tokenizer of a model's folder, and the stop ids of its generation config, without the weights.
+
+    Raises:
         MissingError: the tokenizer cannot be read.
     """
     from transformers import AutoTokenizer
 
-    with _readable(folder), without_bars():
+    with readable(f"model {folder}"), without_bars():
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    made = _without_weights(folder, tokenizer, system_prompt)
-    return replace(made, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            with readable(f"model {folder / name}"):
+                return tokenizer, end_ids(json.loads((folder / name).read_bytes()).get("eos_token_id"))
+    return tokenizer, ()
 
 
-def _without_weights(folder: Path, tokenizer: Any, system_prompt: str | None, *, rows: int) -> LanguageModel:
-    if tokenizer.eos_token_id is None:
+def end_of(folder: Path, tokenizer: Any, ends: Sequence[int]) -> int:
+    """Return the tokenizer's EOS; of one that has none, the first of the model's own stop ids.
+
+    Raises:
+        DataError: there is neither.
+    """
+    known = [token for token in (tokenizer.eos_token_id, *ends) if token is not None]
+    if not known:
         raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
-    check_vocabulary(tokenizer, rows, f"model {folder}")
-    kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
-    return LanguageModel(
-        model=None,
-        tokenizer=tokenizer,
-        template=make_template(kind, tokenizer, system_prompt=system_prompt),
-        eos=tokenizer.eos_token_id,
-        pad=padding_id(tokenizer, rows),
-    )
+    return int(known[0])
 
 
 def resolve(path_or_id: str | Path, *, cache: Path | None = None) -> Path:
@@ -272,9 +316,9 @@ def padding_id(tokenizer: Any, rows: int | None = None) -> int:
 
 
 def identity(folder: Path) -> str:
-    """Return 16 hexadecimal digits that stand for a model's config, weights, tokenizer and chat template."""
+    """Return 16 hexadecimal digits that stand for a model's configs, weights, tokenizer and chat template."""
     digest = hashlib.sha256()
-    small = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    small = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     for path in [folder / name for name in small] + sorted(folder.glob("*.safetensors")):
         if path.is_file():
             digest.update(path.name.encode() + b"\0" + file_identity(path))
@@ -365,6 +409,8 @@ def _refuse_adapter(path: Path) -> None:
         f"model {path}: holds a PEFT adapter alone; name its base model{named} as policy.model and this folder as "
         "policy.adapter; with `dualign sample`, BASE --adapter FOLDER"
     )
+
+
 def cached(path_or_id: str | Path) -> Path | None:
     """Return the model's folder as ``resolve`` does where nothing has to be fetched; none: it is not here yet.
 

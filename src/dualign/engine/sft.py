@@ -20,7 +20,7 @@ import numpy as np
 
 from dualign.engine.language_model import LanguageModel
 from dualign.errors import DataError, NumericalError, UsageError
-from dualign.records import Prompt
+from dualign.records import Prompt, named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -186,7 +186,7 @@ def _encoded(language_model: LanguageModel, examples: Sequence[Example]) -> list
         said = (prompt.history, prompt.text)
         if said not in prompts:
             prompts[said] = language_model.template(prompt)
-        where = f"sft: example {number} (prompt {prompt.id})"
+        where = f"sft: example {number} ({named(prompt)})"
         if not response:
             raise DataError(f"{where}: the response has no token; expected at least the EOS")
         for name, given, limit in (

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dualign.engine.language_model import LanguageModel
 
 Render = Callable[[Sequence[str]], str]
 """Texts -> the one string in which they stand, special tokens written out around them."""
 Encode = Callable[[Sequence[str], Render], list[int]]
 """(texts, render) -> token ids of ``render(texts)``."""
+
+REASONING = ("<think>", "</think>")
+"""Tags of a reasoning part; some tokenizers count them among their special tokens."""
 
 _OPEN, _CLOSE = "\ue000", "\ue001"
 """Private-use characters, in no template: a number between them stands for a text while a string is taken apart."""
@@ -32,7 +38,7 @@ def encoder(tokenizer: Any) -> Encode:
         ids: list[int] = []
         # The split alternates between what stands in the string and the number of a text.
         for place, piece in enumerate(_MARK.split(render(marked))):
-            ids += text_tokens(tokenizer, texts[int(piece)]) if place % 2 else _tokens(tokenizer, piece)
+            ids += text_tokens(tokenizer, texts[int(piece)]) if place % 2 else string_tokens(tokenizer, piece)
         return ids
 
     return encode
@@ -48,10 +54,42 @@ def text_tokens(tokenizer: Any, text: str) -> list[int]:
     return [token for token in ids if token not in special]
 
 
-def spoken(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """Return the text that tokens say, special ones left out."""
-    text: str = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def answer_text(language_model: LanguageModel, tokens: Sequence[int]) -> tuple[str, bool]:
+    """Return the text of an answer without what the template writes around it, and whether it ended by itself.
+
+    Special tokens are no text; those that mark reasoning are kept, since without them it would pass for the answer.
+    """
+    tokenizer, closing = language_model.tokenizer, language_model.closing
+    ended = bool(tokens) and tokens[-1] in language_model.stops
+    shut = len(closing) if ended and tuple(tokens[-len(closing) :]) == closing else int(ended)
+    text = _said(tokenizer, tokens[: len(tokens) - shut])
+    text = text if language_model.turns is None else text.removeprefix(language_model.turns.lead)
+    terminator = terminator_of(language_model)
+    if terminator and terminator in text:
+        return text.partition(terminator)[0], True
+    return text, ended
+
+
+def _said(tokenizer: Any, tokens: Sequence[int]) -> str:
+    special = set(tokenizer.all_special_ids)
+    marks = {tokenizer.convert_tokens_to_ids(tag) for tag in REASONING} & special
+    if marks.isdisjoint(tokens):
+        return decode(tokenizer, tokens)
+    kept = [token for token in tokens if token in marks or token not in special]
+    return decode(tokenizer, kept, skip_special_tokens=False)
+
+
+def decode(tokenizer: Any, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    """Return the text of tokens as they are: no version of transformers takes spaces from before punctuation."""
+    text: str = tokenizer.decode(
+        list(tokens), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+    )
     return text
+
+
+def terminator_of(language_model: LanguageModel) -> str:
+    """Return the plain text at which an answer ends; empty: tokens alone end one."""
+    return "" if language_model.turns is None else language_model.turns.terminator
 
 
 def opener(tokenizer: Any) -> Callable[[list[int]], list[int]]:
@@ -62,8 +100,27 @@ def opener(tokenizer: Any) -> Callable[[list[int]], list[int]]:
     return lambda ids: ids if ids[:1] == [bos] else [bos, *ids]
 
 
-def _tokens(tokenizer: Any, text: str) -> list[int]:
+def string_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a string in which special tokens are written out; none is added."""
     if not text:
         return []
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def answer_tokens(tokenizer: Any, text: str, anchor: str = "") -> list[int]:
+    """Return the tokens of an answer as they follow ``anchor``, the end of a prompt; nothing in it is special.
+
+    Tokenizers that put a space before the first word of every text would put one before the answer.
+    """
+    if anchor and text:
+        encode = encoder(tokenizer)
+        before, both = (encode([said], lambda texts: anchor + texts[0]) for said in ("", text))
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return text_tokens(tokenizer, text)
+
+
+def known_tokens(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of the tokens that are no piece of a text: special ones, and those added to the vocabulary."""
+    return frozenset((*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()))

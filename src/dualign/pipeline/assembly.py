@@ -14,20 +14,22 @@ from dualign.engine.language_model import LanguageModel
 from dualign.engine.loading import load_language_model, resolve
 from dualign.engine.settings import TrainingSettings
 from dualign.engine.sft import Example
-from dualign.engine.templates import with_template
 from dualign.engine.timing import choose_compute
 from dualign.pipeline.checks import check_scorers, constraints_of, direction_of, scorer_specs
 from dualign.pipeline.job import Job, Tell
-from dualign.pipeline.limits import longest_prompt, short_enough
+from dualign.pipeline.limits import short_enough
 from dualign.pipeline.pairs import load_pairs
 from dualign.pipeline.prompts import check_slices, demonstration_notes, load_splits
+from dualign.pipeline.reader import longest_prompt, wording_of
 from dualign.pipeline.warm_start import keep_merged, warm_start
+from dualign.pipeline.wording import answers_of, check_given, claimed, dated, template_notes
 from dualign.records import Prompt
 from dualign.runs.journal import Journal
 from dualign.runs.store import canonical_digest
 from dualign.sampling.protocol import Sampling
 from dualign.sampling.transformers_engine import TransformersSampler
-from dualign.scorers.protocol import Direction
+from dualign.scorers.protocol import Direction, Scorer
+from dualign.scorers.reasoning import Unreasoned
 from dualign.scorers.table import KINDS, make_scorer
 from dualign.scorers.training import trained
 
@@ -50,8 +52,11 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
     check_slices(constraints, splits)
     specs, qualities = _trained(config, base, journal, tell)
     model, splits = _loaded(config, splits, notes, journal, tell)
+    check_given(model.turns, answers_of(given.pairs), "data.pairs")
     scorers = {
-        name: make_scorer(spec, direction=_direction(name, spec), folder=base, tokenizer=model.tokenizer)
+        name: _shown_answers(
+            make_scorer(spec, direction=_direction(name, spec), folder=base, tokenizer=model.tokenizer), config, model
+        )
         for name, spec in specs.items()
     }
     model, imitated = warm_start(config, model, splits, base, journal, tell)
@@ -62,7 +67,10 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
         journal=journal,
         backend_at=backend_factory(config, model, run, pretraining=imitated),
         reference=Policy("reference"),
-        identity=canonical_digest([model.revision, config.training.model_dump(), config.sampling.model_dump()]),
+        identity=canonical_digest(
+            [model.revision, config.training.model_dump(), config.sampling.model_dump(), asdict(model.wording)]
+        ),
+        decoding=claimed(model, config),
         splits=splits,
         constraints=constraints,
         functionals=functionals,
@@ -81,6 +89,13 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
     )
 
 
+def _shown_answers(scorer: Scorer, config: Config, model: LanguageModel) -> Scorer:
+    """Return the scorer, behind what takes reasoning from answers where the config wants it so."""
+    if config.sampling.reasoning == "keep":
+        return scorer
+    return Unreasoned(scorer, opened=model.turns is not None and model.turns.opens_reasoning)
+
+
 def warm_started(config: Config, folder: Path, journal: Journal, tell: Tell) -> LanguageModel:
     """Return the model after the config's supervised stages: the reference of the job."""
     base = Path(config.data.prompts) if config.data.prompts is not None else folder
@@ -97,15 +112,16 @@ def _loaded(
     config: Config, splits: Mapping[str, list[Prompt]], notes: list[str], journal: Journal, tell: Tell
 ) -> tuple[LanguageModel, dict[str, list[Prompt]]]:
     """Return the model as it is published, in the dtype of this machine, and the prompts that fit it."""
-    model = _model(config)
+    model = dated(_model(config), config, journal)
     kept, dropped = short_enough(splits, model.template, model.max_prompt_tokens)
     notes += [dropped, *model.notes]
     for note in model.notes:
         tell(f"warning: {note}")
+    _say_of_template(model, notes, tell)
     compute = journal.choice("compute", lambda: _compute(config, model))
     tell(f"computing in {compute['dtype']} on {compute['threads']} thread(s)")
     model = _in_dtype(model, compute)
-    return (model if config.policy.adapter is None else keep_merged(config, model, journal)), kept
+    return (model if config.policy.adapter is None else keep_merged(model, journal)), kept
 
 
 def backend_factory(
@@ -177,11 +193,18 @@ def _model(config: Config) -> LanguageModel:
         _model_name(config),
         temperature=config.sampling.temperature,
         max_response_tokens=config.sampling.max_new_tokens,
-        system_prompt=config.policy.system_prompt,
+        wording=wording_of(config),
         adapter=None if config.policy.adapter is None else Path(config.policy.adapter),
     )
-    model = replace(model, max_prompt_tokens=longest_prompt(config, model.model.config))
-    return with_template(model, config.policy.template, system_prompt=config.policy.system_prompt)
+    return replace(model, max_prompt_tokens=longest_prompt(config, model.model.config))
+
+
+def _say_of_template(model: LanguageModel, notes: list[str], tell: Tell) -> None:
+    """Tell what a template does that a user should know, and add it to ``notes``."""
+    if model.turns is not None:
+        notes += template_notes(model.tokenizer, model.turns, model.wording)
+        for note in model.turns.notes:
+            tell(f"note: {note}")
 
 
 def _model_name(config: Config) -> str:

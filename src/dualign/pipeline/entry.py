@@ -20,10 +20,10 @@ from dualign.worlds.assistant_settings import WORLDS
 
 
 def check_only(config: Config, folder: Path) -> dict[str, Any]:
-    """Return what a dry run finds: prompts by split. Nothing is written.
+    """Return what a dry run finds: prompts by split, what the chat template does. Nothing is written.
 
     Raises:
-        DualignError: any mistake that can be seen without the model.
+        DualignError: any mistake that can be seen without the model's weights.
     """
     check(config)
     if config.policy.world in WORLDS:
@@ -44,9 +44,12 @@ def check_only(config: Config, folder: Path) -> dict[str, Any]:
     check_slices(constraints_of(config)[0], splits)
     check_mixes(config, splits)
     from dualign.pipeline.limits import check_limits
+    from dualign.pipeline.wording import check_template
 
     dropped = check_limits(config, folder, splits)
     notes += [] if dropped is None else [dropped]
+    with _config_mistakes():
+        notes += check_template(config, [prompt for prompts in splits.values() for prompt in prompts], given.pairs)
     return {
         "splits": {name: len(prompts) for name, prompts in splits.items()},
         "units": {name: units(prompts) for name, prompts in splits.items()},

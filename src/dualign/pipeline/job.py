@@ -44,6 +44,8 @@ class Job:
     """What was found out while the job was put together: data/summary.json."""
     pairs: Sequence[tuple[Prompt, Response, Response]] = ()
     """Given pairs to train on; none: the reference's own samples."""
+    decoding: str = ""
+    """What the claim says of decoding besides temperature and lengths: the template's arguments, what scorers see."""
     tell: Tell = print
 
     @property

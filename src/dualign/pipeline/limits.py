@@ -4,33 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from dualign.config import Config
-from dualign.engine.limits import check_vocabulary, positions, prompt_room
-from dualign.engine.loading import local_folder, readable
-from dualign.engine.templates import Template, make_template
-from dualign.errors import ConfigError, UsageError
+from dualign.engine.templates import Template
+from dualign.errors import ConfigError
 from dualign.pipeline.checks import inner_scorers, scorer_specs
+from dualign.pipeline.reader import KEYS, job_reader
 from dualign.records import Prompt
 from dualign.scorers.encoding import check_length
-
-KEYS = ("policy.max_prompt_tokens", "sampling.max_new_tokens")
-
-
-def longest_prompt(config: Config, model_config: Any) -> int:
-    """Return the tokens that a prompt may have: the config's own word, or its default as far as the model has room.
-
-    Raises:
-        ConfigError: the config states more than the model can hold.
-    """
-    stated = "max_prompt_tokens" in config.policy.model_fields_set
-    asked, response = config.policy.max_prompt_tokens, config.sampling.max_new_tokens
-    try:
-        room = prompt_room(asked if stated else None, response, positions(model_config), names=KEYS)
-    except UsageError as error:
-        raise ConfigError(f"model {config.policy.model}: {error}") from None
-    return min(asked, room)
 
 
 def short_enough(
@@ -65,18 +46,7 @@ def check_limits(config: Config, folder: Path, splits: Mapping[str, Sequence[Pro
     for name, spec in scorer_specs(config).items():
         for place, found in [(f"scorer of {name}", spec), *inner_scorers(spec, f"scorer of {name}")]:
             check_length(found, base, place)
-    here = local_folder(str(config.policy.model))
-    if here is None:
+    reader = job_reader(config, fetch=False)
+    if reader is None:
         return None
-    from transformers import AutoConfig, AutoTokenizer
-
-    with readable(f"model {here}"):
-        model_config = AutoConfig.from_pretrained(str(here), local_files_only=True, trust_remote_code=False)
-        longest = longest_prompt(config, model_config)
-        tokenizer = AutoTokenizer.from_pretrained(str(here), local_files_only=True, trust_remote_code=False)
-    check_vocabulary(tokenizer, model_config.get_text_config().vocab_size, f"model {here}")
-    try:
-        template = make_template(config.policy.template, tokenizer, system_prompt=config.policy.system_prompt)
-    except UsageError as error:
-        raise ConfigError(f"policy.template: {error}") from None
-    return short_enough(splits, template, longest)[1]
+    return short_enough(splits, reader.language_model.template, reader.language_model.max_prompt_tokens)[1]

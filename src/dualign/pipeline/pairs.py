@@ -17,7 +17,7 @@ from typing import Any
 from dualign.config import Config, PairSource
 from dualign.data.checks.check import MAX_DROP, CheckReport, RuleCount, check_readings
 from dualign.data.checks.context import Limits
-from dualign.data.checks.measure import WORDS, Measure, of_tokenizer
+from dualign.data.checks.measure import WORDS
 from dualign.data.checks.reading import read
 from dualign.data.checks.rules import CHOSEN
 from dualign.data.checks.words import in_words
@@ -25,11 +25,9 @@ from dualign.data.formats.beavertails import grouped
 from dualign.data.formats.table import describe
 from dualign.data.preferences import PreferenceFile, PreferenceRow
 from dualign.data.splits import place
-from dualign.engine.language_model import LanguageModel
-from dualign.engine.pair_store import as_trained
-from dualign.engine.templates import response_tokens, with_template
 from dualign.errors import ConfigError, DataError
 from dualign.pipeline.prompts import source_path
+from dualign.pipeline.reader import Reader, job_reader
 from dualign.records import Prompt, Response
 
 GivenPair = tuple[Prompt, Response, Response]
@@ -45,71 +43,6 @@ MENDS = {
 """What would be right in a job, where the rule's own advice is for ``dualign data check``."""
 PROMPT, LONG, SAME, EMPTY, KEPT = "prompt", "long", "same", "empty", "kept"
 """Why a pair is left out, or that it is not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """How a job reads texts: its own tokenizer, template and lengths."""
-
-    language_model: LanguageModel
-    """Without its weights."""
-    name: str
-    """The model, as the config names it."""
-    positions: int | None = None
-    """Tokens that the model can place; none: its config names no number."""
-
-    def prompt(self, prompt: Prompt) -> int | None:
-        """Return the tokens of a prompt; none: it is too long, or the template refuses its turns."""
-        try:
-            tokens = len(self.language_model.template(prompt))
-        except DataError:
-            return None
-        return tokens if tokens <= self.language_model.max_prompt_tokens else None
-
-    def answer(self, text: str, prompt: int) -> Response:
-        """Return an answer as it is trained on after a prompt of so many tokens."""
-        return as_trained(self.language_model, text, room=self.limits(drops_long=False).room(prompt))
-
-    def limits(self, *, drops_long: bool) -> Limits:
-        """Return the lengths that texts are checked against."""
-        model = self.language_model
-        together = model.max_prompt_tokens + model.max_response_tokens
-        together = together if self.positions is None else min(together, self.positions)
-        return Limits(together, model.max_prompt_tokens, model.max_response_tokens, drops_long)
-
-    def measure(self) -> Measure:
-        """Return how the job counts tokens: prompts in their template, answers with what closes them."""
-        model = self.language_model
-        known = of_tokenizer(model.tokenizer, self.name)
-
-        def pieces(text: str) -> Sequence[int]:
-            return response_tokens(model, text, end=False)
-
-        closing = len(response_tokens(model, ""))
-        return replace(known, pieces=pieces, closing=closing, template=model.template)
-
-
-def job_reader(config: Config, *, fetch: bool) -> Reader | None:
-    """Return how the job reads texts; none: its model is not here yet, and ``fetch`` does not allow to fetch it.
-
-    Raises:
-        MissingError: there is no such model, or its tokenizer or config cannot be read.
-    """
-    from dualign.engine.loading import cached, load_reader, positions, resolve
-
-    policy = config.policy
-    name = str(policy.model) if policy.revision is None else f"{policy.model}@{policy.revision}"
-    folder = resolve(name) if fetch else cached(name)
-    if folder is None:
-        return None
-    model = load_reader(
-        folder,
-        max_prompt_tokens=policy.max_prompt_tokens,
-        max_response_tokens=config.sampling.max_new_tokens,
-        system_prompt=policy.system_prompt,
-    )
-    model = with_template(model, policy.template, system_prompt=policy.system_prompt)
-    return Reader(model, name, positions(folder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +90,7 @@ def _of_file(config: Config, folder: Path, source: PairSource, reader: Reader | 
     report = _checked(config, folder, source, reader)
     _refuse(config, source, report, reader)
     reading = report.files[0].reading
-    rows = tuple(row for _, row in reading.rows)
+    rows = tuple(_placed(row, source) for _, row in reading.rows)
     found = PreferenceFile(reading.path, reading.format, rows, reading.faults, reading.total, reading.columns)
     cuts = config.data.long_answers == "cut"
     singles = any(len(row.answers) == 1 for row in rows)
@@ -185,6 +118,11 @@ def _checked(config: Config, folder: Path, source: PairSource, reader: Reader | 
         measure=WORDS if reader is None else reader.measure(),
         max_drop=config.data.max_drop,
     )
+
+
+def _placed(row: PreferenceRow, source: PairSource) -> PreferenceRow:
+    """Return the row with a prompt that knows where it was read, for messages."""
+    return replace(row, prompt=replace(row.prompt, place=f"{source.path}: line {row.line}"))
 
 
 def _wanted(row: PreferenceRow, source: PairSource) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,15 @@ from dualign.records import Certificate, Evaluation, FloatArray, Iterate
 from dualign.runs.store import read_table, write_json, write_table
 from dualign.scorers.protocol import words_read
 
+FINISHED = 0.5
+"""Share of answers that end by themselves below which a user is warned."""
+
 
 def run_job(job: Job) -> tuple[dict[str, Any], int]:
     """Return the ``train`` object and the exit code; every file of the run directory is written."""
     search = prepare(job)
+    for line in unfinished_warnings(job, {"reference": search.measure(job.reference)}):
+        job.tell(f"warning: {line}")
     _write_facts(search)
     plan = search.plan()
     _write_plan(search, plan)
@@ -44,12 +49,24 @@ def run_job(job: Job) -> tuple[dict[str, Any], int]:
     roles["selected"] = selected.policy
     compare(job, roles)
     result = _result(search, [*measured, *([extra] if extra else [])], selected, certificate)
-    found = [*certificate.figures["warnings"], *job.facts.get("warnings", []), *warnings_of(job)]
-    result |= {"judges": _judged(job), "warnings": found}
+    measures = {"reference": search.measure(job.reference), selected.policy.name: selected.evaluation}
+    found = [*certificate.figures["warnings"], *job.facts.get("warnings", []), *unfinished_warnings(job, measures)]
+    result |= {"judges": _judged(job), "warnings": [*found, *warnings_of(job)]}
     for line in result["warnings"]:
         job.tell(f"warning: {line}")
     write_json(job.run / "result.json", result, run=job.run)
     return result, VERDICT_CODES[certificate.verdict]
+
+
+def unfinished_warnings(job: Job, measures: Mapping[str, Evaluation]) -> list[str]:
+    """Return a line where fewer than half of a policy's answers ended by themselves, by name of the policy."""
+    limit = job.config.sampling.max_new_tokens
+    return [
+        f"{evaluation.extra['finished']:.0%} of the answers of {name} ended by themselves, the others were cut at "
+        f"sampling.max_new_tokens ({limit}) and scored as cut; raise it, or see where the model ends its turns"
+        for name, evaluation in measures.items()
+        if evaluation.extra.get("finished", 1.0) < FINISHED
+    ]
 
 
 def _told(search: Search, iterates: Any) -> Any:

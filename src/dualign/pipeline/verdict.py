@@ -131,7 +131,7 @@ def _terms(search: Search, preferred: Policy) -> Terms:
     sampling = job.config.sampling
     decoding = (
         f"temperature {sampling.temperature:g}, at most {sampling.max_new_tokens} tokens, no top-k or top-p, "
-        f"{job.config.certificate.responses_per_prompt} response(s) a prompt"
+        f"{job.config.certificate.responses_per_prompt} response(s) a prompt{job.decoding}"
     )
     return Terms(requirements, delta=round(1 - job.config.certificate.confidence, 12), decoding=decoding)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,12 @@ from dualign.config import Config, Mix, WarmStart
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.loading import load_language_model
 from dualign.engine.sft import Example, SftSettings, fine_tune, save_fitted
-from dualign.engine.templates import response_tokens, with_template
+from dualign.engine.templates import response_tokens
 from dualign.errors import ConfigError, DataError
 from dualign.pipeline.job import Tell
 from dualign.pipeline.measurement import matches
 from dualign.pipeline.prompts import demonstrations_of
+from dualign.pipeline.wording import check_given
 from dualign.records import Prompt
 from dualign.runs.journal import Journal
 from dualign.runs.store import canonical_digest, read_json, write_json
@@ -94,6 +95,7 @@ def _own_samples(config: Config, model: LanguageModel, prompts: Sequence[Prompt]
 
     inputs = {
         "model": model.revision, "prompts": [p.id for p in prompts], "sampling": sampling, "seed": config.run.seed,
+        "wording": asdict(model.wording),
     }  # fmt: skip
     return journal.phase(
         "warm start samples", inputs, action, lambda folder: read_json(folder / "own.json"), target="policy/own"
@@ -130,13 +132,13 @@ def _stage(
         return model
 
     def load(folder: Path) -> LanguageModel:
-        return _reload(config, model, folder / "model")
+        return _reload(model, folder / "model")
 
     journal.phase("warm start", inputs, action, load, target=target)
     return load(journal.run / target)
 
 
-def keep_merged(config: Config, model: LanguageModel, journal: Journal) -> LanguageModel:
+def keep_merged(model: LanguageModel, journal: Journal) -> LanguageModel:
     """Return ``model``, into which the config's adapter is merged, as it is read from the run directory.
 
     There it is the base that the adapters of the run's policies are for; no other folder holds these weights.
@@ -146,24 +148,23 @@ def keep_merged(config: Config, model: LanguageModel, journal: Journal) -> Langu
         save_fitted(model, folder / "model")
 
     def load(folder: Path) -> LanguageModel:
-        return _reload(config, model, folder / "model")
+        return _reload(model, folder / "model")
 
     journal.phase("merge adapter", {"model": model.revision}, action, lambda _: None, target="policy/adapter")
     return load(journal.run / "policy" / "adapter")
 
 
-def _reload(config: Config, model: LanguageModel, folder: Path) -> LanguageModel:
+def _reload(model: LanguageModel, folder: Path) -> LanguageModel:
     """Return the model of ``folder`` under the settings of ``model``."""
     dtype = str(model.model.dtype).removeprefix("torch.")
-    fresh = load_language_model(
+    return load_language_model(
         folder,
         temperature=model.temperature,
         max_prompt_tokens=model.max_prompt_tokens,
         max_response_tokens=model.max_response_tokens,
-        system_prompt=config.policy.system_prompt,
+        wording=model.wording,
         dtype=dtype,
     )
-    return with_template(fresh, config.policy.template, system_prompt=config.policy.system_prompt)
 
 
 def _examples(
@@ -186,6 +187,7 @@ def _examples(
                 f"warm start: {len(rows) - len(pairs)} of {len(rows)} demonstrations left out: the prompt has more "
                 f"than {model.max_prompt_tokens} tokens, or the template refuses it"
             )
+        check_given(model.turns, [text for _, text in pairs], "policy.warm_start.demonstrations")
     else:
         pairs = [
             (prompt, text)

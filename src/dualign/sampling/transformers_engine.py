@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from dualign.backends.protocol import Policy
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.limits import embedding_rows, positions, prompt_room
+from dualign.engine.tokenising import answer_text, decode, terminator_of
 from dualign.errors import DataError, NumericalError, UsageError
-from dualign.records import Prompt, Response
+from dualign.records import Prompt, Response, named
 from dualign.sampling.protocol import Sampling
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class TransformersSampler:
         """Return ``n`` responses a prompt: unbiased draws of the policy, with tokens and log-probabilities.
 
         ``log_prob`` is that of the policy at its temperature and grammar, also where ``top_k`` or ``top_p`` cut
-        what may be drawn. A response that is cut at ``max_new_tokens`` has no EOS and is not ``finished``.
+        what may be drawn. A response ends at the first of the model's stop tokens, which is counted and not part of
+        the text; one that is cut at ``max_new_tokens`` is not ``finished``.
 
         Raises:
             UsageError: the sampling temperature is not the policy's, or a setting makes no sense.
@@ -102,7 +104,7 @@ class TransformersSampler:
             tokens = tuple(self.language_model.template(prompt))
             if len(tokens) > limit:
                 raise DataError(
-                    f"prompt {prompt.id}: {len(tokens)} tokens, at most {limit} are allowed (max_prompt_tokens)"
+                    f"{named(prompt)}: {len(tokens)} tokens, at most {limit} are allowed (max_prompt_tokens)"
                 )
             if max(tokens) >= rows:
                 raise DataError(f"prompt {prompt.id}: token {max(tokens)} has no row among the {rows} of the embedding")
@@ -111,8 +113,7 @@ class TransformersSampler:
         return sorted(jobs, key=lambda job: len(job.tokens), reverse=True)
 
     def _response(self, tokens: list[int], log_prob: float) -> Response:
-        finished = bool(tokens) and tokens[-1] == self.language_model.eos
-        text = self.language_model.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
+        text, finished = answer_text(self.language_model, tokens)
         return Response(text=text, tokens=tuple(tokens), log_prob=log_prob, finished=finished)
 
 
@@ -151,6 +152,7 @@ class _Decoder:
         self.device = language_model.device
         grammar = language_model.grammar
         self.grammar = None if grammar is None else grammar.to(self.device)
+        self.terminator = terminator_of(language_model)
 
     def run(self, batch: Sequence[Job], streams: Tensor) -> list[tuple[list[int], float]]:
         """Return for each sequence of the batch its tokens and their summed log-probability."""
@@ -162,13 +164,16 @@ class _Decoder:
         tokens = torch.full((len(streams), length), self.language_model.pad, device=self.device)
         log_probs = torch.zeros(len(streams), length, dtype=torch.float64, device=self.device)
         rows = torch.arange(len(streams), device=self.device)
+        stops = torch.tensor(sorted(self.language_model.stops), device=self.device)
         running = torch.ones_like(rows, dtype=torch.bool)
         ends = torch.full_like(rows, length)
         for position in range(length):
             drawn, gained = self._step(logits, streams[rows, position], position)
             tokens[rows[running], position] = drawn[running]
             log_probs[rows[running], position] = gained[running].double()
-            over = running & (drawn == self.language_model.eos)
+            over = running & torch.isin(drawn, stops)
+            if self.terminator:
+                over |= running & self._spelt_out(tokens[rows], position + 1)
             ends[rows[over]] = position + 1
             running = running & ~over
             alive = int(running.sum())
@@ -182,6 +187,14 @@ class _Decoder:
             logits = self._forward(drawn.unsqueeze(1), mask, mask.sum(dim=1, keepdim=True) - 1, cache)
         sums = log_probs.sum(dim=1).tolist()
         return [(row[:end], total) for row, end, total in zip(tokens.tolist(), ends.tolist(), sums, strict=True)]
+
+    def _spelt_out(self, tokens: Tensor, length: int) -> Tensor:
+        """Return ``[row]`` whether the last tokens hold the text that ends a turn; each token is a byte at least."""
+        import torch
+
+        first = max(0, length - len(self.terminator.encode()) - 1)
+        texts = [decode(self.language_model.tokenizer, row) for row in tokens[:, first:length].tolist()]
+        return torch.tensor([self.terminator in text for text in texts], device=self.device)
 
     def _prefill(self, batch: Sequence[Job]) -> tuple[Tensor, Tensor, Any]:
         """Return the logits after each prompt, its mask and its cache, all repeated once a sample."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dualign.errors import ScorerError
-from dualign.records import FloatArray, Prompt
+from dualign.records import FloatArray, Prompt, named
 from dualign.scorers.protocol import Direction, Scorer, words_read
 
 
@@ -61,7 +61,7 @@ class CheckedScorer:
         if wrong.size:
             index = int(wrong[0])
             raise ScorerError(
-                f"scorer {self.id}: {scores[index]} for prompt {index} (id {prompts[index].id}); "
+                f"scorer {self.id}: {scores[index]} for prompt {index} ({named(prompts[index])}); "
                 f"{wrong.size} of {len(responses)} scores are not finite"
             )
         return scores

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from dualign.data.layouts import nearest
 from dualign.errors import ScorerError
-from dualign.records import FloatArray, Prompt
+from dualign.records import FloatArray, Prompt, named
 from dualign.scorers.checked import checked
 from dualign.scorers.distinct_bigrams import DistinctBigramsScorer
 from dualign.scorers.protocol import Direction, Scorer, fewest, words_read
@@ -104,7 +104,7 @@ def in_slice(prompts: Sequence[Prompt], index: int, where: Mapping[str, str], sc
     for name in where:
         if name not in columns:
             raise ScorerError(
-                f"scorer {scorer}: prompt {index} (id {prompts[index].id}) has no column {name!r}; "
+                f"scorer {scorer}: prompt {index} ({named(prompts[index])}) has no column {name!r}; "
                 f"{nearest(name, columns)}"
             )
     return all(columns[name] == value for name, value in where.items())

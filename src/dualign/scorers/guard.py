@@ -12,10 +12,11 @@ import numpy as np
 from pydantic import Field
 
 from dualign.data.layouts import nearest
+from dualign.engine.language_model import Wording
 from dualign.engine.templates import chat, conversation, plain
 from dualign.engine.tokenising import encoder, opener, text_tokens
 from dualign.errors import ConfigError, DataError
-from dualign.records import FloatArray, Prompt, Turn
+from dualign.records import FloatArray, Prompt, Turn, named
 from dualign.scorers.encoding import (
     check_lengths,
     even_batches,
@@ -138,7 +139,7 @@ def question_tokens(tokenizer: Any, asked: GuardFormat) -> Callable[[Prompt, str
     template, the instruction stands alone.
     """
     encode, opened = encoder(tokenizer), opener(tokenizer)
-    render_turns = (chat if _has_chat_template(tokenizer) else plain)(tokenizer, None)
+    render_turns = (chat if _has_chat_template(tokenizer) else plain)(tokenizer, Wording())
 
     def of_turns(prompt: Prompt, response: str) -> list[int]:
         turns = (*conversation(prompt), Turn("assistant", response))
@@ -162,7 +163,7 @@ def question_tokens(tokenizer: Any, asked: GuardFormat) -> Callable[[Prompt, str
         try:
             return opened(tokens(prompt, response))
         except DataError as error:
-            raise DataError(f"prompt {prompt.id}: {error}") from error
+            raise DataError(f"{named(prompt)}: {error}") from error
 
     return question
 

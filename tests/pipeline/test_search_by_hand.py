@@ -110,6 +110,36 @@ def test_the_first_multipliers_aim_below_the_limits_by_the_references_margin(tmp
     assert aimed > found.plan().multipliers + 0.01
 
 
+@pytest.fixture(scope="module")
+def on_a_slice(tmp_path_factory: pytest.TempPathFactory) -> Search:
+    """Return the search of a job whose only limit is on risky prompts, every second one."""
+    config = gibbs_config([{"name": "harm", "limit": 0.4, "cap": 1.0, "where": RISKY}])
+    return prepare(gibbs_job(tmp_path_factory.mktemp("slice") / "run", config))
+
+
+def test_the_plan_keeps_the_limit_on_the_mean_of_the_slice(on_a_slice: Search) -> None:
+    multiplier, beta = on_a_slice.plan().multipliers[0], on_a_slice.job.config.training.beta
+    means = []
+    for group in on_a_slice.groups():
+        if group.prompt.columns == RISKY:
+            weights = np.exp((group.reward - multiplier * group.costs[:, 0]) / beta)
+            means.append(weights @ group.costs[:, 0] / weights.sum())
+    assert multiplier > 0.1
+    assert np.mean(means) == pytest.approx(0.4 / on_a_slice.scale.cost_sds[0], rel=1e-4)
+
+
+def test_outside_the_slice_no_cost_is_scored_and_none_enters_the_units(on_a_slice: Search) -> None:
+    train = on_a_slice.train
+    risky = np.array([prompt.columns == RISKY for prompt in train.prompts])
+    assert (train.costs[~risky] == 0).all() and (train.costs[risky] > 0).all()
+    by_hand = np.sqrt(train.costs[risky, :, 0].var(axis=1, ddof=1).mean())
+    assert on_a_slice.scale.cost_sds[0] == pytest.approx(by_hand, rel=1e-12)
+    prompts = [train.prompts[int(np.argmax(risky))], train.prompts[int(np.argmin(risky))]]
+    scores = on_a_slice.score(prompts, [[Response("reply 0"), Response("reply 1")]] * 2)
+    assert scores.inside[:, 0].tolist() == [True, False]
+    assert (scores.costs[0] > 0).all() and (scores.costs[1] == 0).all()
+
+
 def test_a_limit_on_a_slice_is_a_share_of_a_limit_on_all(tmp_path: Path) -> None:
     assert search(tmp_path / "run")._shares().tolist() == [0.25, 1.0]
 

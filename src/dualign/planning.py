@@ -23,17 +23,19 @@ def plan_figures(scores: Scores, limits: Mapping[str, float], beta: float) -> di
         NumericalError: the scores are too large for ``beta`` to leave a finite number.
     """
     names = list(limits)
+    # Costs about a slice were divided by its share: the multiplier of the costs as they were is larger by as much.
+    shares = np.array([scores.shares.get(name, 1.0) for name in names])
     shot = _solve(scores, limits, beta)
     found = shot.diagnostics
     return {
         "feasible": shot.feasible,
         "beta": beta,
         "limits": dict(limits),
-        "multipliers": _named(names, shot.multipliers),
+        "multipliers": _named(names, shot.multipliers / shares),
         "predicted": _achieved(names, shot.predicted),
         "reference": _without_kl(_achieved(names, shot.reference)),
         "attainable": _named(names, shot.attainable),
-        "multiplier_error": _named(names, shot.multiplier_error),
+        "multiplier_error": _named(names, shot.multiplier_error / shares),
         "diagnostics": {
             "ess_median": _number(found.ess_median),
             "ess_share_below_5": _number(found.ess_share_below_5),
@@ -42,7 +44,7 @@ def plan_figures(scores: Scores, limits: Mapping[str, float], beta: float) -> di
         },
         "warnings": [*_infeasible(names, shot), *shot.warnings],
         "frontier": [
-            {"multipliers": _named(names, multipliers)} | _achieved(names, achieved)
+            {"multipliers": _named(names, multipliers / shares)} | _achieved(names, achieved)
             for multipliers, achieved in frontier(shot)
         ],
         "n_prompts": len(scores.prompts),

@@ -3,13 +3,14 @@
 import difflib
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dualign.cli.columns import Columns, mapping
 from dualign.errors import CERTIFIED, DataError, MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def certify(
     sealed: Annotated[
         Path | None, typer.Option("--seal", help="Seal file: written at the first opening, kept to later.")
     ] = None,
+    columns: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict alone.")] = False,
 ) -> None:
@@ -57,7 +59,9 @@ def certify(
         raise UsageError(f"--confidence: must lie strictly between 0 and 1; given {confidence:g}{hint}")
     if not limit:
         raise UsageError("--limit: missing; give the largest allowed cost, as --limit 0 or --limit harm=0")
-    content = read_costs(costs)
+    content = read_costs(costs, columns=mapping(columns))
+    for note in () if quiet else content.notes:
+        print(f"note: {note}", file=sys.stderr)
     ladder = _ladder(content, order)
     terms = Terms(
         _requirements(content.names, limit, cap or [], functional or [], scorer),
@@ -95,9 +99,11 @@ def show(figures: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from dualign.cli.progress import shown
+
     colour = {"CERTIFIED": "green", "INVALID": "red"}.get(figures["verdict"], "yellow")
-    parts: list[Any] = [Text(figures["claim"])]
-    parts += [Text(f"Reason: {reason}", style="red") for reason in figures.get("reasons", ())]
+    parts: list[Any] = [shown(figures["claim"])]
+    parts += [shown(f"Reason: {reason}", "red") for reason in figures.get("reasons", ())]
     if figures["constraints"]:
         table = Table(box=box.SIMPLE, pad_edge=False)
         headings = ("limit on", "at most", "estimate", "upper bound", "e-value", "prompts", "at cap")
@@ -106,23 +112,25 @@ def show(figures: Mapping[str, Any]) -> None:
         for name, row in figures["constraints"].items():
             at_cap = f"{100 * row['share_at_cap']:.2g} %"
             cells = [row[key] for key in ("limit", "estimate", "simultaneous_upper_bound", "e_value")]
-            table.add_row(name, *map(_figure, cells), str(row["n_prompts"]), at_cap)
+            table.add_row(shown(name), *map(_figure, cells), str(row["n_prompts"]), at_cap)
         parts.append(table)
-        parts.append(Text(_footing(figures), style="dim"))
+        parts.append(shown(_footing(figures), "dim"))
     if len(figures["ladder"]) > 1:
         rungs = Table(box=box.SIMPLE, pad_edge=False)
         for heading in ("policy", "verdict", "closest limit", "estimate", "e-value"):
             rungs.add_column(heading, justify="right" if heading[0] == "e" else "left")
         for row in figures["ladder"]:
             closest = row["constraint"] or "-"
-            rungs.add_row(row["policy"], row["verdict"], closest, _figure(row["estimate"]), _figure(row["e_value"]))
+            rungs.add_row(
+                shown(row["policy"]), row["verdict"], shown(closest), _figure(row["estimate"]), _figure(row["e_value"])
+            )
         parts.append(rungs)
     for heading, key in (("Assumed", "assumptions"), ("Not claimed", "not_claimed")):
         if figures[key]:
-            parts += [Text(f"{heading}:", style="bold")] + [Text(f"  - {line}") for line in figures[key]]
+            parts += [Text(f"{heading}:", style="bold")] + [shown(f"  - {line}") for line in figures[key]]
     chosen = figures["selected"] if len(figures["ladder"]) > 1 else None
     title = figures["verdict"] + (f": {chosen}" if chosen else "")
-    Console(highlight=False).print(Panel(Group(*parts), title=f"[bold]{_plain(title)}[/]", border_style=colour))
+    Console(highlight=False).print(Panel(Group(*parts), title=shown(title, "bold"), border_style=colour))
 
 
 def _footing(figures: Mapping[str, Any]) -> str:
@@ -137,12 +145,6 @@ def _footing(figures: Mapping[str, Any]) -> str:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _ladder(content: "CostFile", order: str | None) -> list[str]:
@@ -203,11 +205,10 @@ def _named(option: str, given: Sequence[str], names: Sequence[str]) -> dict[str,
 
 
 def _number(option: str, text: str) -> float:
-    try:
-        number = math.nan if "_" in text else float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+    from dualign.data.rows import LARGEST, decimal
+
+    number = decimal(text)
+    if not abs(number) <= LARGEST:
         raise UsageError(f"{option}: expected a finite number; given {text!r}")
     return number
 

@@ -9,7 +9,7 @@ from typing import Any
 from dualign.config import Config, Source
 from dualign.data.prompts import read_prompts
 from dualign.data.splits import split, without_leaks
-from dualign.errors import ConfigError, DataError
+from dualign.errors import ConfigError, DataError, UsageError
 from dualign.pipeline.measurement import matches, slice_of
 from dualign.records import Constraint, Prompt
 
@@ -32,13 +32,18 @@ def load_splits(
     parts: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
     notes = []
     for source in config.data.sources:
-        found = read_prompts(
-            source_path(config, folder, source.path),
-            columns=source.columns,
-            where=source.where,
-            max_words=source.max_words,
-        )
-        left = f"{found.rows} rows, {found.too_long} too long, {found.duplicates} duplicates"
+        try:
+            found = read_prompts(
+                source_path(config, folder, source.path),
+                columns=source.columns,
+                where=source.where,
+                max_words=source.max_words,
+                rename=source.rename,
+            )
+        except UsageError as error:
+            raise ConfigError(f"data.sources: {source.path}: rename: {error}") from None
+        alike = f" ({found.alike} of them in another letter case, white space or Unicode form)" if found.alike else ""
+        left = f"{found.rows} rows, {found.too_long} too long, {found.duplicates} duplicates{alike}"
         notes.append(f"{Path(source.path).name}: {found.layout}, {len(found.prompts)} prompts ({left})")
         chosen: dict[str, Any] = {str(name): value for name, value in (source.splits or config.data.splits).items()}
         try:

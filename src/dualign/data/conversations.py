@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dualign.data.formats.faults import RowError
-from dualign.data.formats.messages import cell
+from dualign.data.formats.messages import PYTHON, cell
 from dualign.data.formats.turns import ROLES, SPEAKERS, prompt_of, spoken
 from dualign.data.sources.rows import HALF, encodable
 from dualign.records import Prompt, Turn
@@ -86,8 +86,15 @@ def holds_messages(value: object) -> bool:
 
 
 def _messages(value: object, what: str) -> list[Any] | Mapping[str, Any] | None:
-    """Return what a cell holds if that is a list with anything in it, or one message; none where it is a text."""
-    said = cell(what, value) if isinstance(value, str) else value
+    """Return what a cell holds if that is a list with anything in it, or one message; none where it is a text.
+
+    Raises:
+        RowError: messages as Python prints them, which NumPy does without commas.
+    """
+    if isinstance(value, str) and PYTHON.fullmatch(value):
+        printed = f"messages as Python prints them ({value[:12]!r}); write them as JSON, or the file as JSONL"
+        raise RowError("mixed plain and chat", f"{what} holds {printed}")
+    said = cell(value) if isinstance(value, str) else value
     return said if isinstance(said, list | Mapping) and said else None
 
 

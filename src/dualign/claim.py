@@ -309,10 +309,10 @@ def quoted(text: str) -> str:
     if len(text) > LONGEST_TEXT:
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         shown = f"{text[: LONGEST_TEXT - 40]}... (SHA-256 {digest[:16]})"
-    return inert(json.dumps(shown, ensure_ascii=False))
+    return _escaped(json.dumps(shown, ensure_ascii=False))
 
 
-def inert(text: str) -> str:
+def _escaped(text: str) -> str:
     """Return ``text`` on one line, every character that is not printable written as its escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -158,7 +158,10 @@ class Source(Section):
     """A file of prompts."""
 
     path: str
-    """JSONL, CSV or Parquet; relative paths start at ``data.prompts``, else at the config's folder."""
+    """JSONL, CSV or Parquet, of texts or messages; relative paths start at ``data.prompts``, else at the config's
+    folder."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Column of the file by the name it is read as, such as ``prompt: question``; ``a.b.0`` reaches into objects."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Constant columns to add, such as ``label: unsafe``; slices are named by them."""
     where: dict[str, str] = Field(default_factory=dict)

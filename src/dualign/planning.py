@@ -12,7 +12,6 @@ from dualign.data.splits import near_clusters
 from dualign.errors import NumericalError
 from dualign.maths.finite import Expectations, FiniteProblem, FloatArray
 from dualign.maths.one_shot import OneShot, from_problem, frontier
-from dualign.records import Prompt
 
 LOWEST = "the smallest cost that these responses can reach"
 
@@ -26,20 +25,22 @@ def plan_figures(scores: Scores, limits: Mapping[str, float], beta: float) -> di
         NumericalError: the scores are too large for ``beta`` to leave a finite number.
     """
     names = list(limits)
-    clusters = near_clusters([Prompt(text, id=str(k)) for k, text in enumerate(scores.prompts)])
-    units = np.unique([clusters[str(k)] for k in range(len(scores.prompts))], return_inverse=True)[1]
+    clusters = near_clusters(scores.asked)
+    units = np.unique([clusters[prompt.id] for prompt in scores.asked], return_inverse=True)[1]
     n_units = len(set(clusters.values()))
+    # Costs about a slice were divided by its share: the multiplier of the costs as they were is larger by as much.
+    shares = np.array([scores.shares.get(name, 1.0) for name in names])
     shot = _solve(scores, limits, beta, units)
     found = shot.diagnostics
     return {
         "feasible": shot.feasible,
         "beta": beta,
         "limits": dict(limits),
-        "multipliers": _named(names, shot.multipliers),
+        "multipliers": _named(names, shot.multipliers / shares),
         "predicted": _achieved(names, shot.predicted),
         "reference": _without_kl(_achieved(names, shot.reference)),
         "attainable": _named(names, shot.attainable),
-        "multiplier_error": _named(names, shot.multiplier_error),
+        "multiplier_error": _named(names, shot.multiplier_error / shares),
         "diagnostics": {
             "ess_median": _number(found.ess_median),
             "ess_share_below_5": _number(found.ess_share_below_5),
@@ -48,7 +49,7 @@ def plan_figures(scores: Scores, limits: Mapping[str, float], beta: float) -> di
         },
         "warnings": [*_infeasible(names, shot), *shot.warnings, *_near_copies(len(scores.prompts), n_units)],
         "frontier": [
-            {"multipliers": _named(names, multipliers)} | _achieved(names, achieved)
+            {"multipliers": _named(names, multipliers / shares)} | _achieved(names, achieved)
             for multipliers, achieved in frontier(shot)
         ],
         "n_prompts": len(scores.prompts),

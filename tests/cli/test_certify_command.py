@@ -248,7 +248,7 @@ def test_a_fault_in_printing_burns_nothing(good: Path, tmp_path: Path, monkeypat
     def broken(figures: object) -> str:
         raise RuntimeError("no such colour")
 
-    monkeypatch.setattr("dualign.cli.certify.shown", broken)
+    monkeypatch.setattr("dualign.cli.certify.certificate_text", broken)
     with pytest.raises(RuntimeError):
         run(good, *CERTIFIABLE, "--seal", tmp_path / "seal.json")
     assert not (tmp_path / "seal.json").exists()

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dualign.cli.sample import sample
+from dualign.data.responses import read_responses
 from dualign.engine.loading import save_model
 from dualign.errors import UsageError
 from sampling_parts import tiny_model, tiny_tokenizer
@@ -75,3 +76,36 @@ def test_mistyped_arguments_are_refused_before_the_model_is_looked_for(tmp_path,
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(UsageError, match=says):
         sample("nowhere", tmp_path / "p.jsonl", tmp_path / "o.jsonl", **changes)
+
+
+TALK = [
+    {"role": "system", "content": "b"},
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "c"},
+    {"role": "user", "content": "a b"},
+]
+
+
+def test_every_row_is_answered_in_the_order_of_the_file(tmp_path, capsys):
+    save_model(tiny_model(dtype="float32"), tiny_tokenizer(), tmp_path / "model")
+    rows = [("a b", 7), (TALK, 8), ("c", 9), ("A  b", 10), ("a b", 11)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"question": q, "id": i}) + "\n" for q, i in rows))
+    arguments = {"n": 2, "max_new_tokens": 6, "template": "plain", "columns": ["prompt=question"]}
+    sample(str(tmp_path / "model"), tmp_path / "p.jsonl", tmp_path / "o.jsonl", as_json=True, **arguments)
+    shown = capsys.readouterr()
+    drawn = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["id"], row["sample"]) for row in drawn] == [
+        (q, str(i), s) for q, i in rows for s in (0, 1)
+    ]
+    assert json.loads(shown.out)["repeated_prompts"] == 2
+    assert "2 of 5 prompts repeat another one, 1 of them in another letter case" in shown.err
+    assert len({row["prompt_id"] for row in drawn}) == 3
+    # the draws of the first row are those of a file of it alone, and a repeated row has others
+    (tmp_path / "one.jsonl").write_text('{"question": "a b"}\n')
+    sample(str(tmp_path / "model"), tmp_path / "one.jsonl", tmp_path / "one_out.jsonl", quiet=True, **arguments)
+    alone = [json.loads(line)["tokens"] for line in (tmp_path / "one_out.jsonl").read_text().splitlines()]
+    tokens = [row["tokens"] for row in drawn]
+    assert tokens[:2] == alone and tokens[8:] != alone
+
+    answers = read_responses(tmp_path / "o.jsonl")
+    assert [prompt.id for prompt in answers.prompts] == [row["prompt_id"] for row in drawn]

@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dualign.errors import CERTIFIED, DataError, MissingError, UsageError
+from dualign.cli.columns import Columns, mapping
+from dualign.errors import CERTIFIED, DataError, MissingError, UsageError, inert
 
 LARGEST_LOOK = 20_000
 """More prompts are not searched for near-copies: it would take longer than the certificate."""
@@ -46,6 +46,7 @@ def certify(
     sealed: Annotated[
         Path | None, typer.Option("--seal", help="Seal file: written at the first opening, kept to later.")
     ] = None,
+    columns: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict alone.")] = False,
 ) -> None:
@@ -64,7 +65,9 @@ def certify(
         raise UsageError(f"--confidence: must lie strictly between 0 and 1; given {confidence:g}{hint}")
     if not limit:
         raise UsageError("--limit: missing; give the largest allowed cost, as --limit 0 or --limit harm=0")
-    content = read_costs(costs)
+    content = read_costs(costs, columns=mapping(columns))
+    for note in () if quiet else content.notes:
+        print(f"note: {note}", file=sys.stderr)
     ladder = _ladder(content, order)
     terms = Terms(
         _requirements(content.names, limit, cap or [], functional or [], floor or [], scorer),
@@ -75,7 +78,7 @@ def certify(
     )
     figures, printed = _tested(content, terms, ladder, sealed, as_json=as_json, quiet=quiet)
     for line in figures["warnings"] if quiet and not as_json else ():
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"warning: {inert(line)}", file=sys.stderr)
     sys.stdout.write(printed)
     code = exit_code(figures["verdict"])
     if code != CERTIFIED:
@@ -103,7 +106,7 @@ def _tested(
         if as_json:
             printed = json.dumps(figures, allow_nan=False) + "\n"
         else:
-            printed = certificate.verdict + "\n" if quiet else shown(figures)
+            printed = certificate.verdict + "\n" if quiet else certificate_text(figures)
         if path is not None and look is not None and certificate.verdict != "INVALID":
             _record(path, look)
     return figures, printed
@@ -113,9 +116,9 @@ def _with_texts(line: str, content: "CostFile") -> str:
     """Return a warning with the first words of the prompts that it names by their ids."""
     from dualign.claim import quoted
 
-    for name, text in content.texts.items():
+    for name, prompt in content.asked.items():
         if name in line:
-            line = line.replace(quoted(name), quoted(text[:40]))
+            line = line.replace(quoted(name), quoted(prompt.text[:40]))
     return line
 
 
@@ -123,21 +126,20 @@ def _near_copies(content: "CostFile") -> list[str]:
     """Return a warning where prompts resemble each other and no cluster says that they belong together."""
     from dualign.claim import quoted
     from dualign.data.splits import near_clusters
-    from dualign.records import Prompt
 
     first = next(iter(next(iter(content.costs.values())).values()))
     # what has no four words is a name of a prompt, and names resemble each other
-    told = {name: text for name, text in content.texts.items() if len(text.split()) > 3 or not text.isascii()}
+    told = [p for p in content.asked.values() if p.history or len(p.text.split()) > 3 or not p.text.isascii()]
     if first.clusters is not None or len(told) > LARGEST_LOOK:
         return []
-    clusters = near_clusters([Prompt(text, id=name) for name, text in told.items()])
+    clusters = near_clusters(told)
     count = len(clusters) - len(set(clusters.values()))
     if not count:
         return []
     copy = next(name for name, cluster in clusters.items() if name != cluster)
     return [
         f"{count} of {len(clusters)} prompts are near-copies of another one and count as independent here (for example "
-        f"{quoted(content.texts[copy][:60])}): give near-copies one name in a column 'cluster'"
+        f"{quoted(content.asked[copy].text[:60])}): give near-copies one name in a column 'cluster'"
     ]
 
 
@@ -148,7 +150,7 @@ def exit_code(verdict: str) -> int:
     return VERDICT_CODES[verdict]
 
 
-def shown(figures: Mapping[str, Any]) -> str:
+def certificate_text(figures: Mapping[str, Any]) -> str:
     """Return a certificate as it is printed for people."""
     from rich import box
     from rich.console import Console, Group
@@ -156,10 +158,10 @@ def shown(figures: Mapping[str, Any]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    from dualign.claim import inert
+    from dualign.cli.progress import shown
 
     colour = {"CERTIFIED": "green", "INVALID": "red"}.get(figures["verdict"], "yellow")
-    parts: list[Any] = [Text(figures["statement"])]
+    parts: list[Any] = [shown(figures["statement"])]
     if figures["constraints"]:
         table = Table(box=box.SIMPLE, pad_edge=False)
         headings = ("limit on", "at most", "estimate", "upper bound", "e-value", "prompts", "at cap")
@@ -168,27 +170,27 @@ def shown(figures: Mapping[str, Any]) -> str:
         for name, row in figures["constraints"].items():
             at_cap = f"{100 * row['share_at_cap']:.2g} %"
             cells = [row[key] for key in ("limit", "estimate", "simultaneous_upper_bound", "e_value")]
-            table.add_row(Text(inert(name)), *map(_figure, cells), str(row["n_prompts"]), at_cap)
+            table.add_row(shown(name), *map(_figure, cells), str(row["n_prompts"]), at_cap)
         parts.append(table)
-        parts.append(Text(_footing(figures), style="dim"))
+        parts.append(shown(_footing(figures), "dim"))
     if len(figures["ladder"]) > 1:
         rungs = Table(box=box.SIMPLE, pad_edge=False)
         for heading in ("policy", "verdict", "closest limit", "estimate", "e-value"):
             rungs.add_column(heading, justify="right" if heading[0] == "e" else "left")
         for row in figures["ladder"]:
             closest = row["constraint"] or "-"
-            named, numbers = Text(inert(row["policy"])), (row["estimate"], row["e_value"])
-            rungs.add_row(named, row["verdict"], Text(inert(closest)), *map(_figure, numbers))
+            numbers = map(_figure, (row["estimate"], row["e_value"]))
+            rungs.add_row(shown(row["policy"]), row["verdict"], shown(closest), *numbers)
         parts.append(rungs)
-    parts += [Text(f"Warning: {line}", style="yellow") for line in figures["warnings"]]
+    parts += [shown(f"Warning: {line}", "yellow") for line in figures["warnings"]]
     for heading, key in (("Assumed", "assumptions"), ("Not claimed", "not_claimed")):
         if figures[key]:
-            parts += [Text(f"{heading}:", style="bold")] + [Text(f"  - {line}") for line in figures[key]]
+            parts += [Text(f"{heading}:", style="bold")] + [shown(f"  - {line}") for line in figures[key]]
     chosen = figures["selected"] if len(figures["ladder"]) > 1 else None
-    title = figures["verdict"] + (f": {inert(chosen)}" if chosen else "")
+    title = figures["verdict"] + (f": {chosen}" if chosen else "")
     console = Console(highlight=False)
     with console.capture() as capture:
-        console.print(Panel(Group(*parts), title=Text(title, style="bold"), border_style=colour))
+        console.print(Panel(Group(*parts), title=shown(title, "bold"), border_style=colour))
     return capture.get()
 
 
@@ -270,11 +272,10 @@ def _named(option: str, given: Sequence[str], names: Sequence[str]) -> dict[str,
 
 
 def _number(option: str, text: str) -> float:
-    try:
-        number = math.nan if "_" in text else float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+    from dualign.data.rows import LARGEST, decimal
+
+    number = decimal(text)
+    if not abs(number) <= LARGEST:
         raise UsageError(f"{option}: expected a finite number; given {text!r}")
     return number
 

@@ -1,6 +1,7 @@
 """``dualign sample``: a model and a file of prompts -> a file of responses."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dualign.errors import UsageError
+from dualign.cli.columns import Columns, mapping
+from dualign.errors import UsageError, inert
 from dualign.records import Prompt, Response
 
 if TYPE_CHECKING:
+    from dualign.data.prompts import PromptFile
     from dualign.engine.language_model import LanguageModel
 
 FINISHED = 0.5
@@ -20,7 +23,9 @@ FINISHED = 0.5
 
 def sample(
     policy: Annotated[str, typer.Argument(help="Model folder, org/name, .gguf file or package:NAME.")],
-    prompts: Annotated[Path, typer.Argument(help="JSONL, CSV, Parquet or text (one prompt a line).")],
+    prompts: Annotated[
+        Path, typer.Argument(help="JSONL, CSV, Parquet or text (one prompt a line); texts or messages.")
+    ],
     out: Annotated[Path, typer.Option(help="Where to write the responses, as .jsonl.")],
     adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter, or of full weights.")] = None,
     n: Annotated[int, typer.Option("--responses", "-n", min=1, help="Responses a prompt.")] = 1,
@@ -38,6 +43,7 @@ def sample(
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same draws.")] = 0,
+    columns: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
@@ -45,7 +51,7 @@ def sample(
 
     Example: dualign sample ./model prompts.jsonl --adapter run/rounds/02/fit/policy -n 4 --out answers.jsonl
     """
-    from dualign.data.prompts import load_prompts
+    from dualign.data.prompts import read_prompts
     from dualign.runs.store import write_text
 
     if out.suffix != ".jsonl":
@@ -53,7 +59,8 @@ def sample(
     if out.exists() and prompts.exists() and out.samefile(prompts):
         raise UsageError(f"--out {out}: is the file of the prompts; name another")
     arguments = template_arguments(template_argument or [], template_date)
-    asked = load_prompts(prompts)
+    found = read_prompts(prompts, rename=mapping(columns))
+    asked = found.every
 
     from dualign.backends.protocol import Policy
     from dualign.engine.adapters import ADAPTER_CONFIG, weights_file
@@ -91,7 +98,7 @@ def sample(
     settings = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size)
     drawn = TransformersSampler(language_model).generate(
         Policy("sampled", None if merged is not None else adapter),
-        asked,
+        keyed_apart(asked),
         n,
         sampling=settings,
         seed=seed,
@@ -99,13 +106,16 @@ def sample(
     )
     write_text(out, lines(asked, drawn, day))
     figures = summary(drawn, out) | ({"notes": list(language_model.notes)} if language_model.notes else {})
-    figures |= {} if day is None else {"template_date": day}
+    figures |= {"repeated_prompts": found.duplicates} | ({} if day is None else {"template_date": day})
+    if found.duplicates and not quiet:
+        typer.echo(f"note: {repeated(found)}", err=True)
     if as_json:
         print(json.dumps(figures, allow_nan=False))
     elif not quiet:
         print(
             f"{figures['responses']} responses to {figures['prompts']} prompts, "
-            f"{figures['mean_tokens']:.1f} tokens each, {figures['share_finished']:.0%} ended by themselves -> {out}"
+            f"{figures['mean_tokens']:.1f} tokens each, "
+            f"{figures['share_finished']:.0%} ended by themselves -> {inert(out)}"
         )
     if drawn and float(figures["share_finished"]) < FINISHED and not quiet:
         typer.echo(
@@ -113,6 +123,23 @@ def sample(
             f"{max_new_tokens} tokens; raise --max-new-tokens, or see where the model ends its turns",
             err=True,
         )
+
+
+def keyed_apart(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return the prompts, the ids of repeated ones marked: draws are keyed by ids, and each row has its own."""
+    seen: Counter[str] = Counter()
+    keyed = []
+    for prompt in prompts:
+        seen[prompt.id] += 1
+        times = seen[prompt.id]
+        keyed.append(prompt if times == 1 else replace(prompt, id=f"{prompt.id}-{times}"))
+    return keyed
+
+
+def repeated(found: "PromptFile") -> str:
+    """Return how many rows repeat a prompt, in words."""
+    spelt = f", {found.alike} of them in another letter case, white space or Unicode form" if found.alike else ""
+    return f"{found.duplicates} of {len(found.every)} prompts repeat another one{spelt}; each has responses of its own"
 
 
 def template_arguments(given: Sequence[str], date: str | None) -> dict[str, Any]:
@@ -157,12 +184,14 @@ def lines(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Response]], day: s
     ``day`` is the one that the chat template read from the clock.
     ``log_prob`` is the sampler's own: in bfloat16 a reading of the whole answer at once gives another last digit.
     """
+    from dualign.data.conversations import written
+
     rows = []
     for prompt, responses in zip(prompts, drawn, strict=True):
         for number, response in enumerate(responses):
             row = {
                 **prompt.columns,
-                "prompt": prompt.text,
+                "prompt": written(prompt),
                 "prompt_id": prompt.id,
                 "sample": number,
                 "response": response.text,

@@ -3,6 +3,7 @@
 A prompt's place is SHA-256 of (seed, id), so that new prompts move no old one between *shares*. Prompts whose
 word sets overlap by a Jaccard index of 0.8 or more are one cluster and share the least place among them; a new
 prompt can move only the cluster that it joins. *Counts* take the first n in this order, so there the border moves.
+Of conversations every turn is compared, the system's too.
 """
 
 import hashlib
@@ -11,8 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
-from dualign.data.checks.measure import said
-from dualign.data.checks.near_duplicates import SIMILARITY, similar_texts
+from dualign.data.checks.near_duplicates import SIMILARITY, alike_in_every_part, similar_texts
 from dualign.data.disjoint_sets import DisjointSets
 from dualign.errors import DataError
 from dualign.records import Prompt, normalise_prompt
@@ -89,14 +89,8 @@ def near_clusters(prompts: Sequence[Prompt], *, similarity: float = SIMILARITY) 
         ValueError: ``similarity`` is out of (0, 1].
     """
     distinct = _distinct(prompts)
-    sets = DisjointSets(len(distinct))
-    texts = ["\n".join(said(prompt)) for prompt in distinct]
-    for first, second in _near_pairs([_words(text) for text in texts], NEAR):
-        sets.join(first, second)
-    for cluster in similar_texts(texts, similarity=similarity):
-        for index in cluster[1:]:
-            sets.join(cluster[0], index)
-    ids = [[distinct[index].id for index in cluster] for cluster in sets.members()]
+    clusters = alike_in_every_part(distinct, lambda texts: _alike_texts(texts, NEAR, similarity))
+    ids = [[distinct[index].id for index in cluster] for cluster in clusters]
     return {prompt: min(cluster) for cluster in ids for prompt in cluster}
 
 
@@ -234,9 +228,21 @@ def _words(text: str) -> frozenset[str]:
 
 def _clusters(prompts: Sequence[Prompt], near: Fraction) -> list[list[int]]:
     """Return the connected components of the graph of near duplicates, each in order of appearance."""
-    sets = DisjointSets(len(prompts))
-    for first, second in _near_pairs([_words(prompt.text) for prompt in prompts], near):
-        sets.join(first, second)
+    return alike_in_every_part(prompts, lambda texts: _alike_texts(texts, near, None))
+
+
+def _alike_texts(texts: Sequence[str], near: Fraction, similarity: float | None) -> list[list[int]]:
+    """Return the clusters of texts alike in their words or, with ``similarity``, in their characters."""
+    sets = DisjointSets(len(texts))
+    same: dict[frozenset[str], int] = {}  # many may have the very same words, whose pairs are too many to look at
+    for index, text in enumerate(texts):
+        sets.join(same.setdefault(_words(text), index), index)
+    places = list(same.values())
+    for first, second in _near_pairs(list(same), near):
+        sets.join(places[first], places[second])
+    for cluster in similar_texts(texts, similarity=similarity) if similarity is not None else ():
+        for index in cluster[1:]:
+            sets.join(cluster[0], index)
     return sets.members()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from dualign.config import Config, Mix, Source, WarmStart
 from dualign.data.prompts import DemonstrationFile, read_demonstrations, read_prompts
 from dualign.data.splits import near_clusters, split_clustered, without_leaks
-from dualign.errors import ConfigError, DataError
+from dualign.errors import ConfigError, DataError, UsageError
 from dualign.pipeline.measurement import matches, slice_of
 from dualign.records import Constraint, Prompt
 
@@ -38,13 +38,18 @@ def load_splits(
     notes = []
     read: list[tuple[Source, list[Prompt]]] = []
     for source in config.data.sources:
-        found = read_prompts(
-            source_path(config, folder, source.path),
-            columns=source.columns,
-            where=source.where,
-            max_words=source.max_words,
-        )
-        left = f"{found.rows} rows, {found.too_long} too long, {found.duplicates} duplicates"
+        try:
+            found = read_prompts(
+                source_path(config, folder, source.path),
+                columns=source.columns,
+                where=source.where,
+                max_words=source.max_words,
+                rename=source.rename,
+            )
+        except UsageError as error:
+            raise ConfigError(f"data.sources: {source.path}: rename: {error}") from None
+        alike = f" ({found.alike} of them in another letter case, white space or Unicode form)" if found.alike else ""
+        left = f"{found.rows} rows, {found.too_long} too long, {found.duplicates} duplicates{alike}"
         notes.append(f"{Path(source.path).name}: {found.layout}, {len(found.prompts)} prompts ({left})")
         read.append((source, found.prompts))
     clusters = _clusters(config, [*given, *(prompt for _, prompts in read for prompt in prompts)])

@@ -132,6 +132,9 @@ def _write_facts(search: Search) -> None:
     }
     for i, name in enumerate(job.names):
         columns[f"cost_{name}"] = train.costs[:, :, i].ravel().tolist()
+        if job.constraints[i].where:  # costs outside of it were not scored; they stand as 0
+            inside = [matches(p, job.constraints[i].where) for p in train.prompts]
+            columns[f"inside_{name}"] = [row for row in inside for _ in range(train.reward.shape[1])]
     write_table(job.run / "scores" / "reference.parquet", columns, run=job.run)
 
 

@@ -31,8 +31,10 @@ def folder_of(policy: Policy) -> str:
 
 
 def digest_of_prompts(prompts: Sequence[Prompt]) -> str:
-    """Return the hash of prompts in order."""
-    return canonical_digest([[prompt.id, prompt.text] for prompt in prompts])
+    """Return the hash of prompts in order, with all that was said before them."""
+    said = [[[turn.role, turn.text] for turn in prompt.history] for prompt in prompts]
+    turns = [[earlier] if earlier else [] for earlier in said]  # without any, the hash of older runs
+    return canonical_digest([[prompt.id, prompt.text, *more] for prompt, more in zip(prompts, turns, strict=True)])
 
 
 def sampled(job: Job, policy: Policy, prompts: Sequence[Prompt], n: int, stage: str) -> list[list[Response]]:

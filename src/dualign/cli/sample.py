@@ -105,7 +105,8 @@ def sample(
         stage="sample",
     )
     write_text(out, lines(asked, drawn, day))
-    figures = summary(drawn, out) | ({"notes": list(language_model.notes)} if language_model.notes else {})
+    figures: dict[str, Any] = summary(drawn, out)
+    figures |= {"notes": list(language_model.notes)} if language_model.notes else {}
     figures |= {"repeated_prompts": found.duplicates} | ({} if day is None else {"template_date": day})
     if found.duplicates and not quiet:
         typer.echo(f"note: {repeated(found)}", err=True)

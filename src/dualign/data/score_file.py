@@ -19,6 +19,7 @@ from dualign.data.rows import PROMPTS, Row, number_cell, prompt_cell, read_rows,
 from dualign.data.sources.table import readable
 from dualign.errors import DataError, MissingError
 from dualign.maths.finite import FloatArray
+from dualign.records import Prompt
 from dualign.yaml_core import parse_yaml
 
 INSIDE = "inside_"

@@ -145,7 +145,7 @@ def keep_merged(model: LanguageModel, journal: Journal) -> LanguageModel:
     """
 
     def action(folder: Path) -> None:
-        save_fitted(model, folder / "model")
+        save_fitted(model, {}, folder / "model")
 
     def load(folder: Path) -> LanguageModel:
         return _reload(model, folder / "model")

@@ -1,6 +1,7 @@
 """``dualign sample``: a model and a file of prompts -> a file of responses."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -176,7 +177,8 @@ def tell_of_template(language_model: "LanguageModel") -> None:
     if day is not None:
         notes.append(f"the chat template reads the clock: it is {day} here (--template-date)")
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        here = re.sub(r"policy\.template_arguments: \{(\w+): false\}", r"--template-argument \1=false", note)
+        typer.echo(f"note: {here}", err=True)
 
 
 def lines(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Response]], day: str | None = None) -> str:

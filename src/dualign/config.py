@@ -205,7 +205,7 @@ class DataSection(Section):
     """Prompt files."""
     pairs: list[PairSource] = Field(default_factory=list)
     """Preference files to train on; nothing is then sampled for training, and the scorers label the given pairs."""
-    long_answers: Literal["drop", "cut"] = "drop"
+    long_answers: Literal["drop", "cut"] = "cut"
     """What becomes of an answer of ``pairs`` with more than ``sampling.max_new_tokens`` tokens, those that close it
     counted, or that reaches beyond the model's positions. ``drop``: its pairs are left out and counted; ``cut``: its
     end is cut off, scorers see what is left, and nothing closes it."""

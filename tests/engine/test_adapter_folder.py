@@ -206,7 +206,7 @@ def test_log_probabilities_and_answers_are_those_of_peft(kind, bases, tmp_path):
         told = theirs.generate(input_ids=ids, attention_mask=ids * 0 + 1, do_sample=False, max_new_tokens=8)
         assert tuple(told[0, ids.shape[1] :].tolist()) == answer
     # what is merged reads back as it is, also where embedding and head are two now
-    save_fitted(ours, tmp_path / "saved")
+    save_fitted(ours, {}, tmp_path / "saved")
     assert scores(load_language_model(tmp_path / "saved"), prompts) == found
     assert bool(ours.model.config.tie_word_embeddings) == (
         ours.model.get_input_embeddings().weight is ours.model.get_output_embeddings().weight

@@ -11,6 +11,7 @@ import pytest
 from command_line import dualign
 from dualign.config import Config, load_config
 from dualign.data.prompts import read_demonstrations
+from dualign.engine.language_model import Wording
 from dualign.engine.loading import load_reader
 from dualign.errors import ConfigError, DataError, MissingError
 from dualign.pipeline.prompts import demonstration_notes
@@ -102,7 +103,7 @@ def test_no_bad_answer_is_among_the_examples(made: tuple[Path, dict[str, Any]]) 
     rows += [{**row, "label": True, "kind": "y", "response": "eee."} for row in numbered(30)[20:]]
     written(folder, rows)
     told: list[str] = []
-    model = load_reader(folder / "model", max_prompt_tokens=64, max_response_tokens=8, system_prompt=None)
+    model = load_reader(folder / "model", max_prompt_tokens=64, max_response_tokens=8, wording=Wording("plain"))
     loaded = with_stage(config, count=20, where={"kind": "x"})
     (stage,) = loaded.policy.warm_start
     sources = _Sources(loaded, [], {}, folder, told.append)
@@ -121,7 +122,7 @@ def test_examples_that_cannot_be_imitated_are_counted(made: tuple[Path, dict[str
     rows = [*numbered(20), {"prompt": "abcdefgh" * 9, "response": "abc."}, {"prompt": "ii", "response": "abcdefghij."}]
     written(folder, rows)
     told: list[str] = []
-    model = load_reader(folder / "model", max_prompt_tokens=64, max_response_tokens=8, system_prompt=None)
+    model = load_reader(folder / "model", max_prompt_tokens=64, max_response_tokens=8, wording=Wording("plain"))
     (stage,) = with_stage(config).policy.warm_start
     short = stage.model_copy(update={"max_target_tokens": 8})
     sources = _Sources(with_stage(config), [], {}, folder, told.append)

@@ -56,15 +56,15 @@ def test_pairs_are_read_once_whichever_way_round(tmp_path: Path, config: dict[st
 
 
 def test_single_answers_of_any_format_are_put_together_by_prompt(tmp_path: Path, config: dict[str, Any]) -> None:
-    said = (("Why?", "So.", True), ("Why?", "No.", False), ("When?", "Soon.", True))
+    said = (("hid", "ab", True), ("hid", "cd", False), ("gab", "abe", True))
     for name, rows in {
         "kto.jsonl": [{"prompt": ask, "completion": text, "label": good} for ask, text, good in said],
         "rated.jsonl": [{"prompt": ask, "response": text, "helpfulness": int(good)} for ask, text, good in said],
     }.items():
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         config["data"]["pairs"] = [{"path": name}]
-        ((prompt, *answers),), _ = load_pairs(load_config(write_config(tmp_path, config)), tmp_path)
-        assert (prompt.text, answers) == ("Why?", ["So.", "No."])
+        ((prompt, *answers),) = load_pairs(load_config(write_config(tmp_path, config)), tmp_path).pairs
+        assert (prompt.text, [answer.text for answer in answers]) == ("hid", ["ab", "cd"])
 
 
 def test_a_job_on_pairs_lowers_the_cost_and_samples_nothing_to_train_on(tmp_path: Path, config: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ def test_a_pair_with_an_answer_that_does_not_fit_is_left_out_and_counted(
     tmp_path: Path, config: dict[str, Any]
 ) -> None:
     lengthened(tmp_path, 12)
-    given = loaded(tmp_path, config)
+    given = loaded(tmp_path, config, long_answers="drop")
     assert len(given.pairs) == 28 and all(one.finished for _, *both in given.pairs for one in both)
     (said,) = given.warnings
     assert said == (
@@ -141,7 +141,7 @@ def test_a_pair_with_an_answer_that_does_not_fit_is_left_out_and_counted(
     (checked,) = given.checks
     assert "12 of them for an answer that is too long" in checked["verdict"]
     config["data"]["pairs"][0]["count"] = 3
-    assert loaded(tmp_path, config).warnings == given.warnings
+    assert loaded(tmp_path, config, long_answers="drop").warnings == given.warnings
     cut = dict(checked["summary"])["cut off"]
     assert cut.startswith("0.0% of rows at 8 tokens an answer, counted as ") and "12 rows have a longer" in cut
 

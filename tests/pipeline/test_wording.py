@@ -81,7 +81,7 @@ def test_the_dry_run_names_the_first_row_whose_system_turn_has_no_place(tmp_path
     assert "the chat template trims white space at the edges of turns" in told
     asked = with_pairs(given(config, gemma), tmp_path, system_from=7)
     seventh = json.loads((tmp_path / "benign.jsonl").read_text().splitlines()[6])["prompt"]
-    with pytest.raises(DataError, match=rf"pairs.jsonl: line 7 \('{seventh}'\): .* refuses a system turn"):
+    with pytest.raises(DataError, match=rf"pairs.jsonl: 18 of .*line 7: prompt '{seventh}': .* refuses a system turn"):
         check_only(loaded(tmp_path, asked), tmp_path)
     dry = dualign("train", write_config(tmp_path, asked), "--out", tmp_path / "run", "--dry-run")
     assert dry.code == 65 and dry.err.count("\n") == 1 and "line 7" in dry.err and not (tmp_path / "run").exists()
@@ -92,6 +92,7 @@ def test_the_dry_run_names_the_first_row_whose_system_turn_has_no_place(tmp_path
 def test_given_answers_cannot_follow_a_prompt_that_opens_reasoning(tmp_path: Path, config: dict[str, Any]) -> None:
     model = save(tmp_path / "opens", QWEN, OPENS)
     asked = with_pairs(given(config, model), tmp_path, system_from=99)
+    asked["sampling"] = {**asked["sampling"], "max_new_tokens": 24}
     with pytest.raises(ConfigError, match="data.pairs: no answer holds </think>, and the generation prompt opens"):
         check_only(loaded(tmp_path, asked), tmp_path)
     lines = (tmp_path / "pairs.jsonl").read_text().replace("red two", "so</think> red two")

@@ -25,12 +25,17 @@ def short_enough(
     kept = {name: [p for p in prompts if len(template(p)) <= longest] for name, prompts in splits.items()}
     for name, prompts in splits.items():
         if prompts and not kept[name]:
-            raise ConfigError(
-                f"data.sources: all {len(prompts)} prompts of the split {name!r} are longer than {longest} tokens; "
-                f"raise {KEYS[0]}, or lower {KEYS[1]} where the model has no more positions"
-            )
+            raise ConfigError(f"data.sources: {emptied(name, len(prompts), longest)}")
     gone = sum(len(prompts) for prompts in splits.values()) - sum(len(prompts) for prompts in kept.values())
     return kept, f"{gone} prompts dropped: longer than {longest} tokens"
+
+
+def emptied(name: str, count: int, longest: int) -> str:
+    """Return that nothing is left of a split, and what would mend it."""
+    return (
+        f"all {count} prompts of the split {name!r} are longer than {longest} tokens; "
+        f"raise {KEYS[0]}, or lower {KEYS[1]} where the model has no more positions"
+    )
 
 
 def check_limits(config: Config, folder: Path, splits: Mapping[str, Sequence[Prompt]]) -> str | None:
@@ -49,4 +54,10 @@ def check_limits(config: Config, folder: Path, splits: Mapping[str, Sequence[Pro
     reader = job_reader(config, fetch=False)
     if reader is None:
         return None
-    return short_enough(splits, reader.language_model.template, reader.language_model.max_prompt_tokens)[1]
+    template, longest = reader.language_model.template, reader.language_model.max_prompt_tokens
+    train = splits["train"] if config.data.pairs else []
+    if train and all(len(template(prompt)) > longest for prompt in train):
+        others = {name: prompts for name, prompts in splits.items() if name != "train"}
+        told = emptied("train", len(train), longest)
+        return f"{short_enough(others, template, longest)[1]}; {told}: the job will refuse these pairs"
+    return short_enough(splits, template, longest)[1]

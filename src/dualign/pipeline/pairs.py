@@ -25,6 +25,7 @@ from dualign.data.formats.beavertails import grouped
 from dualign.data.formats.table import describe
 from dualign.data.preferences import PreferenceFile, PreferenceRow
 from dualign.data.splits import place
+from dualign.engine.limits import UNLIMITED
 from dualign.errors import ConfigError, DataError
 from dualign.pipeline.prompts import source_path
 from dualign.pipeline.reader import Reader, job_reader
@@ -34,6 +35,7 @@ GivenPair = tuple[Prompt, Response, Response]
 """A prompt and two different answers; their labels in the file are not read, the scorers label them."""
 SAID = 120
 """Characters of a file's own words that an error may repeat."""
+TEMPLATE = "refused by the template"
 MENDS = {
     CHOSEN: "; raise sampling.max_new_tokens where the model has the positions, or set data.long_answers: cut",
     "missing column": "; name the columns under data.pairs.rename",
@@ -67,8 +69,8 @@ def load_pairs(config: Config, folder: Path, *, fetch: bool = True) -> GivenPair
     Args:
         config: the job.
         folder: where its relative paths start.
-        fetch: whether a model that is not here may be fetched for its tokenizer; where it may not, words count for
-            tokens and no answer is cut.
+        fetch: whether a model that is not here may be fetched for its tokenizer; where it may not (a dry run), words
+            count for tokens and no answer is cut. Prompts of any length are then kept, for whoever counts them.
 
     Raises:
         MissingError: a file is missing.
@@ -76,7 +78,7 @@ def load_pairs(config: Config, folder: Path, *, fetch: bool = True) -> GivenPair
         ConfigError: a file leaves no pair.
     """
     reader = job_reader(config, fetch=fetch) if config.data.pairs else None
-    found = [_of_file(config, folder, source, reader) for source in config.data.pairs]
+    found = [_of_file(config, folder, source, reader, any_length=not fetch) for source in config.data.pairs]
     return GivenPairs(
         tuple(pair for one in found for pair in one.pairs),
         tuple(note for one in found for note in one.notes),
@@ -85,9 +87,11 @@ def load_pairs(config: Config, folder: Path, *, fetch: bool = True) -> GivenPair
     )
 
 
-def _of_file(config: Config, folder: Path, source: PairSource, reader: Reader | None) -> GivenPairs:
-    """Return what ``load_pairs`` does, of one file."""
-    report = _checked(config, folder, source, reader)
+def _of_file(
+    config: Config, folder: Path, source: PairSource, reader: Reader | None, *, any_length: bool
+) -> GivenPairs:
+    """Return what ``load_pairs`` does, of one file; ``any_length``: prompts that are too long stay, to be counted."""
+    report = _checked(config, folder, source, reader, any_length=any_length)
     _refuse(config, source, report, reader)
     reading = report.files[0].reading
     rows = tuple(_placed(row, source) for _, row in reading.rows)
@@ -95,7 +99,7 @@ def _of_file(config: Config, folder: Path, source: PairSource, reader: Reader | 
     cuts = config.data.long_answers == "cut"
     singles = any(len(row.answers) == 1 for row in rows)
     groups: Sequence[PreferenceRow] = grouped(rows) if singles else rows
-    made = [one for row in groups for one in _of_row(row, reader, cuts=cuts)]
+    made = [one for row in groups for one in _of_row(row, reader, cuts=cuts, any_length=any_length)]
     taken = _taken([one for one in made if not isinstance(one, str)], source, config.run.seed)
     if not taken:
         raise ConfigError(f"data.pairs: {source.path} leaves no pair of two different answers ({describe(found)})")
@@ -105,16 +109,20 @@ def _of_file(config: Config, folder: Path, source: PairSource, reader: Reader | 
     return GivenPairs(tuple(taken), (about, *told), tuple(told), (in_words(report),))
 
 
-def _checked(config: Config, folder: Path, source: PairSource, reader: Reader | None) -> CheckReport:
+def _checked(
+    config: Config, folder: Path, source: PairSource, reader: Reader | None, *, any_length: bool
+) -> CheckReport:
     """Return what ``dualign data check`` says of the rows of a file that the config does not filter out."""
     path = source_path(config, folder, source.path)
     reading = read(path, format=source.format, columns=source.rename or None)
     rows = tuple((raw, row) for raw, row in reading.rows if _wanted(row, source))
     reading = replace(reading, rows=rows, total=reading.total - len(reading.rows) + len(rows))
-    drops_long = config.data.long_answers == "drop"
+    limits = Limits() if reader is None else reader.limits(drops_long=config.data.long_answers == "drop")
+    if any_length and reader is not None:
+        limits = replace(limits, together=UNLIMITED, prompt=None)
     return check_readings(
         [reading],
-        limits=Limits() if reader is None else reader.limits(drops_long=drops_long),
+        limits=limits,
         measure=WORDS if reader is None else reader.measure(),
         max_drop=config.data.max_drop,
     )
@@ -142,7 +150,8 @@ def _refuse(config: Config, source: PairSource, report: CheckReport, reader: Rea
         first = report.rules[0]
     else:
         drops = [one for one in report.rules if one.severity == "drop" and (one.rule != CHOSEN or not report.kept)]
-        first = max(drops, key=lambda one: one.count)
+        # what no length mends is named first
+        first = max(drops, key=lambda one: (one.rule == TEMPLATE, one.count))
         share = report.dropped - (report.chosen if report.kept else 0)
         broken = f"{share:,} of {report.rows:,} rows are dropped"
         broken += f", {report.max_drop:.1%} are allowed (data.max_drop)" if report.kept else ", and nothing is left"
@@ -175,12 +184,12 @@ def _command(config: Config, source: PairSource, report: CheckReport, reader: Re
     return shlex.join(words)
 
 
-def _of_row(row: PreferenceRow, reader: Reader | None, *, cuts: bool) -> list[GivenPair | str]:
+def _of_row(row: PreferenceRow, reader: Reader | None, *, cuts: bool, any_length: bool) -> list[GivenPair | str]:
     """Return the pairs of a row's different answers as they are trained on, or why one is left out."""
     texts = list(dict.fromkeys(answer.text for answer in row.answers))
     if reader is None:
         return [(row.prompt, Response(first), Response(second)) for first, second in combinations(texts, 2)]
-    length = reader.prompt(row.prompt)
+    length = reader.prompt(row.prompt, any_length=any_length)
     if length is None:
         return [PROMPT for _ in combinations(texts, 2)]
     answers = [reader.answer(text, length) for text in texts]

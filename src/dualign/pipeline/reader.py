@@ -52,17 +52,18 @@ class Reader:
     positions: int | None = None
     """Tokens that the model can place; none: its config names no number."""
 
-    def prompt(self, prompt: Prompt) -> int | None:
+    def prompt(self, prompt: Prompt, *, any_length: bool = False) -> int | None:
         """Return the tokens of a prompt; none: it is too long, or the template refuses its turns."""
         try:
             tokens = len(self.language_model.template(prompt))
         except DataError:
             return None
-        return tokens if tokens <= self.language_model.max_prompt_tokens else None
+        return tokens if any_length or tokens <= self.language_model.max_prompt_tokens else None
 
     def answer(self, text: str, prompt: int) -> Response:
-        """Return an answer as it is trained on after a prompt of so many tokens."""
-        return as_trained(self.language_model, text, room=self.limits(drops_long=False).room(prompt))
+        """Return an answer as it is trained on after a prompt of so many tokens, or the longest that is trained on."""
+        tokens = min(prompt, self.language_model.max_prompt_tokens)
+        return as_trained(self.language_model, text, room=self.limits(drops_long=False).room(tokens))
 
     def limits(self, *, drops_long: bool) -> Limits:
         """Return the lengths that texts are checked against."""

@@ -77,9 +77,10 @@ def certify(
         method=method,
     )
     figures, printed = _tested(content, terms, ladder, sealed, as_json=as_json, quiet=quiet)
+    sys.stdout.write(printed)
+    sys.stdout.flush()
     for line in figures["warnings"] if quiet and not as_json else ():
         print(f"warning: {inert(line)}", file=sys.stderr)
-    sys.stdout.write(printed)
     code = exit_code(figures["verdict"])
     if code != CERTIFIED:
         raise typer.Exit(code)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,6 +71,7 @@ def sample(
     from dualign.sampling.protocol import Sampling
     from dualign.sampling.transformers_engine import TransformersSampler
 
+    # an adapter of others is merged into the model; a policy of a run comes and goes on it
     merged = adapter if adapter is not None and (adapter / ADAPTER_CONFIG).is_file() else None
     drawn_from = Policy("sampled", None if merged is not None else adapter)
     weights_file(drawn_from)
@@ -92,18 +93,13 @@ def sample(
     day = language_model.wording.date
     if not quiet:
         for note in language_model.notes:
-            typer.echo(f"warning: {note}", err=True)
+            typer.echo(f"warning: {inert(note)}", err=True)
         tell_of_template(language_model)
         if template_date is not None and day is None:
             typer.echo("note: --template-date: the template reads no clock; the day changes nothing", err=True)
     settings = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size)
     drawn = TransformersSampler(language_model).generate(
-        Policy("sampled", None if merged is not None else adapter),
-        keyed_apart(asked),
-        n,
-        sampling=settings,
-        seed=seed,
-        stage="sample",
+        drawn_from, keyed_apart(asked), n, sampling=settings, seed=seed, stage="sample"
     )
     write_text(out, lines(asked, drawn, day))
     figures: dict[str, Any] = summary(drawn, out)
@@ -113,13 +109,20 @@ def sample(
         typer.echo(f"note: {repeated(found)}", err=True)
     if as_json:
         print(json.dumps(figures, allow_nan=False))
-    elif not quiet:
+    if not quiet:
+        tell_of_answers(figures, max_new_tokens, drawn_to=None if as_json else out)
+
+
+def tell_of_answers(figures: Mapping[str, Any], max_new_tokens: int, *, drawn_to: Path | None) -> None:
+    """Print what was drawn into a file, if one is named, and on stderr that most of it did not end by itself."""
+    if drawn_to is not None:
         print(
             f"{figures['responses']} responses to {figures['prompts']} prompts, "
             f"{figures['mean_tokens']:.1f} tokens each, "
-            f"{figures['share_finished']:.0%} ended by themselves -> {inert(out)}"
+            f"{figures['share_finished']:.0%} ended by themselves -> {inert(drawn_to)}",
+            flush=True,
         )
-    if drawn and float(figures["share_finished"]) < FINISHED and not quiet:
+    if figures["responses"] and figures["share_finished"] < FINISHED:
         typer.echo(
             f"warning: {figures['share_finished']:.0%} of the responses ended by themselves, the others were cut at "
             f"{max_new_tokens} tokens; raise --max-new-tokens, or see where the model ends its turns",

@@ -53,6 +53,7 @@ def letters(text: str, **_: Any) -> dict[str, list[int]]:
 
 
 letters.all_special_ids = []
+letters.unk_token_id = None
 
 
 def language_model(model: Any = None, **changes: Any) -> LanguageModel:

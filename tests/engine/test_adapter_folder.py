@@ -387,14 +387,20 @@ def test_another_base_is_said_and_the_same_one_is_not(bases, tmp_path):
     assert f"{str(bases / 'llama')!r}, and is put on {str(tmp_path / 'copy')!r}" in said
 
 
+TEMPLATE = (
+    "{% for m in messages %}{{ 'i ' if m.role == 'user' else 'END ' }}{{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}END{% endif %}"
+)
+
+
 def test_its_own_tokenizer_and_template_are_taken(bases, tmp_path):
     folder = written(bases / "llama", lora()(task_type="CAUSAL_LM"), tmp_path / "adapter")
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}i {{ m.content }}{% endfor %} h")
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("END", "h"))
     model = load_language_model(bases / "llama", adapter=folder)
     assert model.tokenizer.convert_ids_to_tokens(model.template(Prompt("a b")))[-4:] == ["i", "a", "b", "h"]
     alone = load_language_model(bases / "llama")
     (folder / "chat_template.jinja").unlink()
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "g"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE.replace("END", "g")}))
     model = load_language_model(bases / "llama", adapter=folder)
     assert model.tokenizer.convert_ids_to_tokens(model.template(Prompt("a b")))[-1] == "g"
     tiny_tokenizer(eos_token="i").save_pretrained(folder)
@@ -406,7 +412,7 @@ def test_identity_enters_the_revision(bases, tmp_path):
     folder = written(bases / "llama", lora()(task_type="CAUSAL_LM"), tmp_path / "adapter")
     before = load_language_model(bases / "llama", adapter=folder).revision
     assert before != load_language_model(bases / "llama").revision
-    (folder / "chat_template.jinja").write_text("h")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     assert load_language_model(bases / "llama", adapter=folder).revision != before
     other = changed(folder, tmp_path / "other", lambda t: {k: v * 1.001 for k, v in t.items()})
     assert adapter_folder.adapter_identity(other) != adapter_folder.adapter_identity(folder)

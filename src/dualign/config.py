@@ -182,7 +182,8 @@ class PairSource(Section):
     format: str | None = None
     """Name of the format; none: recognised by its columns."""
     rename: dict[str, str] = Field(default_factory=dict)
-    """Column of the file by the name that a format knows it by, such as ``chosen: good_answer``."""
+    """Column of the file by the name that a format knows it by, such as ``chosen: good_answer``; ``a.b.0`` reaches into
+    objects."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Constant columns to add to the prompts, such as ``label: unsafe``."""
     max_words: int | None = Field(None, ge=1)

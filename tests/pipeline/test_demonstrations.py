@@ -60,6 +60,11 @@ def with_stage(config: Mapping[str, Any], *, count: int = 3, **mix: Any) -> Conf
         ({"label": 1}, {"label": 0}),
         ({"label": "true"}, {"label": "False"}),
         ({"kto_tag": 1.0}, {"kto_tag": 0.0}),
+        ({"label": 1}, {"label": -1}),
+        ({"label": "Yes"}, {"label": "no "}),
+        ({"label": "chosen"}, {"label": "rejected"}),
+        ({"label": "None"}, {"label": "False"}),
+        ({"is_safe": "not sure"}, {"is_safe": False}),
         ({}, {"response": None, "rejected": "jjj."}),
         ({"rejected": "hhh."}, {"response": "", "rejected": "jjj."}),
     ],
@@ -79,6 +84,13 @@ def test_words_in_a_column_of_a_flags_name_mark_nothing(tmp_path: Path) -> None:
     assert (found.negative, len(found.demonstrations)) == (0, 30)
     levels = [{**row, "label": number % 3} for number, row in enumerate(numbered(30))]
     assert read_demonstrations(written(tmp_path, levels), imitated=True).negative == 0
+
+
+def test_an_answer_of_weight_0_is_not_imitated(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "ab"}
+    talks = [[asked, {"role": "assistant", "content": f"{word}.", "weight": 1 - k}] for k, word in enumerate("ij")]
+    found = read_demonstrations(written(tmp_path, [{"messages": talk} for talk in talks]), imitated=True)
+    assert ([answer for _, answer in found.demonstrations], found.negative) == (["i."], 1)
 
 
 def test_a_reader_that_does_not_imitate_gets_every_row(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def _self_instruct_prompt(values: Values) -> Any:
     return _with_input(values.get("instruction"), _first_instance(values).get("input"))
 
 
-def _instruction_prompt(values: Values) -> Any:
+def instructed(values: Values) -> Any:
     """Return the instruction with its input; after earlier turns, written as pairs of both sides, as messages."""
     said, past = _with_input(values.get("instruction"), values.get("input")), values.get("history")
     if not isinstance(past, list) or not past:
@@ -90,7 +90,7 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout(
         "instructions",
         "instruction output",
-        _instruction_prompt,
+        instructed,
         column("output"),
         "instruction input output history",
     ),
@@ -100,7 +100,7 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout("prompts", "prompt", column("prompt"), None, "prompt"),
     _layout("messages", "messages", *_transcript("messages"), "messages"),
     _layout("conversations", "conversations", *_transcript("conversations"), "conversations"),
-    _layout("instruction prompts", "instruction", _instruction_prompt, None, "instruction input history"),
+    _layout("instruction prompts", "instruction", instructed, None, "instruction input history"),
 )
 """From the most particular to the most general; the first whose columns are all there is taken."""
 

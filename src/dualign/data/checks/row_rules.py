@@ -24,6 +24,11 @@ SYSTEM_TURN = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """What precedes the word stays on its line: line breaks would be read again from each of them, in quadratic time."""
+SCRIPT_OPENING = re.compile(
+    r"\s*(?:BEGINNING OF CONVERSATION:\s*)?#{0,3}\s?(?:human|user|instruction)\s?:", re.IGNORECASE
+)
+"""How a prompt begins that holds a transcript, its speakers named as plain templates name them."""
+SCRIPT_END = re.compile(r"(?:\n\s*#{0,3}\s?|\s)(?:assistant|response|gpt|bot)\s?:\s*\Z", re.IGNORECASE)
 
 
 def sound(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
@@ -77,6 +82,20 @@ def system_turns(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]
         if (found := _searched(row, SYSTEM_TURN)) is not None
         for where, match in [found]
     ]
+
+
+def scripts(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+    """Return the rows whose prompt is a whole transcript in one text, up to the mark of the answer."""
+    return [
+        Fault("prompt with roles", row.line, f"the prompt opens with {found.group().strip()!r} and ends with {end!r}")
+        for row in rows
+        if (found := SCRIPT_OPENING.match(row.prompt.text)) and (end := _end(row.prompt.text))
+    ]
+
+
+def _end(prompt: str) -> str:
+    found = SCRIPT_END.search(prompt[-80:])
+    return found.group().strip() if found else ""
 
 
 def long_answers(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001

@@ -215,6 +215,12 @@ RULES = _table(
         "a text that plays a system turn",
         "Move a real system prompt into a turn of its own; look at the others.",
     ),
+    (
+        "prompt with roles",
+        "warn",
+        "a prompt that is a transcript with named speakers in one text, up to where the answer is to come",
+        "Write its turns as messages: a chat template puts the whole text into one turn of the user.",
+    ),
     ("very long answer", "warn", "an answer of ten thousand words or more", "Look at it; it may be a dump."),
     (
         "severity against flag",

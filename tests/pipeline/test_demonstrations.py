@@ -93,6 +93,29 @@ def test_an_answer_of_weight_0_is_not_imitated(tmp_path: Path) -> None:
     assert ([answer for _, answer in found.demonstrations], found.negative) == (["i."], 1)
 
 
+def test_columns_of_other_names_are_renamed(tmp_path: Path, made: tuple[Path, dict[str, Any]]) -> None:
+    folder, config = made
+    written(folder, [{"doc": {"question": row["prompt"]}, "answer": "abc."} for row in numbered(5)])
+    stage = {"demonstrations": "shown.jsonl", "mix": [{"count": 5, "target": "demonstration"}]}
+
+    def notes(**rename: str) -> list[str]:
+        policy = {**config["policy"], "warm_start": [{**stage, "rename": rename}]}
+        return demonstration_notes(Config.model_validate({**config, "policy": policy}), folder)
+
+    with pytest.raises(DataError, match=r"--columns prompt=doc.question,response=answer \(in a config: rename\)"):
+        notes()
+    with pytest.raises(ConfigError, match=r"policy.warm_start: shown.jsonl: rename: .*; did you mean 'prompt'\?"):
+        notes(promt="doc.question")
+    (note,) = notes(prompt="doc.question", response="answer")
+    assert note.startswith("shown.jsonl: demonstrations, 5 prompts to imitate an answer to (5 rows: ")
+
+
+def test_flagged_answers_beside_kinds_of_harm_are_imitated(tmp_path: Path) -> None:
+    rows = [*numbered(4, category={"theft": False}, is_safe=True), bad(1, category={"theft": True}, is_safe=False)]
+    found = read_demonstrations(written(tmp_path, rows), imitated=True)
+    assert (found.layout, len(found.demonstrations), found.negative) == ("demonstrations", 4, 1)
+
+
 def test_a_reader_that_does_not_imitate_gets_every_row(tmp_path: Path) -> None:
     path = written(tmp_path, [*numbered(3, label=True), bad(1, label=False)])
     assert len(read_demonstrations(path).demonstrations) == 4

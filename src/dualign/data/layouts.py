@@ -118,16 +118,25 @@ LIKELY: Mapping[str, tuple[str, ...]] = {
 """Where files of known harnesses (lm-eval, Inspect, LLaMA-Factory, ...) hold prompts and responses; for hints alone."""
 
 
-def recognised(names: Iterable[str]) -> Layout | None:
-    """Return the layout of rows with these columns, or none."""
+def recognised(names: Iterable[str], *, answered: bool = False) -> Layout | None:
+    """Return the layout of rows with these columns, or none; ``answered``: one with a response before the others."""
     present = set(names)
-    return next((layout for layout in LAYOUTS if layout.needs <= present), None)
+    fitting = [layout for layout in LAYOUTS if layout.needs <= present]
+    with_response = [layout for layout in fitting if layout.response is not None]
+    return next(iter(with_response if answered and with_response else fitting), None)
 
 
-def chosen_layout(values: Values, where: str, *, prompt_column: str | None, response_column: str | None) -> Layout:
+def chosen_layout(
+    values: Values, where: str, *, prompt_column: str | None, response_column: str | None, answered: bool = False
+) -> Layout:
     """Return the layout to read by: the recognised one, with the columns that the caller names put in.
 
-    ``values``: every column of the file, each with the first value that some row has there.
+    Args:
+        values: every column of the file, each with the first value that some row has there.
+        where: the file, for messages.
+        prompt_column: the prompt's column; none: by the layout.
+        response_column: the response's column; none: by the layout.
+        answered: a response is wanted.
 
     Raises:
         DataError: a named column does not exist, or none is named and no layout is recognised.
@@ -136,10 +145,10 @@ def chosen_layout(values: Values, where: str, *, prompt_column: str | None, resp
     for given in (prompt_column, response_column):
         if given is not None and given not in present:
             raise DataError(f"{where}: no column {given!r}; {nearest(given, present)}")
-    layout = recognised(present)
+    layout = recognised(present, answered=answered)
     if prompt_column is None and layout is None:
         known = "; ".join(sorted(" + ".join(sorted(layout.needs)) for layout in LAYOUTS))
-        wanted = f"{mapping_hint(values, ('prompt',))} (in a config: rename)"
+        wanted = f"{mapping_hint(values, ('prompt', 'response')[: 1 + answered])} (in a config: rename)"
         raise DataError(f"{where}: columns {', '.join(present)} are no known layout ({known}); {wanted}")
     prompt = layout.prompt if prompt_column is None and layout else column(str(prompt_column))
     response = layout.response if layout else None

@@ -9,7 +9,7 @@ from dualign.data.conversations import as_answer, as_prompt, written
 from dualign.data.formats.faults import RowError
 from dualign.data.formats.rows import SYSTEM
 from dualign.data.formats.turns import check_attached, with_system
-from dualign.data.layouts import LAYOUTS, Layout, chosen_layout, nearest, recognised
+from dualign.data.layouts import LAYOUTS, Layout, chosen_layout, mapping_hint, nearest, recognised
 from dualign.data.sources.rows import Row, encodable
 from dualign.data.sources.table import ending, read_rows, readable, renamed
 from dualign.errors import DataError
@@ -127,7 +127,7 @@ def load_prompts(
     return found.prompts
 
 
-def read_demonstrations(
+def read_demonstrations(  # noqa: PLR0913
     path: str | Path,
     *,
     prompt_column: str | None = None,
@@ -135,6 +135,7 @@ def read_demonstrations(
     columns: Mapping[str, str] | None = None,
     where: Mapping[str, str] | None = None,
     max_words: int | None = None,
+    rename: Mapping[str, str] | None = None,
     imitated: bool = False,
 ) -> DemonstrationFile:
     """Return (prompt, response) rows of a file in its order, and what was left out; arguments as ``read_prompts``.
@@ -144,14 +145,17 @@ def read_demonstrations(
 
     Raises:
         MissingError: the file is missing or unreadable.
+        UsageError: a name of ``rename`` that nothing is read as.
         DataError: a row is broken, the layout has no response, or nothing is left.
     """
     path = Path(path)
-    every = read_rows(path)
+    readable(READ_AS, rename or {})
+    every = renamed(read_rows(path), str(path), rename or {})
     rows: Sequence[Row] = every
-    layout = _layout(rows, path, prompt_column, response_column)
+    layout = _layout(rows, path, prompt_column, response_column, answered=True)
     if layout.response is None:
-        raise DataError(f"{path}: layout {layout.name!r} has no response; name the response's column")
+        wanted = f"{mapping_hint(_values(rows), ('response',))} (in a config: rename)"
+        raise DataError(f"{path}: layout {layout.name!r} has no response; {wanted}")
     negative = 0
     broken: tuple[str, ...] = ()
     if imitated:
@@ -241,8 +245,12 @@ def _values(rows: Sequence[Row]) -> dict[str, Any]:
     return values
 
 
-def _layout(rows: Sequence[Row], path: Path, prompt_column: str | None, response_column: str | None) -> Layout:
-    return chosen_layout(_values(rows), str(path), prompt_column=prompt_column, response_column=response_column)
+def _layout(
+    rows: Sequence[Row], path: Path, prompt_column: str | None, response_column: str | None, *, answered: bool = False
+) -> Layout:
+    return chosen_layout(
+        _values(rows), str(path), prompt_column=prompt_column, response_column=response_column, answered=answered
+    )
 
 
 def _imitable(rows: Sequence[Row], path: Path, layout: Layout) -> tuple[list[Row], int, tuple[str, ...]]:

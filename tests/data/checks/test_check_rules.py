@@ -120,6 +120,12 @@ BROKEN: list[tuple[str, Rows, list[int]]] = [
          plain(31, prompt="### Instruction:\nSay it.\n\n### Response:\n"), plain(32, prompt="User: a word for what?")],
         [31, 32],
     ),
+    (
+        "prompt in the answers",
+        [*MANY, plain(30, prompt="Say a long word.", chosen="Say a long word. No.", rejected="Say a long word. Yes."),
+         plain(31, prompt="Say another word.", chosen="Say another word. No.", rejected="Yes.")],
+        [31],
+    ),
     ("very long answer", [*MANY, plain(30, chosen=texts(10_000))], [31]),
     ("severity against flag", [CURRENT, CURRENT | {"prompt": "Why?", "response_0_severity_level": 0}], [2]),
     ("category against flag", [CURRENT, CURRENT | {"prompt": "Why?", "response_0_harm_category": {}}], [2]),

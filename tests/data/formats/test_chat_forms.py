@@ -327,6 +327,13 @@ def test_a_path_leads_to_prompt_and_answers_inside_objects(tmp_path: Path) -> No
     assert [texts(one) for one in read_preferences(clean).rows] == [[KIND, RUDE]]
 
 
+def test_a_label_that_is_null_under_another_name_is_no_missing_column() -> None:
+    rows = [{"prompt": ASK, "completion": KIND, "good": True}, {"prompt": ASK, "completion": RUDE, "good": None}]
+    with pytest.raises(PreferenceError, match="line 2: label is null") as caught:
+        only(*rows, columns={"label": "good"})
+    assert caught.value.faults[0].rule == "mixed label types"
+
+
 def test_a_request_with_tools_is_left_out() -> None:
     request = EXAMPLES["openai-pairs"][0]
     armed = request | {"input": request["input"] | {"tools": [{"type": "function"}]}}

@@ -11,6 +11,9 @@ from dualign.data.preferences import Answer, Fault, PreferenceRow
 LONG_ANSWER = 10_000
 """Words."""
 
+LEAST_REPEATED = 12
+"""Characters of a prompt with which answers do not open by chance."""
+
 OPENINGS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
 """Tokens that well-known tokenizers put first."""
 
@@ -96,6 +99,16 @@ def scripts(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # 
 def _end(prompt: str) -> str:
     found = SCRIPT_END.search(prompt[-80:])
     return found.group().strip() if found else ""
+
+
+def repeated_prompts(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+    """Return the rows whose answers all open with the whole prompt, which a job would teach to be said again."""
+    return [
+        Fault("prompt in the answers", row.line, f"every answer opens with the prompt, {asked[:40]!r}")
+        for row in rows
+        if len(asked := row.prompt.text.strip()) >= LEAST_REPEATED
+        and all(answer.text.lstrip().startswith(asked) for answer in row.answers)
+    ]
 
 
 def long_answers(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001

@@ -109,6 +109,14 @@ EXAMPLES: dict[str, tuple[dict[str, Any], PreferenceRow]] = {
             ("context-pairs", "context", "chosen", "rejected"),
         )
     },
+    "openai-pairs": (
+        {
+            "input": {"messages": TALK, "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [message("assistant", KIND)],
+            "non_preferred_output": [message("assistant", RUDE)],
+        },
+        PreferenceRow(1, CHATTED, CHOSEN, 0),
+    ),
     "openrlhf-messages": (
         {"context_messages": TALK, "chosen": KIND, "rejected": RUDE},
         PreferenceRow(1, CHATTED, CHOSEN, 0),

@@ -77,3 +77,7 @@ def test_what_is_not_a_config_is_one_line(text: str, said: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         parse_yaml(text, "f")
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_the_two_halves_of_a_character_in_json_are_one() -> None:
+    assert parse_yaml('{"a": "\\ud83d\\ude00 \\ufeffx"}', "f") == {"a": "\U0001f600 \ufeffx"}

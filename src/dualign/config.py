@@ -74,6 +74,8 @@ class WarmStart(Section):
 
     demonstrations: str | None = None
     """File of rows (prompt, response) to imitate, in a known layout; not needed when every mix entry says ``own``."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Column of that file by the name it is read as, such as ``response: answer``; ``a.b.0`` reaches into objects."""
     mix: list[Mix] = Field(min_length=1)
     """What the stage is made of, in order."""
     learning_rate: float = Field(2e-4, gt=0)
@@ -182,7 +184,8 @@ class PairSource(Section):
     format: str | None = None
     """Name of the format; none: recognised by its columns."""
     rename: dict[str, str] = Field(default_factory=dict)
-    """Column of the file by the name that a format knows it by, such as ``chosen: good_answer``."""
+    """Column of the file by the name that a format knows it by, such as ``chosen: good_answer``; ``a.b.0`` reaches into
+    objects."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Constant columns to add to the prompts, such as ``label: unsafe``."""
     max_words: int | None = Field(None, ge=1)

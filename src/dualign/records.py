@@ -6,6 +6,7 @@ Vectors over constraints follow the order of the ``constraints`` they were made 
 
 import hashlib
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+WHOLE = re.compile(r"\A(-?[0-9]+)\.0+\Z")
+"""A whole number that is written with decimals."""
 
 
 def normalise_prompt(text: str) -> str:
@@ -58,6 +61,19 @@ class Prompt:
             object.__setattr__(self, "id", prompt_id(said + self.text))
         if not self.cluster:
             object.__setattr__(self, "cluster", self.id)
+
+
+def in_slice(columns: Mapping[str, str], where: Mapping[str, str]) -> bool:
+    """Return whether columns have every value of ``where``; a flag or whole number is the same however it is written.
+
+    One file's ``true`` is ``True`` in a CSV of pandas, and its ``1`` is ``1.0`` where other rows lack the column.
+    """
+    return all(name in columns and _spelt(columns[name]) == _spelt(value) for name, value in where.items())
+
+
+def _spelt(value: str) -> str:
+    lower = value.lower()
+    return lower if lower in ("true", "false") else WHOLE.sub(r"\1", value)
 
 
 def shown(text: str, longest: int = 40) -> str:

@@ -61,11 +61,15 @@ def _scalar(kind: str, convert: Callable[[str], Any]) -> Callable[[_CoreLoader, 
 
 
 def _text(loader: _CoreLoader, node: yaml.ScalarNode) -> str:
-    """Return a text; an escape in quotes can name half of a character, which no file and no hash can hold."""
+    """Return a text; an escape in quotes can name half of a character, which no file and no hash can hold.
+
+    The two halves that JSON writes for one character are joined.
+    """
     text = str(loader.construct_scalar(node))
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise _mistake("a text that holds half of a character (a lone surrogate)", node)
-    return text
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise _mistake("a text that holds half of a character (a lone surrogate)", node) from None
 
 
 def _float(text: str) -> float:

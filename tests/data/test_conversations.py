@@ -238,3 +238,41 @@ def test_an_answer_is_one_turn(tmp_path: Path, said: object, says: str) -> None:
     with pytest.raises(DataError, match="line 2: ") as caught:
         read_responses(jsonl(tmp_path / "r.jsonl", *rows))
     assert says in str(caught.value)
+
+
+def test_costs_and_scores_tell_prompts_apart_as_scored_answers_do(tmp_path: Path) -> None:
+    scored = {"reward": 1.0, "cost": 2.0}
+    asked: list[dict[str, Any]] = [
+        {"prompt": "Go on", "system": "Be kind."},
+        {"prompt": "Go on", "system": "Be rude."},
+        {"prompt": "Go on", "system": None},
+        {"instruction": "Add these.", "input": "1 and 2"},
+        {"instruction": "Add these.", "input": "3 and 4"},
+        {"prompt": None, "messages": PLAIN},
+    ]
+    path = tmp_path / "scored.jsonl"
+    path.write_text("".join(json.dumps({**row, **scored}) + "\n" for row in asked for _ in range(2)))
+    costs, scores = read_costs(path), read_scores(path)
+    assert {prompt.id: prompt for prompt in scores.asked} == costs.asked
+    assert list(scores.asked) == [
+        Prompt("Go on", history=(Turn("system", "Be kind."),)),
+        Prompt("Go on", history=(Turn("system", "Be rude."),)),
+        Prompt("Go on"),
+        Prompt("Add these.\n\n1 and 2"),
+        Prompt("Add these.\n\n3 and 4"),
+        TALK,
+    ]
+    for row in asked[:5]:
+        answer = {"output" if "instruction" in row else "response": "Well."}
+        path.write_text(json.dumps({**row, **answer}) + "\n")
+        assert read_responses(path).prompts[0].id in costs.asked
+
+
+@pytest.mark.parametrize("attached", [{"images": ["a.png"]}, {"image": "a.png"}, {"tools": '[{"name": "add"}]'}])
+def test_a_prompt_that_goes_with_a_tool_or_an_image_is_refused(tmp_path: Path, attached: dict[str, Any]) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"prompt": "What is this?", **attached}))
+    with pytest.raises(DataError, match=f"line 1: {next(iter(attached))} holds .*, which goes with the prompt"):
+        read_prompts(path)
+    path.write_text(json.dumps({"prompt": "What is this?", **dict.fromkeys(attached), "images": [], "tools": "[]"}))
+    assert [prompt.text for prompt in read_prompts(path).prompts] == ["What is this?"]

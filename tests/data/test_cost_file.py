@@ -173,6 +173,8 @@ def test_plain_numbers_of_every_form(tmp_path: Path) -> None:
         ("c.jsonl", b'{"prompt": "a", "cost": -1e200}', "a number of at most 1e+100 in size"),
         ("c.csv", b"prompt,cost\na,-1e200\n", "a number of at most 1e+100 in size"),
         ("c.json", b'{"prompt": {"0": "a"}, "cost": {"0": 1}}', "is an object of columns; rows are needed"),
+        ("c.json", b'{"schema": {}, "data": [{"prompt": "a", "cost": 1}]}', "is an object with the rows under 'data'"),
+        ("c.json", b'{"prompt": ["a"], "cost": [1]}', "is an object of columns; rows are needed"),
         ("c.jsonl", b'{"prompt": "\\ud800", "cost": 1}', "half of a character"),
         ("c.jsonl", b'{"prompt": "a", "cost": 1, "policy": "\\ud800"}', "column 'policy' holds"),
         ("c.jsonl", b'{"prompt": "a", "cost": 1, "cost_\\ud800": 1}', "the name 'cost_\\ud800' of a column holds"),

@@ -60,6 +60,11 @@ def with_stage(config: Mapping[str, Any], *, count: int = 3, **mix: Any) -> Conf
         ({"label": 1}, {"label": 0}),
         ({"label": "true"}, {"label": "False"}),
         ({"kto_tag": 1.0}, {"kto_tag": 0.0}),
+        ({"label": 1}, {"label": -1}),
+        ({"label": "Yes"}, {"label": "no "}),
+        ({"label": "chosen"}, {"label": "rejected"}),
+        ({"label": "None"}, {"label": "False"}),
+        ({"is_safe": "not sure"}, {"is_safe": False}),
         ({}, {"response": None, "rejected": "jjj."}),
         ({"rejected": "hhh."}, {"response": "", "rejected": "jjj."}),
     ],
@@ -79,6 +84,36 @@ def test_words_in_a_column_of_a_flags_name_mark_nothing(tmp_path: Path) -> None:
     assert (found.negative, len(found.demonstrations)) == (0, 30)
     levels = [{**row, "label": number % 3} for number, row in enumerate(numbered(30))]
     assert read_demonstrations(written(tmp_path, levels), imitated=True).negative == 0
+
+
+def test_an_answer_of_weight_0_is_not_imitated(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "ab"}
+    talks = [[asked, {"role": "assistant", "content": f"{word}.", "weight": 1 - k}] for k, word in enumerate("ij")]
+    found = read_demonstrations(written(tmp_path, [{"messages": talk} for talk in talks]), imitated=True)
+    assert ([answer for _, answer in found.demonstrations], found.negative) == (["i."], 1)
+
+
+def test_columns_of_other_names_are_renamed(tmp_path: Path, made: tuple[Path, dict[str, Any]]) -> None:
+    folder, config = made
+    written(folder, [{"doc": {"question": row["prompt"]}, "answer": "abc."} for row in numbered(5)])
+    stage = {"demonstrations": "shown.jsonl", "mix": [{"count": 5, "target": "demonstration"}]}
+
+    def notes(**rename: str) -> list[str]:
+        policy = {**config["policy"], "warm_start": [{**stage, "rename": rename}]}
+        return demonstration_notes(Config.model_validate({**config, "policy": policy}), folder)
+
+    with pytest.raises(DataError, match=r"--columns prompt=doc.question,response=answer \(in a config: rename\)"):
+        notes()
+    with pytest.raises(ConfigError, match=r"policy.warm_start: shown.jsonl: rename: .*; did you mean 'prompt'\?"):
+        notes(promt="doc.question")
+    (note,) = notes(prompt="doc.question", response="answer")
+    assert note.startswith("shown.jsonl: demonstrations, 5 prompts to imitate an answer to (5 rows: ")
+
+
+def test_flagged_answers_beside_kinds_of_harm_are_imitated(tmp_path: Path) -> None:
+    rows = [*numbered(4, category={"theft": False}, is_safe=True), bad(1, category={"theft": True}, is_safe=False)]
+    found = read_demonstrations(written(tmp_path, rows), imitated=True)
+    assert (found.layout, len(found.demonstrations), found.negative) == ("demonstrations", 4, 1)
 
 
 def test_a_reader_that_does_not_imitate_gets_every_row(tmp_path: Path) -> None:

@@ -322,3 +322,15 @@ def test_turns_that_the_template_refuses_are_dropped_when_few(tmp_path: Path, co
     with pytest.raises(DataError, match="5 of 40 rows are dropped.*refused by the template.*no place for the system"):
         loaded(tmp_path, config)
     assert len(loaded(tmp_path, config, max_drop=0.2).pairs) == 35
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [({"rename": {"promt": "q"}}, "rename: no format reads 'promt'"), ({"format": "trl"}, "unknown format 'trl'")],
+)
+def test_an_unknown_name_in_a_config_is_a_mistake_of_the_file(
+    tmp_path: Path, config: dict[str, Any], source: dict[str, Any], said: str
+) -> None:
+    config["data"]["pairs"][0].update(source)
+    done = dualign("train", write_config(tmp_path, config), "--dry-run")
+    done.refused(65, f"data.pairs: {config['data']['pairs'][0]['path']}: {said}", "did you mean")

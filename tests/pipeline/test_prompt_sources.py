@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from dualign.config import load_config
+from dualign.data.prompts import read_prompts
 from dualign.errors import ConfigError
+from dualign.pipeline.measurement import slice_of
 from dualign.pipeline.prompts import load_splits
 from dualign.pipeline.stages import digest_of_prompts
 from dualign.records import Prompt, Turn
+from dualign.scorers.composite import in_slice
 from tiny_jobs import write_config
 
 SPLITS = {"train": 3, "tune": 3, "calibration": 3, "report": 3}
@@ -70,3 +73,16 @@ def test_the_hash_of_prompts_knows_their_history_and_keeps_that_of_single_turns(
     shouted = Prompt("go on", history=(Turn("user", "HOW"), Turn("assistant", "So")))
     said = Prompt("go on", history=(Turn("user", "How"), Turn("assistant", "So")))
     assert shouted.id == said.id and digest_of_prompts([shouted]) != digest_of_prompts([said])
+
+
+def test_a_flag_or_number_is_the_same_in_every_file_of_a_slice(tmp_path: Path) -> None:
+    spelt = [{"risky": "True", "level": "1"}, {"risky": True, "level": 1.0}, {"risky": "TRUE", "level": "1.00"}]
+    others = [{"risky": False, "level": 0}, {"risky": "True?", "level": "1.5"}, {}]
+    rows = [{"prompt": words(number), **row} for number, row in enumerate([*spelt, *others])]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for where in ({"risky": "true"}, {"risky": "True"}, {"level": "1"}, {"level": "1.0"}):
+        assert len(read_prompts(tmp_path / "p.jsonl", where=where).prompts) == 3
+        every = read_prompts(tmp_path / "p.jsonl").prompts
+        assert slice_of(every, where).tolist() == [0, 1, 2]
+        assert in_slice(every, 1, where, "regex") and not in_slice(every, 3, where, "regex")
+    assert not slice_of(every, {"risky": ""}).size and not slice_of(every, {"level": "01"}).size

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dualign.data.layouts import mapping_hint
-from dualign.data.rows import PROMPTS, Row, decimal, number_cell, prompt_cell, read_rows, spelt_alike, text_cell
+from dualign.data.rows import PROMPTS, WITH, Row, decimal, number_cell, prompt_cell, read_rows, spelt_alike, text_cell
 from dualign.data.sources.table import readable
 from dualign.errors import DataError
 from dualign.held_out import Costs
@@ -51,7 +51,7 @@ def read_costs(path: Path, *, columns: Mapping[str, str] | None = None) -> CostF
         UsageError: a name of ``columns`` that nothing is read as.
         DataError: empty file, unknown ending, or a faulty row; the message names file, line and column.
     """
-    readable((*PROMPTS, "cost", f"{PREFIX}*", "policy", "cluster"), columns or {})
+    readable((*PROMPTS, *WITH, "cost", f"{PREFIX}*", "policy", "cluster"), columns or {})
     rows = read_rows(path, what="one response a row with prompt and cost", columns=columns)
     header = _columns(rows)
     names = cost_columns(path, rows)

@@ -55,7 +55,7 @@ def _self_instruct_prompt(values: Values) -> Any:
     return _with_input(values.get("instruction"), _first_instance(values).get("input"))
 
 
-def _instruction_prompt(values: Values) -> Any:
+def instructed(values: Values) -> Any:
     """Return the instruction with its input; after earlier turns, written as pairs of both sides, as messages."""
     said, past = _with_input(values.get("instruction"), values.get("input")), values.get("history")
     if not isinstance(past, list) or not past:
@@ -90,7 +90,7 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout(
         "instructions",
         "instruction output",
-        _instruction_prompt,
+        instructed,
         column("output"),
         "instruction input output history",
     ),
@@ -100,7 +100,7 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout("prompts", "prompt", column("prompt"), None, "prompt"),
     _layout("messages", "messages", *_transcript("messages"), "messages"),
     _layout("conversations", "conversations", *_transcript("conversations"), "conversations"),
-    _layout("instruction prompts", "instruction", _instruction_prompt, None, "instruction input history"),
+    _layout("instruction prompts", "instruction", instructed, None, "instruction input history"),
 )
 """From the most particular to the most general; the first whose columns are all there is taken."""
 
@@ -118,16 +118,25 @@ LIKELY: Mapping[str, tuple[str, ...]] = {
 """Where files of known harnesses (lm-eval, Inspect, LLaMA-Factory, ...) hold prompts and responses; for hints alone."""
 
 
-def recognised(names: Iterable[str]) -> Layout | None:
-    """Return the layout of rows with these columns, or none."""
+def recognised(names: Iterable[str], *, answered: bool = False) -> Layout | None:
+    """Return the layout of rows with these columns, or none; ``answered``: one with a response before the others."""
     present = set(names)
-    return next((layout for layout in LAYOUTS if layout.needs <= present), None)
+    fitting = [layout for layout in LAYOUTS if layout.needs <= present]
+    with_response = [layout for layout in fitting if layout.response is not None]
+    return next(iter(with_response if answered and with_response else fitting), None)
 
 
-def chosen_layout(values: Values, where: str, *, prompt_column: str | None, response_column: str | None) -> Layout:
+def chosen_layout(
+    values: Values, where: str, *, prompt_column: str | None, response_column: str | None, answered: bool = False
+) -> Layout:
     """Return the layout to read by: the recognised one, with the columns that the caller names put in.
 
-    ``values``: every column of the file, each with the first value that some row has there.
+    Args:
+        values: every column of the file, each with the first value that some row has there.
+        where: the file, for messages.
+        prompt_column: the prompt's column; none: by the layout.
+        response_column: the response's column; none: by the layout.
+        answered: a response is wanted.
 
     Raises:
         DataError: a named column does not exist, or none is named and no layout is recognised.
@@ -136,10 +145,10 @@ def chosen_layout(values: Values, where: str, *, prompt_column: str | None, resp
     for given in (prompt_column, response_column):
         if given is not None and given not in present:
             raise DataError(f"{where}: no column {given!r}; {nearest(given, present)}")
-    layout = recognised(present)
+    layout = recognised(present, answered=answered)
     if prompt_column is None and layout is None:
         known = "; ".join(sorted(" + ".join(sorted(layout.needs)) for layout in LAYOUTS))
-        wanted = f"{mapping_hint(values, ('prompt',))} (in a config: rename)"
+        wanted = f"{mapping_hint(values, ('prompt', 'response')[: 1 + answered])} (in a config: rename)"
         raise DataError(f"{where}: columns {', '.join(present)} are no known layout ({known}); {wanted}")
     prompt = layout.prompt if prompt_column is None and layout else column(str(prompt_column))
     response = layout.response if layout else None

@@ -8,19 +8,20 @@ from typing import Any, TypeVar
 from dualign.data.conversations import as_answer, as_prompt, written
 from dualign.data.formats.faults import RowError
 from dualign.data.formats.rows import SYSTEM
-from dualign.data.formats.turns import with_system
-from dualign.data.layouts import LAYOUTS, Layout, chosen_layout, nearest, recognised
+from dualign.data.formats.turns import check_attached, with_system
+from dualign.data.layouts import LAYOUTS, Layout, chosen_layout, mapping_hint, nearest, recognised
 from dualign.data.sources.rows import Row, encodable
 from dualign.data.sources.table import ending, read_rows, readable, renamed
 from dualign.errors import DataError
-from dualign.records import Prompt
+from dualign.records import Prompt, in_slice
 
 Demonstration = tuple[Prompt, str]
 Item = TypeVar("Item")
 GOOD = ("label", "is_safe", "is_response_safe", "safe", "kto_tag", "desirable")
-"""Columns that say of a row's answer whether it is good, where they hold nothing but flags."""
-BAD = frozenset({"false", "False", "FALSE", "0", "0.0"})
-FLAGS = BAD | {"true", "True", "TRUE", "1", "1.0", "", None}
+"""Columns that say of a row's answer whether it is good, where they hold flags."""
+BAD = frozenset({"false", "f", "no", "n", "0", "0.0", "-1", "-1.0", "bad", "rejected", "undesirable"})
+FLAGS = BAD | {"true", "t", "yes", "y", "1", "1.0", "good", "chosen", "desirable", "", "none", "null", "nan", "n/a"}
+"""What a column of flags holds, in lower case; one with true or false in it is one whatever else it holds."""
 REJECTED = ("rejected", "less_safe")
 """Columns of answers that lost a comparison."""
 _KNOWN = {name: None for layout in LAYOUTS for name in sorted(layout.needs | layout.texts)}
@@ -126,7 +127,7 @@ def load_prompts(
     return found.prompts
 
 
-def read_demonstrations(
+def read_demonstrations(  # noqa: PLR0913
     path: str | Path,
     *,
     prompt_column: str | None = None,
@@ -134,6 +135,7 @@ def read_demonstrations(
     columns: Mapping[str, str] | None = None,
     where: Mapping[str, str] | None = None,
     max_words: int | None = None,
+    rename: Mapping[str, str] | None = None,
     imitated: bool = False,
 ) -> DemonstrationFile:
     """Return (prompt, response) rows of a file in its order, and what was left out; arguments as ``read_prompts``.
@@ -143,14 +145,17 @@ def read_demonstrations(
 
     Raises:
         MissingError: the file is missing or unreadable.
+        UsageError: a name of ``rename`` that nothing is read as.
         DataError: a row is broken, the layout has no response, or nothing is left.
     """
     path = Path(path)
-    every = read_rows(path)
+    readable(READ_AS, rename or {})
+    every = renamed(read_rows(path), str(path), rename or {})
     rows: Sequence[Row] = every
-    layout = _layout(rows, path, prompt_column, response_column)
+    layout = _layout(rows, path, prompt_column, response_column, answered=True)
     if layout.response is None:
-        raise DataError(f"{path}: layout {layout.name!r} has no response; name the response's column")
+        wanted = f"{mapping_hint(_values(rows), ('response',))} (in a config: rename)"
+        raise DataError(f"{path}: layout {layout.name!r} has no response; {wanted}")
     negative = 0
     broken: tuple[str, ...] = ()
     if imitated:
@@ -240,8 +245,12 @@ def _values(rows: Sequence[Row]) -> dict[str, Any]:
     return values
 
 
-def _layout(rows: Sequence[Row], path: Path, prompt_column: str | None, response_column: str | None) -> Layout:
-    return chosen_layout(_values(rows), str(path), prompt_column=prompt_column, response_column=response_column)
+def _layout(
+    rows: Sequence[Row], path: Path, prompt_column: str | None, response_column: str | None, *, answered: bool = False
+) -> Layout:
+    return chosen_layout(
+        _values(rows), str(path), prompt_column=prompt_column, response_column=response_column, answered=answered
+    )
 
 
 def _imitable(rows: Sequence[Row], path: Path, layout: Layout) -> tuple[list[Row], int, tuple[str, ...]]:
@@ -262,12 +271,24 @@ def _imitable(rows: Sequence[Row], path: Path, layout: Layout) -> tuple[list[Row
 
 def _negatives(rows: Sequence[Row], layout: Layout) -> set[int]:
     """Return the lines whose answer is marked as bad, or that hold a rejected answer alone."""
-    flags = [name for name in GOOD if {column_text(row.values.get(name)) for row in rows} <= FLAGS]
+    said = {name: {_flag(row, name) for row in rows} for name in GOOD}
+    flags = [name for name in GOOD if said[name] <= FLAGS or said[name] & {"true", "false"}]
     return {
         row.line
         for row in rows
-        if any(column_text(row.values.get(name)) in BAD for name in flags) or _only_rejected(row, layout)
+        if any(_flag(row, name) in BAD for name in flags) or _only_rejected(row, layout) or _unweighted(row)
     }
+
+
+def _flag(row: Row, name: str) -> str:
+    return (column_text(row.values.get(name)) or "").strip().lower()
+
+
+def _unweighted(row: Row) -> bool:
+    """Return whether the last message of a transcript has the weight 0, which says that nothing is learnt from it."""
+    talks = (row.values.get(name) for name in ("messages", "conversations"))
+    lasts = [talk[-1] for talk in talks if isinstance(talk, list) and talk]
+    return any(isinstance(last, Mapping) and last.get("weight") == 0 for last in lasts)
 
 
 def _only_rejected(row: Row, layout: Layout) -> bool:
@@ -295,15 +316,12 @@ def _taken(
     for name in where:
         if name not in known:
             raise DataError(f"{path}: where: no column {name!r}; {nearest(name, known)}")
-    return [
-        (row, prompt)
-        for row, prompt in prompts
-        if all(prompt.columns.get(name) == value for name, value in where.items())
-    ]
+    return [(row, prompt) for row, prompt in prompts if in_slice(prompt.columns, where)]
 
 
 def _prompt(row: Row, path: Path, layout: Layout, columns: Mapping[str, str]) -> Prompt:
     try:
+        check_attached(row.values)
         prompt = with_system(as_prompt(layout.prompt(row.values)), row.values)
     except RowError as error:
         raise DataError(f"{path}: line {row.line}: {error.what}") from None

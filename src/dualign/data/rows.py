@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 
 from dualign.data.conversations import as_prompt, asked, holds_messages
 from dualign.data.formats.faults import RowError
-from dualign.data.layouts import mapping_hint
+from dualign.data.formats.rows import SYSTEM
+from dualign.data.formats.turns import with_system
+from dualign.data.layouts import instructed, mapping_hint
 from dualign.data.sources import table
 from dualign.data.sources.rows import HALF, encodable
 from dualign.errors import DataError, MissingError
@@ -68,27 +70,36 @@ def text_cell(path: Path, line: int, row: Row, column: str) -> str:
     return str(value)
 
 
-PROMPTS = ("prompt", "messages", "conversations", "prompt_id")
-"""Columns that say which prompt a row is about; the first that the row has is read."""
+PROMPTS = ("prompt", "messages", "conversations", "instruction", "prompt_id")
+"""Columns that say which prompt a row is about; the first that says anything is read."""
+WITH = ("input", "history", *SYSTEM)
+"""Columns that go with a prompt."""
 
 
 def prompt_cell(path: Path, line: int, row: Row) -> Prompt:
     """Return the prompt of a row: a text, messages, a conversation without the answer at its end, or an id alone.
 
+    As where answers are scored, an instruction goes with its input, and a column of a system turn with every prompt.
+
     Raises:
         DataError: the row has none of them, or one that is no prompt.
     """
-    column = next((name for name in PROMPTS if name in row), None)
+    there = [name for name in PROMPTS if name in row]
+    column = next((name for name in there if row[name] is not None), there[0] if there else None)
     if column is None:
         raise DataError(f"{path}, line {line}: no column 'prompt'; {mapping_hint(row, ('prompt',))}")
-    value = row[column]
+    if column == "prompt_id":
+        text = text_cell(path, line, row, column)
+        return Prompt(text, id=text)
+    value = instructed(row) if column == "instruction" else row[column]
     try:
-        if column != "prompt_id" and holds_messages(value):
-            return as_prompt(value if column == "prompt" else asked(value), column)
+        if holds_messages(value):
+            said = as_prompt(value if column == "prompt" else asked(value), column)
+        else:
+            said = Prompt(text_cell(path, line, {**row, column: value}, column))
+        return with_system(said, row)
     except RowError as error:
         raise DataError(f"{path}, line {line}: column {column!r}: {error.what}") from None
-    text = text_cell(path, line, row, column)
-    return Prompt(text, id=text if column == "prompt_id" else "")
 
 
 def spelt_alike(prompts: Sequence[Prompt]) -> list[str]:

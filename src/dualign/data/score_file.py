@@ -15,7 +15,7 @@ import numpy as np
 
 from dualign.data.cost_file import PREFIX, cost_columns
 from dualign.data.layouts import mapping_hint
-from dualign.data.rows import PROMPTS, Row, number_cell, prompt_cell, read_rows, refuse, spelt_alike
+from dualign.data.rows import PROMPTS, WITH, Row, number_cell, prompt_cell, read_rows, refuse, spelt_alike
 from dualign.data.sources.table import readable
 from dualign.errors import DataError, MissingError
 from dualign.maths.finite import FloatArray
@@ -24,7 +24,7 @@ from dualign.yaml_core import parse_yaml
 
 INSIDE = "inside_"
 """``inside_NAME`` in a run's own scores: whether the row's prompt lies in the slice of the cost NAME."""
-READ_AS = (*PROMPTS, "reward", "cost", f"{PREFIX}*", "weight", "prompt_weight")
+READ_AS = (*PROMPTS, *WITH, "reward", "cost", f"{PREFIX}*", "weight", "prompt_weight")
 """Names that columns may be renamed to."""
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dualign.maths import clustering
 from dualign.maths.functionals import Functional
 from dualign.maths.preference import Scale
-from dualign.records import Constraint, Evaluation, FloatArray, Group, Prompt, Response
+from dualign.records import Constraint, Evaluation, FloatArray, Group, Prompt, Response, in_slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Scored:
 
 def matches(prompt: Prompt, where: Mapping[str, str]) -> bool:
     """Return whether a prompt lies in the slice that ``where`` names."""
-    return all(prompt.columns.get(key) == value for key, value in where.items())
+    return in_slice(prompt.columns, where)
 
 
 def slice_of(prompts: Sequence[Prompt], where: Mapping[str, str]) -> NDArray[np.int64]:

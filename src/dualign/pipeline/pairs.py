@@ -26,7 +26,7 @@ from dualign.data.formats.table import describe
 from dualign.data.preferences import PreferenceFile, PreferenceRow
 from dualign.data.splits import place
 from dualign.engine.limits import UNLIMITED
-from dualign.errors import ConfigError, DataError
+from dualign.errors import ConfigError, DataError, UsageError
 from dualign.pipeline.prompts import source_path
 from dualign.pipeline.reader import Reader, job_reader
 from dualign.records import Prompt, Response
@@ -75,7 +75,7 @@ def load_pairs(config: Config, folder: Path, *, fetch: bool = True) -> GivenPair
     Raises:
         MissingError: a file is missing.
         DataError: ``dualign data check`` refuses a file, by the job's own lengths and ``data.max_drop``.
-        ConfigError: a file leaves no pair.
+        ConfigError: a file leaves no pair, or its format or a name of ``rename`` is unknown.
     """
     reader = job_reader(config, fetch=fetch) if config.data.pairs else None
     found = [_of_file(config, folder, source, reader, any_length=not fetch) for source in config.data.pairs]
@@ -114,7 +114,10 @@ def _checked(
 ) -> CheckReport:
     """Return what ``dualign data check`` says of the rows of a file that the config does not filter out."""
     path = source_path(config, folder, source.path)
-    reading = read(path, format=source.format, columns=source.rename or None)
+    try:
+        reading = read(path, format=source.format, columns=source.rename or None)
+    except UsageError as error:
+        raise ConfigError(f"data.pairs: {source.path}: {str(error).replace('columns:', 'rename:')}") from None
     rows = tuple((raw, row) for raw, row in reading.rows if _wanted(row, source))
     reading = replace(reading, rows=rows, total=reading.total - len(reading.rows) + len(rows))
     limits = Limits() if reader is None else reader.limits(drops_long=config.data.long_answers == "drop")

@@ -192,9 +192,15 @@ def demonstrations_of(config: Config, folder: Path, stage: WarmStart, mix: Mix) 
     Raises:
         MissingError: the file is missing.
         DataError: nothing is left, ``where`` names no column, or more rows are broken than ``data.max_drop`` allows.
+        ConfigError: ``rename`` has a name that nothing is read as.
     """
     path = source_path(config, folder, str(stage.demonstrations))
-    found = read_demonstrations(path, where=mix.where, max_words=DEMONSTRATION_WORDS, imitated=True)
+    try:
+        found = read_demonstrations(
+            path, where=mix.where, max_words=DEMONSTRATION_WORDS, rename=stage.rename, imitated=True
+        )
+    except UsageError as error:
+        raise ConfigError(f"policy.warm_start: {stage.demonstrations}: rename: {error}") from None
     if len(found.broken) > config.data.max_drop * found.rows:
         raise DataError(
             f"{found.broken[0]} ({len(found.broken)} of {found.rows} rows are broken, {config.data.max_drop:.1%} are "

@@ -10,6 +10,7 @@ from pydantic import Field
 from dualign.data.layouts import nearest
 from dualign.errors import ScorerError
 from dualign.records import FloatArray, Prompt, named
+from dualign.records import in_slice as has_values
 from dualign.scorers.checked import checked
 from dualign.scorers.distinct_bigrams import DistinctBigramsScorer
 from dualign.scorers.protocol import Direction, Scorer, fewest, words_read
@@ -107,7 +108,7 @@ def in_slice(prompts: Sequence[Prompt], index: int, where: Mapping[str, str], sc
                 f"scorer {scorer}: prompt {index} ({named(prompts[index])}) has no column {name!r}; "
                 f"{nearest(name, columns)}"
             )
-    return all(columns[name] == value for name, value in where.items())
+    return has_values(columns, where)
 
 
 def compliance_harm(refusal: Scorer, *, where: Mapping[str, str]) -> WeightedSum:

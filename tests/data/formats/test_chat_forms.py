@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dualign.data.checks.check import check
+from dualign.data.checks.clean import write_clean
 from dualign.data.checks.words import summary, verdict
 from dualign.data.formats.beavertails import grouped
 from dualign.data.formats.chat_forms import PROMPT_LIKE, PROMPTS
@@ -17,6 +18,7 @@ from dualign.data.formats.faults import PreferenceError
 from dualign.data.formats.table import describe, preference_file, read_preferences
 from dualign.data.preferences import PreferenceRow
 from dualign.data.sources.rows import Row
+from dualign.errors import DataError
 from dualign.records import Turn
 from preference_files import ASK, CHATTED, EXAMPLES, KIND, PLAIN, RUDE, SYSTEM, TALK, message, write_rows
 
@@ -309,3 +311,32 @@ def test_what_was_read_is_said_with_its_columns(tmp_path: Path) -> None:
     assert set(read_preferences(path).columns) == {"instruction", "input", "system", "chosen", "rejected"}
     report = check([path])
     assert report.accepted and not report.rules
+
+
+def test_a_path_leads_to_prompt_and_answers_inside_objects(tmp_path: Path) -> None:
+    row = {"doc": {"question": ASK}, "answers": [{"text": KIND, "rank": 1}, {"text": RUDE, "rank": 2}]}
+    path = {"prompt": "doc.question", "chosen": "answers.0.text", "rejected": "answers.1.text"}
+    read = only(row, columns=path)
+    assert (read.prompt, texts(read), read.better) == (PLAIN, [KIND, RUDE], 0)
+    assert texts(only(row | {"answers.0.text": OPENING}, columns=path)) == [OPENING, RUDE]  # a column of that very name
+    with pytest.raises(DataError, match="no column 'doc.answer' to read as 'prompt'"):
+        only(row, columns={**path, "prompt": "doc.answer"})
+    report = check([write_rows(tmp_path / "f.jsonl", [row])], columns=path)
+    assert (report.kept, [one.rule for one in report.rules]) == (1, [])
+    clean, _ = write_clean(report, tmp_path / "kept.jsonl")
+    assert [texts(one) for one in read_preferences(clean).rows] == [[KIND, RUDE]]
+
+
+def test_a_label_that_is_null_under_another_name_is_no_missing_column() -> None:
+    rows = [{"prompt": ASK, "completion": KIND, "good": True}, {"prompt": ASK, "completion": RUDE, "good": None}]
+    with pytest.raises(PreferenceError, match="line 2: label is null") as caught:
+        only(*rows, columns={"label": "good"})
+    assert caught.value.faults[0].rule == "mixed label types"
+
+
+def test_a_request_with_tools_is_left_out() -> None:
+    request = EXAMPLES["openai-pairs"][0]
+    armed = request | {"input": request["input"] | {"tools": [{"type": "function"}]}}
+    rows = [Row(line, values) for line, values in enumerate([request, armed, request | {"input": "Why?"}], start=1)]
+    file = preference_file(rows, "f")
+    assert [(fault.rule, fault.line) for fault in file.faults] == [("tool turn", 2), ("not a text", 3)]

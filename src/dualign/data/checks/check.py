@@ -24,6 +24,8 @@ CHECKS: tuple[Check, ...] = (
     row_rules.first_tokens,
     row_rules.special_tokens,
     row_rules.system_turns,
+    row_rules.scripts,
+    row_rules.repeated_prompts,
     row_rules.long_answers,
     pair_rules.identical_pairs,
     pair_rules.labelled_both_ways,

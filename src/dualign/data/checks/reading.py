@@ -93,7 +93,8 @@ def _made(raws: Sequence[Row], file: PreferenceFile, errors: tuple[Fault, ...], 
 
 
 def _extra_columns(raws: Sequence[Row], file: PreferenceFile) -> list[Fault]:
-    known, read_from = FORMATS[file.format], set(file.columns.values())
+    known = FORMATS[file.format]
+    read_from = {name for column in file.columns.values() for name in (column, column.split(".")[0])}
     first: dict[str, int] = {}
     for raw in raws:
         for name in raw.values:

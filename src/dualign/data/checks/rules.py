@@ -215,6 +215,18 @@ RULES = _table(
         "a text that plays a system turn",
         "Move a real system prompt into a turn of its own; look at the others.",
     ),
+    (
+        "prompt with roles",
+        "warn",
+        "a prompt that is a transcript with named speakers in one text, up to where the answer is to come",
+        "Write its turns as messages: a chat template puts the whole text into one turn of the user.",
+    ),
+    (
+        "prompt in the answers",
+        "warn",
+        "answers that all open with the whole prompt",
+        "Cut the prompt off the answers, or leave its column out: what both texts open with is then the prompt.",
+    ),
     ("very long answer", "warn", "an answer of ten thousand words or more", "Look at it; it may be a dump."),
     (
         "severity against flag",

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, NoReturn
 
 from dualign.data.formats.faults import RowError
@@ -90,7 +91,7 @@ def score(values: Values, name: str) -> float:
     value = values.get(name)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         refuse("score not a number", values, name, "one finite number")
     try:
         number = float(value)

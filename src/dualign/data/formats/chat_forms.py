@@ -3,16 +3,24 @@
 They differ in what the prompt's column is called and in whether texts or messages stand in the columns; so one reading
 serves all, and each form is a row that names its columns. TRL: ``prompt``, or none. LLaMA-Factory: ``instruction`` and
 ``input`` (alpaca form), ``conversations`` (ShareGPT form). Axolotl: ``messages``, ``question``, ``instruction``,
-``input``. OpenRLHF: ``prompt``, ``input``, ``context_messages``.
+``input``. OpenRLHF: ``prompt``, ``input``, ``context_messages``. OpenAI: ``input``, an object with messages.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from dualign.data.formats.cells import Values, flag, text, unpacked
+from dualign.data.formats.cells import Values, flag, given, text, unpacked
 from dualign.data.formats.faults import RowError
 from dualign.data.formats.rows import Format, made
-from dualign.data.formats.turns import compared, is_parts, opens_a_conversation, prompt_of, spoken, turns
+from dualign.data.formats.turns import (
+    check_attached,
+    compared,
+    is_parts,
+    opens_a_conversation,
+    prompt_of,
+    spoken,
+    turns,
+)
 from dualign.data.preferences import Answer, Fault, PreferenceRow
 from dualign.records import Turn
 
@@ -139,6 +147,16 @@ def read_outputs(values: Values, line: int) -> PreferenceRow | Fault:
     if not isinstance(outputs, list) or len(outputs) != 2:
         raise RowError("not a text", "output is no list of two answers, the better one first")
     return read_pair({**values, **dict(zip(PAIR, outputs, strict=True))}, line, prompt="instruction")
+
+
+def read_request(values: Values, line: int) -> PreferenceRow | Fault:
+    """Return the row of a request, an object that holds messages, and two answers to it, the preferred one first."""
+    request = unpacked(values, "input")
+    if not isinstance(request, Mapping):
+        raise RowError("not a text", f"input is {given(values, 'input')}; an object with messages is needed")
+    check_attached(request)
+    answers = (values.get("preferred_output"), values.get("non_preferred_output"))
+    return read_pair({"prompt": request.get("messages"), **dict(zip(PAIR, answers, strict=True))}, line)
 
 
 def read_judged(values: Values, line: int, *, prompt: str, answer: str | None, label: str) -> PreferenceRow | Fault:
@@ -269,6 +287,13 @@ OUTPUTS = Format(
     _outputs,
     options=("input", "history"),
     texts=("instruction", "input"),
+)
+REQUEST = Format(
+    "openai-pairs",
+    "pairs of messages after those of a request, the preferred one first",
+    ("input", "preferred_output", "non_preferred_output"),
+    read_request,
+    either=("preferred_output", "non_preferred_output"),
 )
 JUDGED = (
     _judged("kto", "single answers, labelled true (desirable) or false", "prompt", "completion", "label"),

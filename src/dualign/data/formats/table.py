@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dualign.data.formats.beavertails import BEAVERTAILS
 from dualign.data.formats.beavertails_evaluation import BEAVERTAILS_EVALUATION
-from dualign.data.formats.cells import Values, given, literal
+from dualign.data.formats.cells import Values, literal
 from dualign.data.formats.chat_forms import (
     CONTEXT,
     CONTEXT_MESSAGES,
@@ -18,6 +18,7 @@ from dualign.data.formats.chat_forms import (
     OUTPUTS,
     QUERY,
     QUESTION,
+    REQUEST,
     RESPONSE_PAIRS,
     TRL_CHAT_EXPLICIT,
     TRL_CHAT_IMPLICIT,
@@ -39,7 +40,7 @@ from dualign.data.formats.safety_pairs import SAFETY_PAIRS
 from dualign.data.formats.scored_pairs import SCORED_PAIRS
 from dualign.data.formats.source import local_file
 from dualign.data.formats.trl_plain import TRL_PLAIN_IMPLICIT
-from dualign.data.formats.turns import with_system
+from dualign.data.formats.turns import ATTACHED, check_attached, with_system
 from dualign.data.layouts import nearest
 from dualign.data.preferences import Fault, PreferenceFile, PreferenceRow
 from dualign.data.prompts import column_text
@@ -75,18 +76,13 @@ FORMATS: dict[str, Format] = {
         INPUT,
         CONTEXT,
         OUTPUTS,
+        REQUEST,
         *JUDGED,
         TRL_PLAIN_IMPLICIT,
         BEAVERTAILS_EVALUATION,
     )
 }
 """From the most particular to the most general; the first that fits is taken."""
-
-ATTACHED = {
-    **dict.fromkeys(("tools", "functions"), "tool turn"),
-    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "image or sound"),
-}
-"""Columns of what goes with a prompt beside its words, and the rule that rows break in which they are not empty."""
 
 NO_PROMPT = "no common prompt"  # of one row: that row is left out; of all rows: the file is refused
 
@@ -162,7 +158,7 @@ def _read(row: Row, known: Format, textual: bool) -> PreferenceRow | Fault:
     """Return the row with the columns that the format does not read as columns of its prompt, or what is wrong."""
     values = _literals(row.values, known) if textual else row.values
     try:
-        _check_attached(values, known)
+        check_attached({name: value for name, value in values.items() if not known.reads(name)})
         read = known.read_row(values, row.line)
         if isinstance(read, Fault):
             return read
@@ -181,23 +177,6 @@ def _literals(values: Values, known: Format) -> Values:
         name: literal(value) if isinstance(value, str) and known.labels(name) else value
         for name, value in values.items()
     }
-
-
-def _check_attached(values: Values, known: Format) -> None:
-    """Raise the error of a row that goes with tools or images, which the words alone do not show."""
-    for name, rule in ATTACHED.items():
-        value = values.get(name)
-        if value is not None and not known.reads(name) and _attached(value, texts=rule != "tool turn"):
-            raise RowError(
-                rule, f"{name} holds {given(values, name)}, which goes with the prompt; texts alone are read"
-            )
-
-
-def _attached(value: object, *, texts: bool) -> bool:
-    """Return whether a cell holds anything, as objects or JSON of them, or as a text (the name of a file)."""
-    value = literal(value) if isinstance(value, str) else value
-    entries = list(value.values()) if isinstance(value, Mapping) else value
-    return any(entry is not None for entry in entries) if isinstance(entries, list) else texts and bool(value)
 
 
 def _extra(name: str, value: object, known: Format) -> str | None:

@@ -31,6 +31,11 @@ TOOL_ROLES = ("tool", "tools", "tool_call", "tool_response", "function", "functi
 SPEAKERS = ("role", "from")
 WORDS = ("content", "value", "text")
 TEXT_PARTS = (None, "text", "input_text", "output_text")
+ATTACHED = {
+    **dict.fromkeys(("tools", "functions"), "tool turn"),
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "image or sound"),
+}
+"""Columns of what goes with a prompt beside its words, and the rule that rows break in which they are not empty."""
 
 
 def turns(values: Values, name: str) -> list[Turn]:
@@ -129,6 +134,25 @@ def _part(part: object, where: str) -> str:
     raise RowError("image or sound", f"{where} holds a part of type {str(kind)[:40]!r}; texts alone are read")
 
 
+def check_attached(values: Values) -> None:
+    """Check that a row goes with no tools or images, which its words alone do not show.
+
+    Raises:
+        RowError: a column of ``ATTACHED`` holds anything.
+    """
+    for name, rule in ATTACHED.items():
+        if _attached(values.get(name), texts=rule != "tool turn"):
+            what = f"{name} holds {given(values, name)}, which goes with the prompt; texts alone are read"
+            raise RowError(rule, what)
+
+
+def _attached(value: object, *, texts: bool) -> bool:
+    """Return whether a cell holds anything, as objects or JSON of them, or as a text (the name of a file)."""
+    value = literal(value) if isinstance(value, str) else value
+    entries = list(value.values()) if isinstance(value, Mapping) else value
+    return any(entry is not None for entry in entries) if isinstance(entries, list) else texts and bool(value)
+
+
 def prompt_of(conversation: Sequence[Turn]) -> Prompt:
     """Return the prompt whose text is the last turn and whose history are the turns before it.
 
@@ -159,7 +183,7 @@ def with_system(prompt: Prompt, values: Values) -> Prompt:
     (turn,) = spoken(values, said, "system")[:1]
     if turn.role != "system":
         raise RowError("wrong role", f"{said} holds a turn of role {turn.role!r}; the system's is needed")
-    return replace(prompt, id="", history=(turn, *prompt.history)) if turn.text.strip() else prompt
+    return replace(prompt, id="", cluster="", history=(turn, *prompt.history)) if turn.text.strip() else prompt
 
 
 def compared(line: int, chosen: Sequence[Turn], rejected: Sequence[Turn]) -> PreferenceRow | Fault:

@@ -36,11 +36,19 @@ def read_list(path: Path) -> list[Row]:
     content = _parsed(read_text(path), path, "whole file", 1)
     if isinstance(content, dict) and isinstance(content.get("samples"), list) and INSPECT & content.keys():
         content = content["samples"]
+    if isinstance(content, dict) and (name := _rows_under(content)):
+        raise DataError(f"{path}: is an object with the rows under {name!r}; write that list alone")
     if isinstance(content, dict) and content and all(isinstance(column, dict | list) for column in content.values()):
         raise DataError(f"{path}: is an object of columns; rows are needed (pandas: orient='records', lines=True)")
     if not isinstance(content, list):
         raise DataError(f"{path}: is {_kind(content)}; a list of objects is needed ({LINES})")
     return [Row(number, _object(value, path, f"row {number}")) for number, value in enumerate(content, start=1)]
+
+
+def _rows_under(content: dict[str, Any]) -> str:
+    """Return the name of the one list in an object, where it is a list of objects; empty: there is no such list."""
+    lists = {name: value for name, value in content.items() if isinstance(value, list)}
+    return next((name for name, value in lists.items() if len(lists) == 1 and value and isinstance(value[0], dict)), "")
 
 
 def _parsed(text: str, path: Path, where: str, first_line: int) -> Any:

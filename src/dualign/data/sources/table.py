@@ -56,7 +56,8 @@ def renamed(rows: Sequence[Row], where: str, columns: Mapping[str, str]) -> list
 
 def _renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     old = {*columns, *columns.values()}
-    read = {name: at(values, column) for name, column in columns.items() if at(values, column) is not None}
+    found = {name: at(values, column) for name, column in columns.items()}
+    read = {name: value for name, value in found.items() if value is not None or columns[name] in values}
     return {**read, **{name: value for name, value in values.items() if name not in old}}
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,11 @@ def test_what_no_method_has_a_part_in_is_made_once(tmp_path: Path) -> None:
         found = (tmp_path / "cells" / f"{name}-seed-0" / "rounds").glob("0*/fit/policy.json")
         spent = sum(read_json(path)["report"]["seconds"] for path in found)
         assert row["fit_seconds"] == pytest.approx(spent, abs=2e-3) and spent > 0
+    # a cell whose folder is removed after it was opened has been looked at all the same
+    shutil.rmtree(cells / "dpo-seed-0")
+    removed = dualign("compare", path, "--methods", "dpo", "--out", cells, "--json", "--quiet")
+    opened = read_json(cells / "dpo-seed-0" / "certificate.json")
+    assert removed.code == 0 and (opened["opening"], opened["delta_spent"]) == (3, 0.00045)
 
 
 def test_mistakes_are_one_line(world: Path) -> None:

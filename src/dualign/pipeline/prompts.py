@@ -93,16 +93,16 @@ def _clusters(config: Config, prompts: Sequence[Prompt]) -> dict[str, str]:
         )
     first: dict[str, Prompt] = {}
     for prompt in prompts:
-        name, known = prompt.columns[column], first.setdefault(prompt.id, prompt)
+        name, before = prompt.columns[column], first.setdefault(prompt.id, prompt)
         if not name.strip():
             raise ConfigError(
                 f"data.cluster: column {column!r} holds nothing for {named(prompt)}; give a prompt that stands alone a "
                 "name of its own"
             )
-        if known.columns[column] != name:
+        if before.columns[column] != name:
             raise ConfigError(
-                f"data.cluster: {named(prompt)} lies in {column} {name!r} here and in {known.columns[column]!r} at "
-                f"{named(known)}; a prompt belongs to exactly one cluster"
+                f"data.cluster: {named(prompt)} lies in {column} {name!r} here and in {before.columns[column]!r} at "
+                f"{named(before)}; a prompt belongs to exactly one cluster"
             )
     return {prompt: one.columns[column] for prompt, one in first.items()}
 

@@ -267,6 +267,18 @@ def test_the_claim_says_how_a_policy_selects_and_what_a_limit_is_relative_to(tmp
     assert fingerprint(changed, rung.policy) != fingerprint(search.job, rung.policy)
 
 
+def test_weights_that_are_fitted_again_are_the_same_weights(tmp_path: Path) -> None:
+    search = coin_search(tmp_path / "run")
+    policy = trained(search.job, 1).policy
+    found = []
+    for seconds, base, rank in ((1.0, "here", 4), (2.0, "there", 4), (1.0, "here", 8)):
+        write_json(Path(policy.state) / "fit.json", {"report": {"seconds": seconds}})
+        write_json(Path(policy.state) / "adapter_config.json", {"base_model_name_or_path": base, "r": rank})
+        found.append(fingerprint(search.job, policy))
+    assert found[0] == found[1] != found[2]
+    assert fingerprint(search.job, trained(search.job, 2).policy) not in found
+
+
 def test_planned_openings_share_delta_and_then_nothing_is_left(tmp_path: Path) -> None:
     search = coin_search(tmp_path / "run", planned_openings=2)
     found = [open_calibration(search, [trained(search.job, weights)]) for weights in (1, 2, 3)]

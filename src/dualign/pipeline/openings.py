@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dualign.backends.protocol import Policy
@@ -27,6 +28,9 @@ CERTIFICATE = "certificate.json"
 FAMILY = "family.json"
 """File of a cell of a comparison, written before it is trained: how many cells were fixed together (``cells``), and
 which opening of the comparison they are (``opening``)."""
+FIT, ADAPTER = "fit.json", "adapter_config.json"
+PLACES = ("base_model_name_or_path", "revision", "peft_version")
+"""Of an adapter's config: where its base was and who wrote it; the base's weights are in the job's identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +161,14 @@ def _numbers(costs: FloatArray) -> list[Any]:
 def fingerprint(job: Job, policy: Policy) -> str:
     """Return 16 hexadecimal digits that stand for a policy's weights: of the reference and of its own files.
 
-    A policy that selects has none: what it selects by counts in their place.
+    A policy that selects has none: what it selects by counts in their place. How long a fit took and where the model
+    lay are no part of it: weights that are fitted again are the same ones.
     """
-    files = {} if policy.state is None else folder_digests(policy.state)
+    files: dict[str, Any] = {} if policy.state is None else folder_digests(Path(policy.state))
+    files.pop(FIT, None)
+    if ADAPTER in files:
+        told = read_json(Path(str(policy.state)) / ADAPTER)
+        files[ADAPTER] = {key: value for key, value in told.items() if key not in PLACES}
     if read_choice(policy) is None:
         return canonical_digest([job.identity, files])[:16]
     scorers = [[scorer.id, scorer.revision] for scorer in (job.reward, *job.costs)]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from command_line import dualign
+from dualign.compare.cells import Cell, fix_family, parse_arm
 from dualign.config import MethodSection
 from dualign.methods.c_dpo import RECIPES
 from dualign.runs.journal import read_events
-from dualign.runs.store import read_json
+from dualign.runs.store import read_json, write_json
 from small_worlds import small_world
 from tiny_jobs import job, write_config
 
@@ -126,3 +127,17 @@ def test_a_limit_out_of_reach_fails_its_cell_and_no_other(world: Path, tmp_path:
     assert report["verdict"] == "NO CERTIFIED POLICY" and report["selected"] is None
     assert [row["limits_held"] for row in report["rows"]] == [0, 0]
     assert all(row["seconds_to_limit"]["mean"] is None for row in report["rows"])
+
+
+def test_a_cell_whose_folder_is_gone_counts_as_opened_one_that_stands_unopened_does_not(tmp_path: Path) -> None:
+    cell = Cell(parse_arm("dpo"), 0, tmp_path / "dpo-seed-0")
+    fix_family([cell], {}, tmp_path)
+    cell.run.mkdir()
+    (cell.run / "config.yaml").write_text("{}")
+    write_json(tmp_path / "opened.json", {cell.run.name: False})  # it was killed while it was trained
+    fix_family([cell], {}, tmp_path)
+    assert read_json(tmp_path / "families.json") == [[cell.run.name]] and read_json(tmp_path / "opened.json") == {}
+    write_json(tmp_path / "opened.json", {cell.run.name: False})
+    shutil.rmtree(cell.run)
+    fix_family([cell], {}, tmp_path)
+    assert read_json(tmp_path / "families.json") == [[cell.run.name], [cell.run.name]]

@@ -17,6 +17,7 @@ from dualign.claim import (
     Seal,
     Terms,
     Units,
+    asked,
     assumptions,
     check_terms,
     prompts_hash,
@@ -78,7 +79,8 @@ def certify(
     opening = Opening(opening) if isinstance(opening, int) else opening
     claim = claim_of(terms, list(observations), units, weights)
     delta = terms.delta if opening is None else opening.spent(terms.delta)
-    found = seal(units.cluster_of, claim)
+    first = next(iter(observations.values()))
+    found = seal(asked({name: first[name].prompts for name in terms.requirements}), claim)
     broken = [*_broken_promises(sealed, found), *overdrawn(opening)]
     if broken:
         return invalid(terms, claim, broken, sealed=sealed or found, opening=opening)

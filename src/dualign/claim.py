@@ -34,6 +34,8 @@ class Requirement:
     where: Mapping[str, str] = field(default_factory=dict)
     floor: float | None = None
     """Costs below it count as the floor, so that a few very low ones cannot pay for many high ones."""
+    against: str = ""
+    """What a relative limit is relative to, in words."""
 
     @property
     def counted_cap(self) -> float:
@@ -151,8 +153,18 @@ def prompts_hash(prompt_ids: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(sorted(set(prompt_ids))).encode()).hexdigest()
 
 
+def asked(by_limit: Mapping[str, Iterable[str]]) -> set[str]:
+    """Return what is sealed of the prompts of each limit: their ids, and whose they are where limits have other ones.
+
+    A prompt that moves from the slice of one limit to that of another is another set of prompts for both.
+    """
+    sets = {name: set(ids) for name, ids in by_limit.items()}
+    every = set().union(*sets.values())
+    return every | {f"{name}\n{prompt}" for name, ids in sets.items() if ids != every for prompt in ids}
+
+
 def seal(prompt_ids: Iterable[str], claim: str) -> Seal:
-    """Return the seal of ``claim`` on the calibration prompts, to be kept before any cost is seen."""
+    """Return the seal of ``claim`` on the calibration prompts (``asked``), to be kept before any cost is seen."""
     return Seal(claim, prompts_hash(prompt_ids))
 
 
@@ -219,7 +231,8 @@ def _limit_in_words(name: str, requirement: Requirement, policy: str | None) -> 
     scorer = f" by {quoted(requirement.scorer)}" if requirement.scorer else ""
     answers = f" of the answers of {policy}" if policy else ""
     said = name if _SIMPLE_NAME.fullmatch(name) else quoted(name)
-    subject = f"the {requirement.functional.spec} of {said}{scorer}{answers}{population}{ends}"
+    against = f" against {requirement.against}" if requirement.against else ""
+    subject = f"the {requirement.functional.spec} of {said}{scorer}{answers}{against}{population}{ends}"
     return f"{subject} is at most {_exact(requirement.limit)}"
 
 

@@ -329,3 +329,15 @@ def test_the_panel_prints_the_statement_and_inert_names(tmp_path: Path, capsys: 
     out = capsys.readouterr().out
     assert "\x1b" not in out and "[/]a" in out and "[bold]b" in out
     assert "of the answers of policy" in out.replace("\n", " ").replace("│", "").replace("  ", " ")
+
+
+def test_a_cost_without_a_limit_is_no_part_of_the_opening(good: Path, tmp_path: Path) -> None:
+    words = ("--limit", "0", "--cap", "50", "--json", "--quiet", "--seal", tmp_path / "seal.json")
+    rows = [json.loads(line) for line in good.read_text().splitlines()]
+    named = tmp_path / "named.jsonl"
+    for extra in ({}, {"cost_other": 1.0}):
+        named.write_text(
+            "".join(json.dumps({"prompt": r["prompt"], "cost_harm": r["cost"], **extra}) + "\n" for r in rows)
+        )
+        run(named, "--limit", "harm=0", "--cap", "harm=50", *words[4:])
+    assert len(json.loads((tmp_path / "seal.json").read_text())["openings"]) == 1

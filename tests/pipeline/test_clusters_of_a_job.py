@@ -78,6 +78,17 @@ def test_none_is_each_prompt_alone_and_a_column_names_the_unit(tmp_path: Path) -
         load_splits(config(tmp_path, [*rows[:-1], {"prompt": texts[-1], "other": "o"}], cluster="document"), tmp_path)
 
 
+def test_a_prompt_lies_in_exactly_one_cluster_that_has_a_name(tmp_path: Path) -> None:
+    rows = [{"prompt": text, "document": f"d{k}"} for k, text in enumerate(questions(100, 3))]
+    with pytest.raises(ConfigError, match=r"'document' holds nothing for .*line 3 "):
+        load_splits(
+            config(tmp_path, [*rows[:2], {**rows[2], "document": " "}, *rows[3:]], cluster="document"), tmp_path
+        )
+    again = {"prompt": rows[0]["prompt"].upper(), "document": "d1"}
+    with pytest.raises(ConfigError, match=r"line 301 .*'d1' here and in 'd0' at .*line 1 .*exactly one cluster"):
+        load_splits(config(tmp_path, [*rows, again], cluster="document"), tmp_path)
+
+
 def test_a_grid_of_one_template_names_the_key_that_mends_it(tmp_path: Path) -> None:
     frame = "please write one short and friendly answer to the following question about the colour"
     with pytest.raises(DataError, match=r"in 1 clusters .*data\.cluster"):

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from dualign.backends.protocol import FitReport, Policy
+from dualign.maths.functionals import parse
+from dualign.pipeline.best_of import write_choice
 from dualign.pipeline.job import Job
-from dualign.pipeline.openings import records
+from dualign.pipeline.openings import fingerprint, records
 from dualign.pipeline.search import Search, prepare
+from dualign.pipeline.stages import scored
 from dualign.pipeline.verdict import open_calibration
 from dualign.records import Certificate, Evaluation, FloatArray, Iterate, Prompt, Response
 from dualign.runs.store import write_json
@@ -166,6 +169,114 @@ def test_where_the_evidence_is_gone_the_certificate_is_invalid(tmp_path: Path, l
     assert "evidence" in found.figures["reasons"][0]
     assert found.figures["statement"].startswith("Nothing is shown")
     assert not records(search.job.journal)
+
+
+@pytest.mark.parametrize("left", ["certificate.json", "MANIFEST.json", "nothing"])
+def test_what_else_tells_of_an_opening_makes_it_invalid_too(tmp_path: Path, left: str) -> None:
+    search, run = coin_search(tmp_path / "run"), tmp_path / "run"
+    write_json(run / "certificate.json", open_calibration(search, [trained(search.job, 1)]).figures)
+    shutil.rmtree(run / "rounds")
+    for path in [*run.glob("*.json*"), *run.glob("*.previous")]:
+        if path.name != left:
+            path.unlink(missing_ok=True)
+    search = coin_search(run)
+    found = open_calibration(search, [trained(search.job, 2)])
+    assert (found.verdict == "INVALID") == (left != "nothing")
+    assert left == "nothing" or "is gone" in found.figures["reasons"][0]
+
+
+def test_an_opening_that_was_certified_and_lost_its_evidence_is_not_taken_for_a_kill(tmp_path: Path) -> None:
+    search, run = coin_search(tmp_path / "run"), tmp_path / "run"
+    write_json(run / "certificate.json", open_calibration(search, [trained(search.job, 1)]).figures)
+    lines = [line for line in (run / "events.jsonl").read_text().splitlines() if '"evidence-1"' not in line]
+    (run / "events.jsonl").write_text("\n".join(lines) + "\n")
+    for name in ("state.json", "state.json.previous"):
+        (run / name).unlink(missing_ok=True)
+    search = reopened(search)
+    assert [record.evidence for record in records(search.job.journal)] == [None]
+    found = open_calibration(search, [trained(search.job, 1)])
+    assert found.verdict == "INVALID" and "its evidence is gone" in found.figures["reasons"][0]
+
+
+def test_a_cell_that_lost_its_family_is_invalid(tmp_path: Path) -> None:
+    search, run = coin_search(tmp_path / "run"), tmp_path / "run"
+    write_json(run / "family.json", {"cells": 1, "opening": 2}, run=run)
+    (run / "family.json").unlink()
+    found = open_calibration(search, [trained(search.job, 1)])
+    assert found.verdict == "INVALID" and "family.json" in found.figures["reasons"][0]
+
+
+def test_other_names_of_the_same_clusters_are_the_same_opening(tmp_path: Path) -> None:
+    search = coin_search(tmp_path / "run")
+    calibration = search.job.splits["calibration"]
+
+    def clustered(name: str, size: int) -> Search:
+        named = [replace(prompt, cluster=f"{name}{k // size}") for k, prompt in enumerate(calibration)]
+        return replace(search, job=with_splits(search.job, calibration=named))
+
+    rung = trained(search.job, 1)
+    first = open_calibration(clustered("a", 2), [rung])
+    assert open_calibration(clustered("b", 2), [rung]).figures == first.figures
+    assert look(open_calibration(clustered("a", 3), [rung])) == (2, 0.0045)
+
+
+def relabelled(job: Job, labels: Sequence[str]) -> Job:
+    """Return the job whose calibration prompts have other labels."""
+    marked = zip(job.splits["calibration"], labels, strict=True)
+    return with_splits(job, calibration=[replace(prompt, columns={"label": label}) for prompt, label in marked])
+
+
+def test_a_prompt_moved_from_slice_to_slice_is_another_set_of_prompts(tmp_path: Path) -> None:
+    config = gibbs_config([{**FLIPS, "name": n, "where": {"label": n}} for n in ("risky", "benign")])
+    job = replace(gibbs_job(tmp_path / "run", config), backend_at=lambda folder: Coins(), costs=(Heads(), Heads()))  # type: ignore[arg-type, return-value]
+    job = with_splits(job, train=prompts("train", 8), tune=prompts("tune", 8), calibration=prompts("calibration", 40))
+    search = prepare(job)
+    rung = trained(job, 1)
+    rung = replace(rung, evaluation=replace(rung.evaluation, costs=np.zeros(2), cost_errors=np.ones(2)))
+    assert open_calibration(search, [rung]).figures["opening"] == 1
+    moved = replace(search, job=relabelled(job, ["risky"] * 30 + ["benign"] * 10))
+    found = open_calibration(moved, [rung])
+    assert found.verdict == "INVALID" and "not those that were sealed" in found.figures["reasons"][0]
+
+
+def test_a_prompt_with_another_label_is_scored_anew(tmp_path: Path) -> None:
+    search = coin_search(tmp_path / "run")
+    job = replace(search.job, constraints=(replace(search.job.constraints[0], where={"label": "risky"}),))
+    calibration = job.splits["calibration"]
+    before = scored(job, job.reference, calibration, 4, "calibration")
+    every = relabelled(job, ["risky"] * len(calibration))
+    after = scored(every, job.reference, every.splits["calibration"], 4, "calibration")
+    assert len(after.responses) == len(before.responses) and not before.costs.any(axis=(1, 2))[::2].any()
+    assert [float(r.text[-1]) for row in after.responses for r in row] == after.costs.ravel().tolist()
+
+
+def test_the_claim_says_how_a_policy_selects_and_what_a_limit_is_relative_to(tmp_path: Path) -> None:
+    search = coin_search(tmp_path / "run")
+    search = replace(search, job=replace(search.job, functionals=(parse("relative"),)))
+    rung = trained(search.job, 1)
+    for n in (2, 4):
+        write_choice(Path(rung.policy.state), n, np.ones(1))
+        selecting = replace(rung, policy=replace(rung.policy, name=f"best of {n}"))
+        found = open_calibration(search, [selecting])
+        assert f"each the best of {n} of the reference by reward (column 0@shift 0.0" in found.figures["claim"]
+        assert (
+            f"against the reference (weights {fingerprint(search.job, search.job.reference)}, mean of 1"
+            in (found.figures["statement"])
+        )
+    changed = replace(search.job, reward=replace(search.job.reward, shift=1.0))
+    assert fingerprint(changed, rung.policy) != fingerprint(search.job, rung.policy)
+
+
+def test_weights_that_are_fitted_again_are_the_same_weights(tmp_path: Path) -> None:
+    search = coin_search(tmp_path / "run")
+    policy = trained(search.job, 1).policy
+    found = []
+    for seconds, base, rank in ((1.0, "here", 4), (2.0, "there", 4), (1.0, "here", 8)):
+        write_json(Path(policy.state) / "fit.json", {"report": {"seconds": seconds}})
+        write_json(Path(policy.state) / "adapter_config.json", {"base_model_name_or_path": base, "r": rank})
+        found.append(fingerprint(search.job, policy))
+    assert found[0] == found[1] != found[2]
+    assert fingerprint(search.job, trained(search.job, 2).policy) not in found
 
 
 def test_planned_openings_share_delta_and_then_nothing_is_left(tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ def _look(path: Path, content: "CostFile", terms: "Terms", ladder: Sequence[str]
     """
     from dualign.certify import Opening, Seal, claim_of, seal
 
-    found, evidence = seal(units.cluster_of, claim_of(terms, ladder, units)), _evidence(content, units)
+    found, evidence = seal(units.cluster_of, claim_of(terms, ladder, units)), _evidence(content, terms, units)
     fresh: dict[str, Any] = {"claim": found.claim, "prompts": found.prompts, "openings": []}
     kept = _read_seal(path) if path.exists() else fresh
     openings = [*kept["openings"], *([evidence] if evidence not in kept["openings"] else [])]
@@ -358,12 +358,12 @@ def _read_seal(path: Path) -> dict[str, Any]:
     return kept
 
 
-def _evidence(content: "CostFile", units: "Units") -> str:
-    """Return a hash of all costs and of which prompts are together, whatever the order of the rows."""
+def _evidence(content: "CostFile", terms: "Terms", units: "Units") -> str:
+    """Return a hash of the costs that have a limit and of which prompts are together, whatever the order of rows."""
     rows = sorted(
         (policy, name, prompt, float(cost))
         for policy, by_name in content.costs.items()
-        for name, costs in by_name.items()
-        for prompt, cost in zip(costs.prompts, costs.costs, strict=True)
+        for name in terms.requirements
+        for prompt, cost in zip(by_name[name].prompts, by_name[name].costs, strict=True)
     )
     return hashlib.sha256(json.dumps([units.partition, rows]).encode()).hexdigest()

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,15 @@ from dualign.methods.table import METHODS
 from dualign.pipeline.checks import check
 from dualign.pipeline.job import Tell
 from dualign.pipeline.openings import FAMILY
-from dualign.runs.journal import open_run, read_events
+from dualign.runs.journal import CONFIG, open_run, read_events
 from dualign.runs.store import canonical_digest, read_json, write_json
 
 RECORD = "cell.json"
 FAMILIES = "families.json"
 """Of a comparison: the cells that were fixed together, family by family."""
+OPENED = "opened.json"
+"""Of a comparison: its cells whose calibration prompts were opened, or are being trained now; kept when a cell's folder
+is removed."""
 SHARED = ("policy", "reference", "scorers")
 """Folders of a run that no method has a part in: warm start, samples of the reference and their scores, scorers."""
 OWN_CHOICES = ("opening-", "evidence-", "seal")
@@ -109,7 +112,9 @@ def run_cell(cell: Cell, config: Path, given: list[str], tell: Tell, *, like: Pa
     if like is not None and not _begun(cell):
         share(loaded, like, cell.run)
     tell(f"{cell.run.name}: training")
+    _opened_cells(cell.run.parent, begins=cell.run.name)
     found = _train(cell, config, given)
+    _opened_cells(cell.run.parent)
     if found["finished"]:
         write_json(cell.run / RECORD, found)
     else:
@@ -134,21 +139,41 @@ def fix_family(todo: Sequence[Cell], configs: Mapping[Path, Config], out: Path) 
     """Write which cells are fixed together, before any of them opens its calibration prompts.
 
     Cells that are asked for when some of an earlier family have been opened are a further opening: who adds them may
-    have seen what came out.
+    have seen what came out. So is a cell whose folder was removed after it had been opened.
     """
     path = out / FAMILIES
     families: list[list[str]] = read_json(path) if path.exists() else []
-    if not any(_opened(out / name) for family in families for name in family):
-        families = []
     known = {name for family in families for name in family}
-    added = [cell.run.name for cell in todo if cell.run.name not in known]
+    opened = _opened_cells(out, known=known)
+    if not opened:
+        families, known = [], set()
+    removed = {name for name in opened if not (out / name / CONFIG).is_file()}
+    added = [cell.run.name for cell in todo if cell.run.name not in known - removed]
     families += [added] if added else []
     write_json(path, families)
     for cell in todo:
         if cell.run in configs and not _opened(cell.run):
-            number = next(k for k, family in enumerate(families) if cell.run.name in family)
+            number = max(k for k, family in enumerate(families) if cell.run.name in family)
             open_run(cell.run, configs[cell.run].model_dump(mode="json"))
             write_json(cell.run / FAMILY, {"cells": len(families[number]), "opening": number + 1}, run=cell.run)
+
+
+def _opened_cells(out: Path, *, known: Iterable[str] = (), begins: str | None = None) -> set[str]:
+    """Return the cells of ``out`` that were opened, or may have been before their folder was removed; it is recorded.
+
+    ``begins``: a cell that is trained now. Until that ends, nobody can tell whether it was opened.
+    """
+    path = out / OPENED
+    marks: dict[str, bool] = read_json(path) if path.exists() else {}  # name -> known for certain
+    for name in {*known, *marks}:
+        if _opened(out / name):
+            marks[name] = True
+        elif not marks.get(name, True) and (out / name / CONFIG).is_file():
+            del marks[name]
+    if begins is not None:
+        marks.setdefault(begins, False)
+    write_json(path, marks)
+    return set(marks)
 
 
 def _opened(run: Path) -> bool:

@@ -9,19 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from dualign.claim import Opening, Seal
+from dualign.backends.protocol import Policy
+from dualign.claim import Opening, Seal, Units
+from dualign.errors import DataError
+from dualign.pipeline.best_of import read_choice
 from dualign.pipeline.job import Job
 from dualign.pipeline.measurement import Scored
+from dualign.pipeline.stages import key_of
 from dualign.records import FloatArray
 from dualign.runs.journal import Journal, read_events
-from dualign.runs.store import canonical_digest, folder_digests, read_json
+from dualign.runs.store import canonical_digest, folder_digests, read_json, read_manifest
 
 STAGE = "calibration"
+CERTIFICATE = "certificate.json"
 FAMILY = "family.json"
 """File of a cell of a comparison, written before it is trained: how many cells were fixed together (``cells``), and
 which opening of the comparison they are (``opening``)."""
+FIT, ADAPTER = "fit.json", "adapter_config.json"
+PLACES = ("base_model_name_or_path", "revision", "peft_version")
+"""Of an adapter's config: where its base was and who wrote it; the base's weights are in the job's identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +61,29 @@ def lost(job: Job) -> list[str]:
     known, choices = len(records(job.journal)), job.journal.choices
     if "seal" in choices and not known:
         return ["an earlier version opened the calibration prompts of this run directory and kept no evidence"]
-    numbers = [int(name.removeprefix("opening-")) for name in choices if name.startswith("opening-")]
+    kinds = ("opening-", "evidence-")
+    numbers = [int(name.removeprefix(kind)) for kind in kinds for name in choices if name.startswith(kind)]
     if max(numbers, default=0) > known:
         return ["the record of an earlier opening of the calibration prompts is gone"]
     if not known and (_traces(job) or any(_opens(event) for event in read_events(job.run))):
         return ["the calibration prompts were opened before, and the evidence of it is gone"]
+    certified = _certified(job)
+    if certified not in {None, *(record.sealed.hash for record in records(job.journal) if record.evidence)}:
+        return [f"the calibration prompts were opened for the {CERTIFICATE} that stands here, and its evidence is gone"]
+    listed = read_manifest(job.run)
+    if FAMILY in listed and not (job.run / FAMILY).is_file():
+        return [f"{FAMILY}, which says which opening of its comparison this cell is, is gone"]
     return []
+
+
+def _certified(job: Job) -> str | None:
+    """Return the seal of the certificate in the run directory; none where nothing was opened for it."""
+    path = job.run / CERTIFICATE
+    try:
+        found = read_json(path) if path.is_file() else {}
+    except DataError:  # it is written anew from what was opened
+        found = {}
+    return None if found.get("verdict", "INVALID") == "INVALID" else str(found.get("seal"))
 
 
 def _opens(event: Mapping[str, Any]) -> bool:
@@ -71,8 +97,11 @@ def _is_opening(target: str) -> bool:
 
 
 def _traces(job: Job) -> bool:
-    """Return whether the run directory holds answers to the calibration prompts."""
-    return any(any(job.run.glob(f"rounds/*/{kind}-{STAGE}*")) for kind in ("samples", "scores"))
+    """Return whether the run directory holds, or its manifest lists, answers to the calibration prompts."""
+    listed = (name.rsplit("/", 1)[0] for name in read_manifest(job.run))
+    return any(map(_is_opening, listed)) or any(
+        any(job.run.glob(f"rounds/*/{kind}-{STAGE}*")) for kind in ("samples", "scores")
+    )
 
 
 def looks(job: Job, number: int = 1) -> Opening:
@@ -109,14 +138,18 @@ def opened(job: Job, sealed: Seal, evidence: str) -> int:
 
 
 def evidence_of(made: Sequence[Scored], baseline: Scored | None) -> str:
-    """Return the hash of what was sampled and scored, policy by policy in the order of testing; names do not enter."""
+    """Return the hash of what was sampled and scored, policy by policy in the order of testing.
+
+    Names of policies and of clusters do not enter; which prompts are together does.
+    """
     every = [*made, *([] if baseline is None else [baseline])]
     return canonical_digest([[_rows(scored), _numbers(scored.costs)] for scored in every])
 
 
 def _rows(scored: Scored) -> list[Any]:
+    unit_of = Units.of({prompt.id: prompt.cluster for prompt in scored.prompts}).cluster_of
     return [
-        [prompt.id, prompt.cluster, [[response.text, list(response.tokens)] for response in row]]
+        [prompt.id, unit_of[prompt.id], [[response.text, list(response.tokens)] for response in row]]
         for prompt, row in zip(scored.prompts, scored.responses, strict=True)
     ]
 
@@ -125,10 +158,21 @@ def _numbers(costs: FloatArray) -> list[Any]:
     return list(costs.tolist())
 
 
-def fingerprint(job: Job, state: Any) -> str:
-    """Return 16 hexadecimal digits that stand for a policy's weights: of the reference and of its own files."""
-    files = {} if state is None else folder_digests(state)
-    return canonical_digest([job.identity, files])[:16]
+def fingerprint(job: Job, policy: Policy) -> str:
+    """Return 16 hexadecimal digits that stand for a policy's weights: of the reference and of its own files.
+
+    A policy that selects has none: what it selects by counts in their place. How long a fit took and where the model
+    lay are no part of it: weights that are fitted again are the same ones.
+    """
+    files: dict[str, Any] = {} if policy.state is None else folder_digests(Path(policy.state))
+    files.pop(FIT, None)
+    if ADAPTER in files:
+        told = read_json(Path(str(policy.state)) / ADAPTER)
+        files[ADAPTER] = {key: value for key, value in told.items() if key not in PLACES}
+    if read_choice(policy) is None:
+        return canonical_digest([job.identity, files])[:16]
+    scorers = [[scorer.id, scorer.revision] for scorer in (job.reward, *job.costs)]
+    return canonical_digest([job.identity, files, key_of(job, policy), scorers])[:16]
 
 
 def _promise(number: int) -> str:

@@ -12,7 +12,7 @@ from dualign.data.prompts import DemonstrationFile, read_demonstrations, read_pr
 from dualign.data.splits import near_clusters, split_clustered, without_leaks
 from dualign.errors import ConfigError, DataError, UsageError
 from dualign.pipeline.measurement import matches, slice_of
-from dualign.records import Constraint, Prompt
+from dualign.records import Constraint, Prompt, named
 
 SPLITS = ("train", "tune", "report", "calibration")
 """From training to the sealed part: a prompt with a near-duplicate in a later split is dropped."""
@@ -37,6 +37,7 @@ def load_splits(
     """
     notes = []
     read: list[tuple[Source, list[Prompt]]] = []
+    every = list(given)
     for source in config.data.sources:
         try:
             found = read_prompts(
@@ -52,7 +53,8 @@ def load_splits(
         left = f"{found.rows} rows, {found.too_long} too long, {found.duplicates} duplicates{alike}"
         notes.append(f"{Path(source.path).name}: {found.layout}, {len(found.prompts)} prompts ({left})")
         read.append((source, found.prompts))
-    clusters = _clusters(config, [*given, *(prompt for _, prompts in read for prompt in prompts)])
+        every += found.every
+    clusters = _clusters(config, every)
     parts = _parted(config, read, clusters)
     if given:
         parts["train"] = list({prompt.id: prompt for prompt in given}.values())
@@ -72,8 +74,10 @@ def load_splits(
 def _clusters(config: Config, prompts: Sequence[Prompt]) -> dict[str, str]:
     """Return prompt id -> name of its cluster, as ``data.cluster`` says: by likeness, each alone, or by a column.
 
+    ``prompts``: of every row, duplicates included.
+
     Raises:
-        ConfigError: a prompt lacks the column.
+        ConfigError: a prompt lacks the column, or has nothing in it, or two names.
     """
     column = config.data.cluster
     if column == "auto":
@@ -87,10 +91,20 @@ def _clusters(config: Config, prompts: Sequence[Prompt]) -> dict[str, str]:
             f"data.cluster: {len(lacking)} of {len(prompts)} prompts have no column {column!r} (the first begins "
             f"{lacking[0].text[:40]!r}); the columns are {', '.join(known) or 'none'}, and auto and none need none"
         )
-    found: dict[str, str] = {}
+    first: dict[str, Prompt] = {}
     for prompt in prompts:
-        found.setdefault(prompt.id, prompt.columns[column])
-    return found
+        name, before = prompt.columns[column], first.setdefault(prompt.id, prompt)
+        if not name.strip():
+            raise ConfigError(
+                f"data.cluster: column {column!r} holds nothing for {named(prompt)}; give a prompt that stands alone a "
+                "name of its own"
+            )
+        if before.columns[column] != name:
+            raise ConfigError(
+                f"data.cluster: {named(prompt)} lies in {column} {name!r} here and in {before.columns[column]!r} at "
+                f"{named(before)}; a prompt belongs to exactly one cluster"
+            )
+    return {prompt: one.columns[column] for prompt, one in first.items()}
 
 
 def _parted(

@@ -111,6 +111,8 @@ def _scored(job: Job, policy: Policy, prompts: Sequence[Prompt], responses: list
         # two cuts of an answer may read alike and end differently, and what is scored is kept with its tokens
         "responses": canonical_digest([[[one.text, one.tokens, one.finished] for one in row] for row in responses]),
         "prompts": digest_of_prompts(prompts),
+        # slices are cut by columns, and some scorers read them: a prompt with another label is scored anew
+        "columns": [dict(prompt.columns) for prompt in prompts],
         "scorers": {name: [scorer.id, scorer.revision] for name, scorer in scorers.items()},
         "where": [dict(constraint.where) for constraint in job.constraints],
     }

@@ -8,9 +8,10 @@ import numpy as np
 
 from dualign.backends.protocol import Policy
 from dualign.certify import certify, claim_of, invalid, overdrawn
-from dualign.claim import Requirement, Seal, Terms, Units, seal
+from dualign.claim import Requirement, Seal, Terms, Units, asked, seal
 from dualign.held_out import Costs
 from dualign.pipeline import openings
+from dualign.pipeline.best_of import read_choice
 from dualign.pipeline.job import Job
 from dualign.pipeline.measurement import Scored, slice_of
 from dualign.pipeline.search import Search
@@ -67,9 +68,9 @@ def open_calibration(search: Search, rungs: Sequence[Iterate]) -> Certificate:
     job, kept = search.job, _sliced(search.job)
     terms = _terms(search, rungs[-1].policy)
     names = [rung.policy.name for rung in rungs]
-    weights = {rung.policy.name: openings.fingerprint(job, rung.policy.state) for rung in rungs}
+    weights = {rung.policy.name: openings.fingerprint(job, rung.policy) for rung in rungs}
     groups = Units.of({prompt.id: prompt.cluster for prompt in kept})
-    sealed = seal(groups.cluster_of, claim_of(terms, names, groups, weights))
+    sealed = seal(_asked(job), claim_of(terms, names, groups, weights))
     look = openings.looks(job, openings.next_number(job, sealed))
     reasons = [*openings.lost(job), *_other_prompts(job, sealed), *overdrawn(look)]
     if reasons:
@@ -102,6 +103,12 @@ def _sliced(job: Job) -> list[Prompt]:
     return [prompts[k] for k in kept]
 
 
+def _asked(job: Job) -> set[str]:
+    """Return what is sealed of the calibration prompts: which they are, and of which limits."""
+    prompts = job.splits["calibration"]
+    return asked({c.name: [prompts[k].id for k in slice_of(prompts, c.where)] for c in job.constraints})
+
+
 def _relative(job: Job) -> bool:
     return any(functional.spec == "relative" for functional in job.functionals)
 
@@ -125,15 +132,31 @@ def _terms(search: Search, preferred: Policy) -> Terms:
             scorer=f"{job.costs[i].id}@{job.costs[i].revision[:12]}",
             where=constraint.where,
             floor=constraint.floor,
+            against=_reference_in_words(job) if functional.spec == "relative" else "",
         )
         for i, (constraint, functional, rows) in enumerate(zip(job.constraints, job.functionals, slices, strict=True))
     }
     sampling = job.config.sampling
     decoding = (
         f"temperature {sampling.temperature:g}, at most {sampling.max_new_tokens} tokens, no top-k or top-p, "
-        f"{job.config.certificate.responses_per_prompt} response(s) a prompt{job.decoding}"
+        f"{job.config.certificate.responses_per_prompt} response(s) a prompt{job.decoding}{_selection(job, preferred)}"
     )
     return Terms(requirements, delta=round(1 - job.config.certificate.confidence, 12), decoding=decoding)
+
+
+def _reference_in_words(job: Job) -> str:
+    """Return what a relative limit is relative to: these weights, and a mean over draws of their own."""
+    n = job.config.certificate.responses_per_prompt
+    return f"the reference (weights {openings.fingerprint(job, job.reference)}, mean of {n} response(s) a prompt)"
+
+
+def _selection(job: Job, policy: Policy) -> str:
+    """Return how a policy that selects its answers does so; empty for one that is drawn from."""
+    choice = read_choice(policy)
+    if choice is None:
+        return ""
+    by = f"{job.reward.id}@{job.reward.revision[:12]}"
+    return f", each the best of {choice.n} of the reference by reward ({by}) less multipliers times costs"
 
 
 def _costs(job: Job, made: Scored, reference: Scored | None) -> dict[str, Costs]:

@@ -108,6 +108,12 @@ def string_tokens(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+def tokens_behind(tokenizer: Any, text: str, before: str) -> list[int]:
+    """Return the tokens of a string as they stand behind ``before``; its own, where the two merge."""
+    head, both = string_tokens(tokenizer, before), string_tokens(tokenizer, before + text)
+    return both[len(head) :] if both[: len(head)] == head else string_tokens(tokenizer, text)
+
+
 def answer_tokens(tokenizer: Any, text: str, anchor: str = "") -> list[int]:
     """Return the tokens of an answer as they follow ``anchor``, the end of a prompt; nothing in it is special.
 

@@ -159,6 +159,18 @@ def test_a_prompt_that_opens_reasoning_is_known():
     assert not look(CHATML)[1].opens_reasoning
 
 
+@pytest.mark.parametrize("given", ["hm</think>red", "<think>hm</think>red", " <think>\nhm</think>red"])
+def test_a_given_answer_does_not_open_again_what_the_prompt_has_opened(given):
+    tokens = tokenizer(OPENS)
+    make, turns, _ = look(OPENS, tokens=tokens)
+    model = LanguageModel(None, tokens, make, eos=EOS, pad=0, turns=turns)
+    whole = [*make(Prompt("one")), *response_tokens(model, given)]
+    assert tokens.decode(whole).endswith("assistant\n<think>\nhm</think>red<|im_end|>")
+    _, kept, _ = look(CHATML)
+    unopened = LanguageModel(None, tokens, make, eos=EOS, pad=0, turns=kept)
+    assert tokens.decode(response_tokens(unopened, given, end=False)) == given
+
+
 def test_arguments_that_no_template_reads_are_refused():
     with pytest.raises(UsageError, match="reads no 'enable_thinkin'; did you mean 'enable_thinking'"):
         look(THINKS, arguments={"enable_thinkin": False})
@@ -195,8 +207,9 @@ def test_a_template_that_only_a_system_turn_upsets_does_for_prompts_without_one(
     template(Prompt("one"))
     with pytest.raises(DataError, match="prompt 'one': .* moves or loses a system turn once an answer follows"):
         template(Prompt("one", history=SYSTEM))
-    with pytest.raises(UsageError, match="system_prompt: the chat template moves or loses"):
-        look(MOVES, system_prompt="Be brief")
+    for given in ("Be brief", ""):
+        with pytest.raises(UsageError, match="system_prompt: the chat template (moves or loses|leaves out)"):
+            look(MOVES.replace("and ns.said", "and ns.said is not none"), system_prompt=given)
     # the same of earlier turns
     marks = CHATML.replace("<|im_start|>{{", "{% if loop.first and messages | length == 4 %}!{% endif %}<|im_start|>{{")
     template, turns, _ = look(marks)

@@ -21,7 +21,7 @@ from dualign.records import Turn, shown
 SYSTEM, ASKED, ANSWER = "Speak plainly", "Name a colour", "Turquoise, I think"
 AGAIN, LAST = "Name a river", "Zambezi, perhaps"
 PADDED = "  Vermilion  "
-REFUSES = "refuses a system turn"
+REFUSES, LEAVES_OUT = "refuses a system turn", "leaves out what a system turn says"
 ONCE_ANSWERED = "once an answer follows: prompt and answer are not how the conversation begins"
 DAYS = ("2001-02-03", "2030-11-12")
 """Two days on which every part of a date differs."""
@@ -31,6 +31,8 @@ _BLOCK = re.compile(rf"\s*(<{_TAG}>\s*)?(</{_TAG}>\s*)?")
 """A reasoning block without words, or one end of it."""
 _OPENED = re.compile(rf"(<{_TAG}>\s*(</{_TAG}>\s*)?|</{_TAG}>\s*)\Z")
 """A reasoning block that a generation prompt ends with."""
+_OPENS = re.compile(rf"\A\s*<{_TAG}>\s*")
+"""The beginning of an answer that a generation prompt may have written already."""
 _THINKS = re.compile(r"think|reason", re.IGNORECASE)
 
 
@@ -72,7 +74,7 @@ class _Seen:
 
     @property
     def begins(self) -> bool:
-        """Return whether prompt and answer begin the conversation; white space and an empty reasoning block may differ."""
+        """Return whether prompt and answer begin the conversation, but for white space and an empty reasoning block."""
         return all(_BLOCK.fullmatch(rest) for rest in self.rests)
 
     @property
@@ -94,9 +96,9 @@ def found_turns(rendering: Rendering, ends: Sequence[int], eos: int) -> Turns:
         UsageError: there is a system prompt, and the template has no place for it.
     """
     no_system = _no_system(rendering)
-    # an empty one is nothing to leave out, but may be refused all the same
+    # an empty one is nothing to leave out, but may be refused or moved all the same
     given = rendering.wording.system_prompt
-    if no_system and (given or (given is not None and no_system.startswith(REFUSES))):
+    if no_system and (given or (given is not None and not no_system.startswith(LEAVES_OUT))):
         raise UsageError(f"system_prompt: the chat template {no_system}; leave it out")
     first = _seen(rendering, (Turn("user", ASKED),), ANSWER)
     _check_beginning(first)
@@ -121,6 +123,11 @@ def found_turns(rendering: Rendering, ends: Sequence[int], eos: int) -> Turns:
         no_history=_no_history(longer),
         notes=tuple(notes),
     )
+
+
+def behind_opened(turns: Turns, answer: str) -> str:
+    """Return a given answer as it follows the prompt: a ``<think>`` that the prompt opens is not opened twice."""
+    return _OPENS.sub("", answer) if turns.opens_reasoning else answer
 
 
 def _seen(rendering: Rendering, turns: tuple[Turn, ...], answer: str) -> _Seen:
@@ -161,7 +168,7 @@ def _no_system(rendering: Rendering) -> str:
         rendering.text((Turn("user", ASKED),), True, replace(rendering.wording, system_prompt=None))
         return f"{REFUSES} ({shown(str(error.__cause__ or error), 120)[1:-1]})"
     if SYSTEM not in text:
-        return "leaves out what a system turn says"
+        return LEAVES_OUT
     answered = _seen(rendering, (Turn("system", SYSTEM), Turn("user", ASKED)), ANSWER)
     return "" if answered.begins else f"moves or loses a system turn {ONCE_ANSWERED}"
 

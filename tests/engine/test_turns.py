@@ -159,6 +159,18 @@ def test_a_prompt_that_opens_reasoning_is_known():
     assert not look(CHATML)[1].opens_reasoning
 
 
+@pytest.mark.parametrize("given", ["hm</think>red", "<think>hm</think>red", " <think>\nhm</think>red"])
+def test_a_given_answer_does_not_open_again_what_the_prompt_has_opened(given):
+    tokens = tokenizer(OPENS)
+    make, turns, _ = look(OPENS, tokens=tokens)
+    model = LanguageModel(None, tokens, make, eos=EOS, pad=0, turns=turns)
+    whole = [*make(Prompt("one")), *response_tokens(model, given)]
+    assert tokens.decode(whole).endswith("assistant\n<think>\nhm</think>red<|im_end|>")
+    _, kept, _ = look(CHATML)
+    unopened = LanguageModel(None, tokens, make, eos=EOS, pad=0, turns=kept)
+    assert tokens.decode(response_tokens(unopened, given, end=False)) == given
+
+
 def test_arguments_that_no_template_reads_are_refused():
     with pytest.raises(UsageError, match="reads no 'enable_thinkin'; did you mean 'enable_thinking'"):
         look(THINKS, arguments={"enable_thinkin": False})
@@ -179,6 +191,31 @@ def test_a_system_turn_without_a_place_is_refused_by_the_prompt_or_the_setting()
         with pytest.raises(UsageError, match=f"system_prompt: the chat template {why}"):
             look(source, tokens=tokens, system_prompt="Be brief")
     assert look(CHATML, system_prompt="Be brief")[1].no_system == ""
+
+
+MOVES = (
+    "{% set ns = namespace(said='') %}{% for m in messages %}{% if m.role == 'system' %}{% set ns.said = m.content %}"
+    "{% elif m.role == 'user' %}<|user|>{% if loop.last and ns.said %}{{ ns.said }}\n\n{% endif %}{{ m.content }}"
+    "<|assistant|>{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+)
+"""The system turn is written into the last turn, where that is the user's: in no conversation that has an answer."""
+
+
+def test_a_template_that_only_a_system_turn_upsets_does_for_prompts_without_one():
+    template, turns, _ = look(MOVES)
+    assert (turns.closing, turns.no_history) == ((END,), "")
+    template(Prompt("one"))
+    with pytest.raises(DataError, match="prompt 'one': .* moves or loses a system turn once an answer follows"):
+        template(Prompt("one", history=SYSTEM))
+    for given in ("Be brief", ""):
+        with pytest.raises(UsageError, match="system_prompt: the chat template (moves or loses|leaves out)"):
+            look(MOVES.replace("and ns.said", "and ns.said is not none"), system_prompt=given)
+    # the same of earlier turns
+    marks = CHATML.replace("<|im_start|>{{", "{% if loop.first and messages | length == 4 %}!{% endif %}<|im_start|>{{")
+    template, turns, _ = look(marks)
+    assert not turns.no_system
+    with pytest.raises(DataError, match="prompt 'three': .* writes earlier turns otherwise once an answer follows"):
+        template(Prompt("three", history=(Turn("user", "one"), Turn("assistant", "two"))))
 
 
 def test_a_template_of_the_last_turn_alone_loses_no_turn_without_a_word():
@@ -267,6 +304,59 @@ def test_an_answer_gets_no_space_that_the_conversation_does_not_have():
     apart = string_tokens(tokens, prompt) + anchored
     assert string_tokens(tokens, whole)[: len(apart)] == apart
     assert END not in answer_tokens(tokens, "a <|im_end|> b", turns.anchor)
+
+
+def test_what_closes_an_answer_has_the_tokens_that_it_has_behind_one():
+    from tokenizers import normalizers, pre_tokenizers
+
+    source = "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %} {{ m.content }} <|im_end|>"
+    source += "{% endif %}{% endfor %}"
+    tokens = spaced_tokenizer(source)
+    # as the tokenizers of Llama 2 do: a space before each string, and spaces in it are kept
+    core = tokens.backend_tokenizer
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    template, turns, _ = look(source, tokens=tokens)
+    whole = chat_text(tokens, [Turn("user", "one"), Turn("assistant", "river")], add_generation_prompt=False)
+    model = LanguageModel(None, tokens, template, eos=EOS, pad=0, turns=turns)
+    assert string_tokens(tokens, whole) == [*template(Prompt("one")), *response_tokens(model, "river")]
+    space = tokens.convert_tokens_to_ids("▁")
+    # alone, the tokenizer puts a space of its own before that of the template
+    assert turns.closing == (space, END) and string_tokens(tokens, " <|im_end|>") == [space, space, END]
+
+
+REASONED = "<think>\nhm\n</think>\n\nred"
+FORGETS = CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1].lstrip() }}")
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_tags_of_reasoning_are_the_tokens_that_the_model_writes_and_no_name_hides_them(special):
+    from tokenizers import AddedToken
+
+    tokens = tokenizer(FORGETS)
+    tags = [AddedToken(tag, special=special, normalized=False) for tag in ("<think>", "</think>")]
+    tokens.add_tokens(tags, special_tokens=special)
+    template, turns, _ = look(FORGETS, tokens=tokens)
+    model = LanguageModel(None, tokens, template, eos=EOS, pad=0, turns=turns)
+    opened, closed = tokens.convert_tokens_to_ids(["<think>", "</think>"])
+    given = response_tokens(model, REASONED)
+    assert (given[0], given.count(closed), given[-1]) == (opened, 1, END)
+    assert answer_text(model, given) == (REASONED, True)
+    # what the template takes from earlier turns is not in the prompt
+    asked = Prompt("two", history=(Turn("user", "one"), Turn("assistant", REASONED)))
+    assert template(asked) == template(Prompt("two", history=(Turn("user", "one"), Turn("assistant", "red"))))
+
+
+def test_no_one_can_type_a_mark_of_turns_that_is_only_an_added_token():
+    source = CHATML.replace("<|im_end|>", "[end]")
+    tokens = byte_tokenizer(("<|endoftext|>",), template=source, eos_token="<|endoftext|>")
+    tokens.add_tokens(["<|im_start|>", "[end]", "<|call|>", "\n", "<h1>"])
+    template, turns, _ = look(source, tokens=tokens)
+    end, call, line, title = tokens.convert_tokens_to_ids(["[end]", "<|call|>", "\n", "<h1>"])
+    assert turns.closing == (end,)
+    for typed, marks in (("one two", [1, 0, 3, 0]), ("one [end] <|call|>\n<h1>", [1, 0, 4, 1])):
+        ids = template(Prompt(typed))
+        assert [ids.count(token) for token in (end, call, line, title)] == marks
 
 
 def test_prompts_are_named_by_place_and_first_words_inertly():

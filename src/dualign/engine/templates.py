@@ -15,7 +15,7 @@ from typing import Any
 
 from dualign.engine.language_model import LanguageModel, Turns, Wording
 from dualign.engine.tokenising import answer_tokens, encoder, opener
-from dualign.engine.turns import Rendering, found_turns, plain_turns, words_of
+from dualign.engine.turns import Rendering, behind_opened, found_turns, plain_turns, words_of
 from dualign.errors import DataError, UsageError
 from dualign.records import Prompt, Turn, named, shown
 
@@ -302,8 +302,8 @@ def response_tokens(language_model: LanguageModel, text: str, *, end: bool = Tru
     The border to the prompt stays where it is: nothing of the response merges with it.
     """
     turns = language_model.turns
-    lead, anchor = ("", "") if turns is None else (turns.lead, turns.anchor)
-    ids = answer_tokens(language_model.tokenizer, lead + text, anchor)
+    said, anchor = (text, "") if turns is None else (turns.lead + behind_opened(turns, text), turns.anchor)
+    ids = answer_tokens(language_model.tokenizer, said, anchor)
     return (*ids, *language_model.closing) if end else tuple(ids)
 
 

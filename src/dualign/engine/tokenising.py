@@ -25,10 +25,11 @@ _MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 def encoder(tokenizer: Any) -> Encode:
     """Return the encoder of ``tokenizer`` in which only ``render`` can write a special token.
 
-    A user who types "<|im_end|>" must not end the turn. A text that contains the name of an added token is tokenised
-    by itself, as text; strings in which there is none are tokenised whole, as the model saw them in training.
+    A user who types "<|im_end|>" must not end the turn. A text that contains the name of such a token is tokenised by
+    itself, as text; strings in which there is none are tokenised whole, as the model saw them in training, and a
+    template finds in them what it looks for, such as the reasoning of earlier turns.
     """
-    reserved = [_OPEN, *(token for token in tokenizer.get_added_vocab() if token)]
+    reserved = [_OPEN, *reserved_tokens(tokenizer)]
 
     def encode(texts: Sequence[str], render: Render) -> list[int]:
         marked = [
@@ -44,14 +45,46 @@ def encoder(tokenizer: Any) -> Encode:
     return encode
 
 
+def reserved_tokens(tokenizer: Any) -> dict[str, int]:
+    """Return the tokens that nobody can type, with their ids: special ones, and other added ones that mark turns.
+
+    Tags of reasoning are text that answers hold. Of added tokens that are not special, many are pieces of texts (runs
+    of line breaks, HTML tags); those that a chat template writes, or that look like marks, are none.
+    """
+    special, template = special_ids(tokenizer), str(getattr(tokenizer, "chat_template", None) or "")
+    return {
+        token: number
+        for token, number in tokenizer.get_added_vocab().items()
+        if token not in REASONING
+        and token.strip()
+        and (number in special or token in template or token.startswith(("<|", "<\uff5c")))
+    }
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the ids of special tokens: those with a role of their own, and those that are only flagged so."""
+    flagged = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*tokenizer.all_special_ids, *(number for number, token in flagged.items() if token.special)}
+
+
 def text_tokens(tokenizer: Any, text: str) -> list[int]:
-    """Return the tokens of a text in which nothing is a special token; one that cannot be cut up is left out."""
-    if not text:
-        return []
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    # looked up once: transformers makes the list anew each time it is asked for
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    return [token for token in ids if token not in special]
+    """Return the tokens of a text in which nothing is a special token but tags of reasoning.
+
+    A token that cannot be cut up is left out.
+    """
+    special = special_ids(tokenizer)
+    tags = {tag: tokenizer.convert_tokens_to_ids(tag) for tag in REASONING}
+    tags = {tag: number for tag, number in tags.items() if number in special and number != tokenizer.unk_token_id}
+    left_out = {*special, *reserved_tokens(tokenizer).values()} - {tokenizer.unk_token_id}
+    ids: list[int] = []
+    # the split alternates between text and tag
+    for place, piece in enumerate(re.split(f"({'|'.join(tags)})", text) if tags else [text]):
+        if place % 2:
+            ids.append(tags[piece])
+        elif piece:
+            said = tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            ids += [token for token in said if token not in left_out]
+    return ids
 
 
 def answer_text(language_model: LanguageModel, tokens: Sequence[int]) -> tuple[str, bool]:
@@ -71,7 +104,7 @@ def answer_text(language_model: LanguageModel, tokens: Sequence[int]) -> tuple[s
 
 
 def _said(tokenizer: Any, tokens: Sequence[int]) -> str:
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     marks = {tokenizer.convert_tokens_to_ids(tag) for tag in REASONING} & special
     if marks.isdisjoint(tokens):
         return decode(tokenizer, tokens)
@@ -108,6 +141,12 @@ def string_tokens(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+def tokens_behind(tokenizer: Any, text: str, before: str) -> list[int]:
+    """Return the tokens of a string as they stand behind ``before``; its own, where the two merge."""
+    head, both = string_tokens(tokenizer, before), string_tokens(tokenizer, before + text)
+    return both[len(head) :] if both[: len(head)] == head else string_tokens(tokenizer, text)
+
+
 def answer_tokens(tokenizer: Any, text: str, anchor: str = "") -> list[int]:
     """Return the tokens of an answer as they follow ``anchor``, the end of a prompt; nothing in it is special.
 
@@ -123,4 +162,4 @@ def answer_tokens(tokenizer: Any, text: str, anchor: str = "") -> list[int]:
 
 def known_tokens(tokenizer: Any) -> frozenset[int]:
     """Return the ids of the tokens that are no piece of a text: special ones, and those added to the vocabulary."""
-    return frozenset((*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()))
+    return frozenset((*special_ids(tokenizer), *tokenizer.get_added_vocab().values()))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dualign.engine.language_model import Turns, Wording
-from dualign.engine.tokenising import answer_tokens, known_tokens, opener, string_tokens
+from dualign.engine.tokenising import answer_tokens, known_tokens, opener, string_tokens, tokens_behind
 from dualign.errors import DataError, UsageError
 from dualign.records import Turn, shown
 
@@ -21,7 +21,8 @@ from dualign.records import Turn, shown
 SYSTEM, ASKED, ANSWER = "Speak plainly", "Name a colour", "Turquoise, I think"
 AGAIN, LAST = "Name a river", "Zambezi, perhaps"
 PADDED = "  Vermilion  "
-REFUSES = "refuses a system turn"
+REFUSES, LEAVES_OUT = "refuses a system turn", "leaves out what a system turn says"
+ONCE_ANSWERED = "once an answer follows: prompt and answer are not how the conversation begins"
 DAYS = ("2001-02-03", "2030-11-12")
 """Two days on which every part of a date differs."""
 
@@ -30,6 +31,8 @@ _BLOCK = re.compile(rf"\s*(<{_TAG}>\s*)?(</{_TAG}>\s*)?")
 """A reasoning block without words, or one end of it."""
 _OPENED = re.compile(rf"(<{_TAG}>\s*(</{_TAG}>\s*)?|</{_TAG}>\s*)\Z")
 """A reasoning block that a generation prompt ends with."""
+_OPENS = re.compile(rf"\A\s*<{_TAG}>\s*")
+"""The beginning of an answer that a generation prompt may have written already."""
 _THINKS = re.compile(r"think|reason", re.IGNORECASE)
 
 
@@ -70,6 +73,11 @@ class _Seen:
         return self.prompt[len(shared) :], self.head[len(shared) :]
 
     @property
+    def begins(self) -> bool:
+        """Return whether prompt and answer begin the conversation, but for white space and an empty reasoning block."""
+        return all(_BLOCK.fullmatch(rest) for rest in self.rests)
+
+    @property
     def parts_in_words(self) -> bool:
         """Return whether they part in more than white space."""
         return any(rest.strip() for rest in self.rests)
@@ -88,14 +96,14 @@ def found_turns(rendering: Rendering, ends: Sequence[int], eos: int) -> Turns:
         UsageError: there is a system prompt, and the template has no place for it.
     """
     no_system = _no_system(rendering)
-    # an empty one is nothing to leave out, but may be refused all the same
+    # an empty one is nothing to leave out, but may be refused or moved all the same
     given = rendering.wording.system_prompt
-    if no_system and (given or (given is not None and no_system.startswith(REFUSES))):
+    if no_system and (given or (given is not None and not no_system.startswith(LEAVES_OUT))):
         raise UsageError(f"system_prompt: the chat template {no_system}; leave it out")
     first = _seen(rendering, (Turn("user", ASKED),), ANSWER)
-    seen = [first, *_longer(rendering, system=not no_system)]
-    for conversation in seen:
-        _check_beginning(conversation)
+    _check_beginning(first)
+    longer = _longer(rendering, system=not no_system)
+    seen = [first, *(one for one in longer if one.begins)]
     closing, stops, terminator = _ending(rendering, first)
     anchor, lead, loose = _before_answers(rendering, seen)
     opened = _OPENED.search(first.prompt)
@@ -112,9 +120,14 @@ def found_turns(rendering: Rendering, ends: Sequence[int], eos: int) -> Turns:
         opens_reasoning=opened is not None and "</" not in opened.group(),
         reads_clock=reads_clock,
         no_system=no_system,
-        no_history=_no_history(seen),
+        no_history=_no_history(longer),
         notes=tuple(notes),
     )
+
+
+def behind_opened(turns: Turns, answer: str) -> str:
+    """Return a given answer as it follows the prompt: a ``<think>`` that the prompt opens is not opened twice."""
+    return _OPENS.sub("", answer) if turns.opens_reasoning else answer
 
 
 def _seen(rendering: Rendering, turns: tuple[Turn, ...], answer: str) -> _Seen:
@@ -154,24 +167,29 @@ def _no_system(rendering: Rendering) -> str:
     except DataError as error:
         rendering.text((Turn("user", ASKED),), True, replace(rendering.wording, system_prompt=None))
         return f"{REFUSES} ({shown(str(error.__cause__ or error), 120)[1:-1]})"
-    return "" if SYSTEM in text else "leaves out what a system turn says"
+    if SYSTEM not in text:
+        return LEAVES_OUT
+    answered = _seen(rendering, (Turn("system", SYSTEM), Turn("user", ASKED)), ANSWER)
+    return "" if answered.begins else f"moves or loses a system turn {ONCE_ANSWERED}"
 
 
 def _no_history(seen: Sequence[_Seen]) -> str:
     """Return why earlier turns have no place in the template; empty: they have, or it refuses them itself."""
     lost = [one for one in seen for turn in one.turns[:-1] if turn.role != "system" and turn.text not in one.prompt]
-    return "leaves out what earlier turns say" if lost else ""
+    if lost:
+        return "leaves out what earlier turns say"
+    return "" if all(one.begins for one in seen) else f"writes earlier turns otherwise {ONCE_ANSWERED}"
 
 
 def _check_beginning(seen: _Seen) -> None:
-    """Check that prompt and answer begin the conversation; white space and an empty reasoning block may differ.
+    """Check that prompt and answer begin the conversation.
 
     Raises:
         DataError: they do not.
     """
-    in_prompt, in_conversation = seen.rests
-    if all(_BLOCK.fullmatch(rest) for rest in seen.rests):
+    if seen.begins:
         return
+    in_prompt, in_conversation = seen.rests
     if in_conversation.strip() and not in_prompt.strip():
         raise DataError(
             f"the tokenizer's chat template writes {shown(in_conversation)} before an answer, which no generation "
@@ -195,11 +213,12 @@ def _ending(rendering: Rendering, first: _Seen) -> tuple[tuple[int, ...], set[in
     header = string_tokens(tokenizer, first.prompt[: max(first.prompt.find(ASKED), 0)])
     following = string_tokens(tokenizer, between)
     shared = len(os.path.commonprefix([header[::-1], following[::-1]]))
-    for ids in (string_tokens(tokenizer, first.tail), following[: len(following) - shared]):
+    answered = first.head + first.answer
+    for ids in (tokens_behind(tokenizer, first.tail, answered), following[: len(following) - shared]):
         place = next((k for k, token in enumerate(ids) if token in special), len(ids))
         text = tokenizer.decode(ids[:place], clean_up_tokenization_spaces=False)
         if text.strip():
-            return tuple(string_tokens(tokenizer, text.rstrip())), set(), text.rstrip()
+            return tuple(tokens_behind(tokenizer, text.rstrip(), answered)), set(), text.rstrip()
         if place < len(ids):
             return tuple(ids[: place + 1]), {ids[place]}, ""
     # nothing closes a turn: the header of the next one, which no answer holds, at least ends it

@@ -16,6 +16,8 @@ from transformers import (
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     LlamaModel,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -266,6 +268,18 @@ def test_an_encoder_needs_no_pooler_but_not_half_of_one(tmp_path):
     save_file(load_file(file) | {"bert.pooler.dense.bias": torch.ones(16)}, file, metadata={"format": "pt"})
     with pytest.raises(MissingError, match=r"1 tensor missing: pooler\.dense\.weight"):
         read(tmp_path / "mlm")
+
+
+def test_the_head_of_a_masked_modernbert_is_not_read_and_a_layer_too_many_is(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    save(ModernBertForMaskedLM(ModernBertConfig(vocab_size=len(WORDS), **sizes, **ends)), tmp_path)
+    read = scorer("embedding-relevance")
+    assert np.isfinite(read(tmp_path)).all()
+    save_file({**load_file(tmp_path / "model.safetensors"), "decoder.layers.0.weight": torch.ones(2)},
+              tmp_path / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    with pytest.raises(MissingError, match=r"decoder\.layers\.0\.weight"):
+        read(tmp_path)
 
 
 def test_an_expert_without_one_of_its_tensors_is_named(tmp_path):

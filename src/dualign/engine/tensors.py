@@ -29,8 +29,9 @@ HEADS = (
     "lm_head", "embed_out", "cls", "score", "score_head", "classifier", "qa_outputs", "pooler", "predictions",
     "vocab_transform", "vocab_layer_norm", "vocab_projector", "lm_predictions", "mask_predictions",
     "generator_predictions", "generator_lm_head", "discriminator_predictions", "pre_classifier", "v_head",
+    "head", "decoder.weight", "decoder.bias", "classification_head", "logits_proj", "sequence_summary", "lm_loss",
 )  # fmt: skip
-"""First parts of the names of heads, by which the same body serves another task."""
+"""First parts of the names of heads, or whole names, by which the same body serves another task."""
 
 
 def check_tensors(
@@ -143,7 +144,7 @@ def check_gguf(path: Path) -> None:
 def is_head(name: str, heads: Collection[str]) -> bool:
     """Return whether a tensor belongs to one of the heads; a pooler stands inside the body, all others beside it."""
     first, *rest = name.split(".")
-    return first in heads or ("pooler" in heads and rest[:1] == ["pooler"])
+    return first in heads or name in heads or ("pooler" in heads and rest[:1] == ["pooler"])
 
 
 def _check_failed(where: str, error: Exception) -> None:

@@ -11,7 +11,7 @@ from transformers import Lfm2Config, Lfm2ForCausalLM, RwkvConfig, RwkvForCausalL
 from dualign.backends.protocol import Policy
 from dualign.errors import DataError, UsageError
 from dualign.records import Prompt
-from dualign.sampling.decoding import draw, truncated, uniforms
+from dualign.sampling.decoding import RoomyLayer, draw, truncated, uniforms
 from dualign.sampling.protocol import Sampling
 from dualign.sampling.transformers_engine import TransformersSampler
 from sampling_parts import EOS, PROMPTS, WORDS, tiny_language_model
@@ -180,3 +180,12 @@ def test_a_model_with_a_state_is_decoded_as_it_reads():
 def test_a_model_that_heeds_no_cache_is_refused():
     with pytest.raises(UsageError, match=r"RwkvForCausalLM cannot be sampled from here: .* differ by .* nats"):
         generate(recurrent("rwkv"), PROMPTS[:1], 1)
+
+
+def test_rows_of_a_cache_that_change_places_stay_changed():
+    layer, rows = RoomyLayer(), torch.arange(2.0).view(2, 1, 1, 1)
+    for _ in range(3):
+        layer.update(rows, rows)
+    layer.reorder_cache(torch.tensor([1, 0]))
+    keys, _ = layer.update(rows, rows)
+    assert keys[:, 0, :, 0].tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]

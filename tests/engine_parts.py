@@ -52,8 +52,7 @@ def letters(text: str, **_: Any) -> dict[str, list[int]]:
     return {"input_ids": [3 + ord(c) % 30 for c in text]}
 
 
-letters.all_special_ids = []
-letters.unk_token_id = None
+letters.all_special_ids, letters.unk_token_id = [], None
 
 
 def language_model(model: Any = None, **changes: Any) -> LanguageModel:

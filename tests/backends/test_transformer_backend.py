@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, MistralConfig, MistralForCausalLM
 
 from dualign.backends.protocol import Objective, Policy
 from dualign.engine import trainer
@@ -371,3 +372,36 @@ def test_equal_answers_are_no_pair_and_an_altered_cache_is_not_believed(tmp_path
     tensors = load_file(path)
     save_file({**tensors, "log_probs": tensors["log_probs"] + 1}, path, metadata={"check": "0" * 64})
     assert backend(model, tmp_path).log_probs(REFERENCE, [same])[0] == pytest.approx(right, abs=1e-12)
+
+
+def test_a_row_longer_than_a_sliding_window_is_not_shared_though_shorter_ones_were(tmp_path) -> None:
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5, "sliding_window": 12}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sliding = MistralForCausalLM(MistralConfig(**sizes, **heads)).double().eval()
+    machine = backend(language_model(sliding), tmp_path, layout="auto")
+
+    def group(text):
+        return Group(Prompt(text), tuple(Response(t, (), 0.0) for t in ("ab", "cd")), np.zeros(2), np.zeros((2, 1)))
+
+    for text in ("hello", "a prompt that is much longer than the window"):
+        (row,) = machine.log_probs(REFERENCE, [group(text)])
+        prompt = tuple(machine.language_model.template(Prompt(text)))
+        for answer, found in zip(("ab", "cd"), row, strict=True):
+            tokens = (*(3 + ord(c) % 30 for c in answer), 1)
+            assert found == pytest.approx(float(independent_log_prob(sliding, prompt, tokens)), abs=1e-5)
+
+
+def test_layers_that_peft_takes_for_experts_are_left_out_or_refused(tmp_path) -> None:
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8}
+    widths = {"qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+    experts = {"n_routed_experts": 2, "num_experts_per_tok": 1, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+    config = DeepseekV3Config(**sizes, **heads, **widths, **experts, num_hidden_layers=2, first_k_dense_replace=1)
+    model = language_model(DeepseekV3ForCausalLM(config).eval())
+    policy = fitted(backend(model, tmp_path, max_steps=2), groups())
+    assert {name.split(".")[5] for name in weights(policy)} == {"self_attn"}
+    assert np.isfinite(backend(model, tmp_path).log_probs(policy, groups())).all()
+    with pytest.raises(UsageError, match="on the experts of DeepseekV3ForCausalLM"):
+        fitted(backend(model, tmp_path, max_steps=1, target_modules=("gate_proj", "up_proj")), groups(), name="q")

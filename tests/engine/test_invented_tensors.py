@@ -16,6 +16,8 @@ from transformers import (
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     LlamaModel,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -266,6 +268,29 @@ def test_an_encoder_needs_no_pooler_but_not_half_of_one(tmp_path):
     save_file(load_file(file) | {"bert.pooler.dense.bias": torch.ones(16)}, file, metadata={"format": "pt"})
     with pytest.raises(MissingError, match=r"1 tensor missing: pooler\.dense\.weight"):
         read(tmp_path / "mlm")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_weights_without_their_scales_are_named(whole, tmp_path, kind):
+    for folder, read in (("untied", read_policy), ("classifier", scorer("sequence-classifier"))):
+        shutil.copytree(whole / folder, tmp_path / folder)
+        file = tmp_path / folder / "model.safetensors"
+        tensors = load_file(file)
+        save_file(tensors | {LAYER: (10 * tensors[LAYER]).to(kind)}, file, metadata={"format": "pt"})
+        with pytest.raises(MissingError, match=rf"{LAYER} is in \w+, and config.json has no quantization_config"):
+            read(tmp_path / folder)
+
+
+def test_the_head_of_a_masked_modernbert_is_not_read_and_a_layer_too_many_is(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    save(ModernBertForMaskedLM(ModernBertConfig(vocab_size=len(WORDS), **sizes, **ends)), tmp_path)
+    read = scorer("embedding-relevance")
+    assert np.isfinite(read(tmp_path)).all()
+    save_file({**load_file(tmp_path / "model.safetensors"), "decoder.layers.0.weight": torch.ones(2)},
+              tmp_path / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    with pytest.raises(MissingError, match=r"decoder\.layers\.0\.weight"):
+        read(tmp_path)
 
 
 def test_an_expert_without_one_of_its_tensors_is_named(tmp_path):

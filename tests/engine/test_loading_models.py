@@ -1,5 +1,6 @@
 """Loading: four ways to name a model, padding apart from EOS, one line for whatever is wrong."""
 
+import json
 import sys
 
 import pytest
@@ -127,6 +128,32 @@ def test_unreadable_folders(folder, tmp_path):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(MissingError, match=r"no \*.safetensors"):
         load_language_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("config.json", [], "must be a mapping"),
+        ("config.json", {"hidden_size": "16"}, "expected int, got str"),
+        ("config.json", {"num_attention_heads": 0}, "ZeroDivisionError"),
+        ("config.json", {"pad_token_id": 9999}, "Padding_idx"),
+        ("config.json", {"dtype": "foo"}, "no attribute 'foo'"),
+        ("generation_config.json", [], "generation_config.json"),
+        ("generation_config.json", {"eos_token_id": "x"}, "generation_config.json"),
+        ("generation_config.json", "{", "generation_config.json"),
+        ("tokenizer_config.json", [], "cannot be read"),
+    ],
+)
+def test_a_damaged_config_is_one_line(folder, name, content, says):
+    path = folder / name
+    whole = json.loads(path.read_text())
+    text = (
+        content if isinstance(content, str) else json.dumps(whole | content if isinstance(content, dict) else content)
+    )
+    path.write_text(text)
+    with pytest.raises(MissingError, match="cannot be read") as caught:
+        load_language_model(folder)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_unknown_dtype_and_temperature(folder):

@@ -53,3 +53,20 @@ def test_a_job_trains_certifies_reports_and_resumes(tmp_path: Path) -> None:
     shutil.rmtree(run / "rounds" / "01" / "samples-tune")
     restored = dualign("train", config, "--out", run, "--json", "--quiet")
     assert restored.code == first.code and result_of(run) == before
+
+
+def test_a_model_that_cannot_be_read_is_refused_before_any_answer_is_sampled(tmp_path):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    from dualign.engine.loading import save_model
+    from tiny_jobs import letter_tokenizer
+
+    config, tokenizer = job(tmp_path), letter_tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0, "eos_token_id": 2}
+    capped = Gemma2ForCausalLM(Gemma2Config(vocab_size=len(tokenizer), **sizes, **heads))
+    save_model(capped.eval(), tokenizer, tmp_path / "capped")
+    config["policy"]["model"] = str(tmp_path / "capped")
+    ended = dualign("train", write_config(tmp_path, config), "--out", tmp_path / "run")
+    ended.refused(65, "Gemma2ForCausalLM changes its logits after the output head")
+    assert not list((tmp_path / "run").rglob("samples.parquet"))

@@ -63,6 +63,7 @@ class TransformerBackend:
         self.notes: list[str] = []
         """Sentences for the user: a layout that fell back, a checkpoint that was ignored."""
         self._layout: str | None = None
+        self._tried = 0
 
     def fit(
         self,
@@ -188,11 +189,15 @@ class TransformerBackend:
         return response_states(self.language_model, groups, tokens_a_batch=TOKENS_A_BATCH)
 
     def layout(self, store: PairStore) -> str:
-        """Return the layout in use; it is tried on the longest group once."""
+        """Return the layout in use; ``shared`` is tried again where a row is longer than those it was tried on.
+
+        Below the width of its window, a model with sliding attention is like any other.
+        """
         from dualign.engine.pair_scorer import PairScorer, choose_layout
 
-        if self._layout is None:
-            longest = max(store.groups, key=lambda group: group.length)
+        longest = max(store.groups, key=longest_row)
+        if self._layout is None or (self._layout == "shared" and longest_row(longest) > self._tried):
+            self._tried = longest_row(longest)
             probe = [(longest.prompt, longest.responses)]
             with activated(self.language_model, Policy("reference")):
                 scorer = PairScorer(self.language_model)
@@ -223,6 +228,11 @@ class TransformerBackend:
             return unique_log_probs(model, policy, groups, layout=layout)
 
         return cached_log_probs(path, store, compute)
+
+
+def longest_row(group: StoredGroup) -> int:
+    """Return the tokens of the prompt and its longest response."""
+    return len(group.prompt) + max(map(len, group.responses))
 
 
 def unique_log_probs(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,8 +188,10 @@ def _lora_layers(model: Any) -> list[tuple[str, Any]]:
 def linear_names(model: Any, target_modules: str | tuple[str, ...]) -> list[str]:
     """Return the full paths of the modules that LoRA is put on; ``all-linear`` leaves the output head out.
 
+    Of mixtures of experts, it leaves out too what PEFT would put on the experts instead.
+
     Raises:
-        UsageError: a name in ``target_modules`` matches no linear layer.
+        UsageError: a name in ``target_modules`` matches no linear layer, or one of those that are left out.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -201,13 +203,33 @@ def linear_names(model: Any, target_modules: str | tuple[str, ...]) -> list[str]
         if isinstance(module, nn.Linear | Conv1D) and module is not head and not inside:
             layers.add(path)
     if target_modules == "all-linear":
-        return sorted(layers)
+        return _where_named(model, layers)
     wanted = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     for target in wanted:
         if not any(path == target or path.endswith(f".{target}") for path in layers):
             known = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in layers}))
             raise UsageError(f"target_modules: no linear layer is called '{target}'; there are {known}")
-    return sorted(path for path in layers if any(path == t or path.endswith(f".{t}") for t in wanted))
+    chosen = {path for path in layers if any(path == t or path.endswith(f".{t}") for t in wanted)}
+    if moved := sorted(chosen - set(_where_named(model, layers))):
+        raise UsageError(
+            f"target_modules: PEFT would put the LoRA of '{moved[0]}' on the experts of {type(model).__name__}; name "
+            "other layers, or take 'all-linear', which leaves such ones out"
+        )
+    return sorted(chosen)
+
+
+def _where_named(model: Any, paths: Collection[str]) -> list[str]:
+    """Return those of the paths on which PEFT puts LoRA when they are named.
+
+    In some mixtures of experts it takes ``gate_proj`` and its like for the experts' own, as old checkpoints had them,
+    and leaves dense and shared layers of that name without any.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=sorted(paths))
+    convert_peft_config_for_transformers(config, model, None)
+    return sorted(config.target_modules)
 
 
 def add_adapter(language_model: LanguageModel, name: str, config: Any) -> None:

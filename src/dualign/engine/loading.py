@@ -76,6 +76,7 @@ def load_language_model(
         raise UsageError(f"temperature: given {temperature}, expected a number above 0")
     folder = resolve(path_or_id)
     revision, notes = identity(folder), []
+    _stated_ends(folder)
     if adapter is None:
         model, tokenizer = _read(folder, dtype)
     else:
@@ -153,11 +154,20 @@ def load_tokenizer(folder: Path) -> tuple[Any, tuple[int, ...]]:
 
     with readable(f"model {folder}"), without_bars():
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return tokenizer, _stated_ends(folder)
+
+
+def _stated_ends(folder: Path) -> tuple[int, ...]:
+    """Return the stop ids of a model's generation config, of its config where it has none.
+
+    Raises:
+        MissingError: the file is damaged: transformers would go on without the stop ids that stand in it.
+    """
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
             with readable(f"model {folder / name}"):
-                return tokenizer, end_ids(json.loads((folder / name).read_bytes()).get("eos_token_id"))
-    return tokenizer, ()
+                return end_ids(json.loads((folder / name).read_bytes()).get("eos_token_id"))
+    return ()
 
 
 def end_of(folder: Path, tokenizer: Any, ends: Sequence[int]) -> int:
@@ -448,17 +458,23 @@ def _download(name: str) -> Path:
 @contextmanager
 def readable(where: str, fault: str = "cannot be read") -> Iterator[None]:
     """Turn what loaders raise about a damaged or foreign model into one line: ``where``, ``fault`` and the reason."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, struct.error, SafetensorError) as error:
+    # The last five: a value of a config is of another kind than its reader takes for granted.
+    except (
+        OSError, ValueError, KeyError, RuntimeError, ImportError, struct.error, SafetensorError,
+        StrictDataclassError, TypeError, AttributeError, AssertionError, ZeroDivisionError,
+    ) as error:  # fmt: skip
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise MissingError(f"{where}: {fault} ({reason})") from error
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return (f"{first} {more[0].strip()}" if first.endswith(":") and more else first)[:200]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dualign.errors import MissingError
+from dualign.errors import MissingError, inert
 
 Shape = tuple[int, ...]
 Mismatch = tuple[str, Shape, Shape]
@@ -29,8 +29,9 @@ HEADS = (
     "lm_head", "embed_out", "cls", "score", "score_head", "classifier", "qa_outputs", "pooler", "predictions",
     "vocab_transform", "vocab_layer_norm", "vocab_projector", "lm_predictions", "mask_predictions",
     "generator_predictions", "generator_lm_head", "discriminator_predictions", "pre_classifier", "v_head",
+    "head", "decoder.weight", "decoder.bias", "classification_head", "logits_proj", "sequence_summary", "lm_loss",
 )  # fmt: skip
-"""First parts of the names of heads, by which the same body serves another task."""
+"""First parts of the names of heads, or whole names, by which the same body serves another task."""
 
 
 def check_tensors(
@@ -100,6 +101,8 @@ def read_model(
     Raises:
         MissingError: a tensor is missing, unknown or of another shape.
     """
+    if "gguf_file" not in settings:
+        _check_scaled(Path(place), where)
     try:
         with _quietly():
             model, told = auto.from_pretrained(
@@ -117,6 +120,30 @@ def read_model(
         mismatched=[row for row in told["mismatched_keys"] if row[0] not in given],
     )
     return model
+
+
+def _check_scaled(folder: Path, where: str) -> None:
+    """Return when no weight of a folder is in a quantised form that its config says nothing of.
+
+    Such values are read as they stand, without the scales that they are to be multiplied by.
+
+    Raises:
+        MissingError: one is.
+    """
+    from safetensors import safe_open
+
+    config = folder / "config.json"
+    if not config.is_file() or b'"quantization_config"' in config.read_bytes():
+        return
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        for name, kind in kinds.items():
+            if name.endswith("weight") and kind.startswith(("I", "U", "F8", "F4")):
+                raise MissingError(
+                    f"{where}: {inert(name, most=90)} is in {kind}, and config.json has no quantization_config that "
+                    "says by what it is scaled; save the model in float32, bfloat16 or float16"
+                )
 
 
 def check_gguf(path: Path) -> None:
@@ -143,7 +170,7 @@ def check_gguf(path: Path) -> None:
 def is_head(name: str, heads: Collection[str]) -> bool:
     """Return whether a tensor belongs to one of the heads; a pooler stands inside the body, all others beside it."""
     first, *rest = name.split(".")
-    return first in heads or ("pooler" in heads and rest[:1] == ["pooler"])
+    return first in heads or name in heads or ("pooler" in heads and rest[:1] == ["pooler"])
 
 
 def _check_failed(where: str, error: Exception) -> None:

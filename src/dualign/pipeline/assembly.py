@@ -121,7 +121,19 @@ def _loaded(
     compute = journal.choice("compute", lambda: _compute(config, model))
     tell(f"computing in {compute['dtype']} on {compute['threads']} thread(s)")
     model = _in_dtype(model, compute)
+    _check_head(model, kept)
     return (model if config.policy.adapter is None else keep_merged(model, journal)), kept
+
+
+def _check_head(model: LanguageModel, splits: Mapping[str, Sequence[Prompt]]) -> None:
+    """Check, before hours of sampling, that the model can be read as the fits will read it."""
+    from dualign.engine.layouts import rows
+    from dualign.engine.pair_scorer import PairScorer, check_head
+
+    prompt = next((prompt for split in splits.values() for prompt in split), None)
+    if prompt is not None:
+        batch = rows([(tuple(model.template(prompt)), ((model.eos,),))], model.pad)
+        check_head(PairScorer(model), batch.to(model.device))
 
 
 def backend_factory(

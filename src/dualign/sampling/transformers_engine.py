@@ -21,7 +21,13 @@ from dualign.sampling.protocol import Sampling
 if TYPE_CHECKING:
     from torch import Tensor
 
+_DECODES = "_dualign_decodes"
 LENGTHS = ("max_prompt_tokens", "max_new_tokens")
+PROBE_TOKENS = 8
+DECODED = {"float32": 1e-3, "float64": 1e-3}
+"""What log-probabilities may differ by, in nats, between decoding with a cache and reading a text as a whole; rounding
+is a hundred times smaller, a cache or a mask that a model does not heed makes it a nat."""
+_COARSE = 0.5
 COMPACT_BELOW = 0.8
 """Finished rows are dropped once fewer than this share still run: dropping copies the cache, keeping wastes steps."""
 
@@ -68,6 +74,7 @@ class TransformersSampler:
         if not jobs:
             return [[] for _ in prompts]
         with activated(self.language_model, policy, merged=True) as model, torch.inference_mode():
+            _check_decoding(_Decoder(self.language_model, model, sampling), jobs[0].tokens)
             for batch in batches(jobs, sampling.batch_size):
                 streams = _streams(batch, prompts, seed, stage, sampling.max_new_tokens)
                 drawn = _Decoder(self.language_model, model, sampling).run(batch, streams)
@@ -115,6 +122,37 @@ class TransformersSampler:
     def _response(self, tokens: list[int], log_prob: float) -> Response:
         text, finished = answer_text(self.language_model, tokens)
         return Response(text=text, tokens=tuple(tokens), log_prob=log_prob, finished=finished)
+
+
+def _check_decoding(decoder: _Decoder, tokens: Sequence[int]) -> None:
+    """Return when the model decodes as it reads, padding and cache included; looked at once a model.
+
+    Raises:
+        UsageError: it does not, so that what is sampled would be of another policy.
+    """
+    import torch
+
+    model = decoder.model
+    if model.__dict__.get(_DECODES):
+        return
+    text = (tuple(tokens) * PROBE_TOKENS)[:PROBE_TOKENS]
+    told = f"model: {type(model).__name__} cannot be sampled from here"
+    try:
+        decoded, alone = (
+            torch.log_softmax(one.float(), dim=-1) for one in decoder.probed([text, text[: len(text) // 2]])
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{told}: it does not take a cache as other models do ({reason})") from error
+    # Weighed by how probable a token is: in bfloat16 the improbable ones are all rounding.
+    difference = float((alone.exp() * (decoded - alone).abs()).nan_to_num().sum(-1).max())
+    allowed = DECODED.get(str(model.dtype).removeprefix("torch."), _COARSE)
+    if difference > allowed:
+        raise UsageError(
+            f"{told}: decoded with padding and a cache, log-probabilities differ by {difference:.2g} nats from those "
+            f"of the text as a whole (allowed {allowed:g}); such models are not supported"
+        )
+    setattr(model, _DECODES, True)
 
 
 def batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
@@ -181,12 +219,28 @@ class _Decoder:
                 break
             if alive < COMPACT_BELOW * len(rows):
                 keep = running.nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
+                cache.reorder_cache(keep)
                 rows, mask, drawn, running = rows[keep], mask[keep], drawn[keep], running[keep]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             logits = self._forward(drawn.unsqueeze(1), mask, mask.sum(dim=1, keepdim=True) - 1, cache)
         sums = log_probs.sum(dim=1).tolist()
         return [(row[:end], total) for row, end, total in zip(tokens.tolist(), ends.tolist(), sums, strict=True)]
+
+    def probed(self, texts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """Return ``[text, vocabulary]`` logits after each text: as they are decoded, and of the text read alone.
+
+        Decoded: all but the last token together, padded, then that token by the cache.
+        """
+        import torch
+
+        _, mask, cache = self._prefill([Job(i, text[:-1], 0, 1) for i, text in enumerate(texts)])
+        order = torch.arange(len(texts), device=self.device).flip(0)
+        cache.reorder_cache(order)
+        last = torch.tensor([[text[-1]] for text in reversed(texts)], device=self.device)
+        mask = torch.cat([mask[order], mask.new_ones(len(texts), 1)], dim=1)
+        decoded = self._forward(last, mask, mask.sum(dim=1, keepdim=True) - 1, cache)
+        alone = [self.model(input_ids=torch.tensor([text], device=self.device), use_cache=False) for text in texts]
+        return decoded.flip(0), torch.stack([out.logits[0, -1] for out in alone])
 
     def _spelt_out(self, tokens: Tensor, length: int) -> Tensor:
         """Return ``[row]`` whether the last tokens hold the text that ends a turn; each token is a byte at least."""
@@ -213,7 +267,7 @@ class _Decoder:
         logits = self._forward(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), cache)
         repeat = torch.tensor([i for i, job in enumerate(batch) for _ in range(job.count)], device=self.device)
         if len(repeat) > len(batch):
-            cache.batch_select_indices(repeat)
+            cache.reorder_cache(repeat)
         return logits[repeat], mask[repeat], cache
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:

@@ -193,18 +193,20 @@ def _head_config(base: Any, normaliser: Normaliser, normalise: bool) -> dict[str
 def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
+    from dualign.engine.loading import readable
+
     if not (folder / "config.json").is_file():
         raise MissingError(f"score checkpoint {folder}: has no config.json")
     try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"score checkpoint {folder}: config.json cannot be used ({reason})") from error
+        with readable(f"score checkpoint {folder}", "config.json cannot be used"):
+            return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except MissingError as error:
+        raise DataError(str(error)) from error
 
 
 def _check_head(weights: ScoreWeights, config: Any, folder: Path) -> None:
     # The output of some OPT models is narrower than their hidden states.
-    hidden = getattr(config, "word_embed_proj_dim", config.hidden_size)
+    hidden = getattr(config, "word_embed_proj_dim", config.get_text_config().hidden_size)
     size = getattr(config, "score_dim", len(weights.head_weight))
     parts = {HEAD_WEIGHT: (weights.head_weight, (size, hidden)), HEAD_BIAS: (weights.head_bias, (size,))}
     parts |= {MEAN: (weights.mean, (size,)), VARIANCE: (weights.variance, (size,))}

@@ -179,7 +179,7 @@ def keep_layers(model: Any, layers: int | None) -> None:
 
     if layers is None:
         return
-    total = model.config.num_hidden_layers
+    total = model.config.get_text_config().num_hidden_layers
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == total]
     if len(stacks) != 1:
         raise ConfigError("scorer fitted: this model's layers are not one list; leave 'layer' out")

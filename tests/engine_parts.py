@@ -47,12 +47,24 @@ def tiny_llama(seed: int = 0, tied: bool = False) -> Any:
     return model
 
 
-def letters(text: str, **_: Any) -> dict[str, list[int]]:
+class Letters:
     """Stand in for a tokenizer: one token a letter, none of them special."""
-    return {"input_ids": [3 + ord(c) % 30 for c in text]}
+
+    all_special_ids: tuple[int, ...] = ()
+    unk_token_id = None
+    chat_template = None
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [3 + ord(c) % 30 for c in text]}
+
+    def convert_tokens_to_ids(self, token: str) -> None:  # noqa: ARG002 (it knows no token by a name)
+        return None
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {}
 
 
-letters.all_special_ids = []
+letters = Letters()
 
 
 def language_model(model: Any = None, **changes: Any) -> LanguageModel:

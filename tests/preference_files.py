@@ -97,6 +97,89 @@ EXAMPLES: dict[str, tuple[dict[str, Any], PreferenceRow]] = {
             1, Prompt(ASK, {"scorer": "s"}), (Answer(RUDE, reward=-1.0, cost=3.0), Answer(KIND, reward=2.5, cost=-2.0))
         ),
     ),
+    **{
+        name: ({prompt: ASK, chosen: KIND, rejected: RUDE}, PreferenceRow(1, PLAIN, CHOSEN, 0))
+        for name, prompt, chosen, rejected in (
+            ("alpaca-pairs", "instruction", "chosen", "rejected"),
+            ("argilla-pairs", "instruction", "chosen_response", "rejected_response"),
+            ("response-pairs", "prompt", "chosen_response", "rejected_response"),
+            ("question-pairs", "question", "chosen", "rejected"),
+            ("query-pairs", "query", "chosen", "rejected"),
+            ("input-pairs", "input", "chosen", "rejected"),
+            ("context-pairs", "context", "chosen", "rejected"),
+        )
+    },
+    "openai-pairs": (
+        {
+            "input": {"messages": TALK, "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [message("assistant", KIND)],
+            "non_preferred_output": [message("assistant", RUDE)],
+        },
+        PreferenceRow(1, CHATTED, CHOSEN, 0),
+    ),
+    "openrlhf-messages": (
+        {"context_messages": TALK, "chosen": KIND, "rejected": RUDE},
+        PreferenceRow(1, CHATTED, CHOSEN, 0),
+    ),
+    "sharegpt-pairs": (
+        {"conversations": [{"from": who, "value": text} for who, text in
+                           (("system", SYSTEM.text), ("human", "Hello"), ("gpt", "Good day."), ("human", ASK))],
+         "chosen": {"from": "gpt", "value": KIND}, "rejected": {"from": "gpt", "value": RUDE}},
+        PreferenceRow(1, CHATTED, CHOSEN, 0),
+    ),
+    "messages-pairs": (
+        {"messages": TALK, "chosen": message("assistant", KIND), "rejected": message("assistant", RUDE)},
+        PreferenceRow(1, CHATTED, CHOSEN, 0),
+    ),
+    "alpaca-outputs": (
+        {"instruction": "How do I sharpen", "input": "a knife?", "output": [KIND, RUDE]},
+        PreferenceRow(1, Prompt("How do I sharpen\na knife?"), CHOSEN, 0),
+    ),
+    "helpsteer2": (
+        {"prompt": ASK, "response": KIND, "helpfulness": 4, "correctness": 4, "coherence": 3, "complexity": 1,
+         "verbosity": 0},
+        PreferenceRow(1, PLAIN, (Answer(KIND, reward=4.0),)),
+    ),
+    "helpsteer2-preference": (
+        {"prompt": ASK, "response_1": RUDE, "response_2": KIND, "preference_strength": 2, "split": "train"},
+        PreferenceRow(1, PLAIN, (Answer(RUDE), Answer(KIND)), 1, split="train"),
+    ),
+    "helpsteer3": (
+        {"domain": "home", "context": TALK, "response1": KIND, "response2": RUDE, "overall_preference": -1},
+        PreferenceRow(1, Prompt(ASK, {"domain": "home"}, history=CHATTED.history), CHOSEN, 0),
+    ),
+    "kto": (
+        {"prompt": ASK, "completion": RUDE, "label": False},
+        PreferenceRow(1, PLAIN, (Answer(RUDE, desirable=False),)),
+    ),
+    "kto-response": (
+        {"prompt": ASK, "response": KIND, "label": True},
+        PreferenceRow(1, PLAIN, (Answer(KIND, desirable=True),)),
+    ),
+    "kto-question": (
+        {"question": ASK, "completion": KIND, "label": True},
+        PreferenceRow(1, PLAIN, (Answer(KIND, desirable=True),)),
+    ),
+    "kto-input": (
+        {"input": ASK, "output": RUDE, "label": False},
+        PreferenceRow(1, PLAIN, (Answer(RUDE, desirable=False),)),
+    ),
+    "kto-instruction": (
+        {"instruction": ASK, "completion": KIND, "label": True},
+        PreferenceRow(1, PLAIN, (Answer(KIND, desirable=True),)),
+    ),
+    "kto-alpaca": (
+        {"instruction": ASK, "input": "", "output": RUDE, "kto_tag": False},
+        PreferenceRow(1, PLAIN, (Answer(RUDE, desirable=False),)),
+    ),
+    "kto-messages": (
+        {"messages": [*TALK, message("assistant", KIND)], "label": True},
+        PreferenceRow(1, CHATTED, (Answer(KIND, desirable=True),)),
+    ),
+    "kto-sharegpt": (
+        {"conversations": [{"from": "human", "value": ASK}, {"from": "gpt", "value": RUDE}], "kto_tag": False},
+        PreferenceRow(1, PLAIN, (Answer(RUDE, desirable=False),)),
+    ),
 }  # fmt: skip
 """A row of each format that is read, and the record it must become."""
 

@@ -1,5 +1,6 @@
 """The certificate: its order, its ladder, its seal, and what it says when it must not be trusted."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -11,7 +12,9 @@ import pytest
 from dualign.certify import (
     Costs,
     Requirement,
+    Seal,
     Terms,
+    Units,
     certify,
     prompts_hash,
     seal,
@@ -64,7 +67,18 @@ def test_the_order_of_rows_changes_nothing() -> None:
     assert one(sample) == one(moved)
 
 
-def test_the_order_of_prompts_follows_the_claim_and_a_seed_is_named_in_it() -> None:
+def test_the_order_of_prompts_follows_the_seed_and_the_prompts_alone() -> None:
+    sample = costs(-1.5)
+    wordings = [replace(TERMS, decoding=f"temperature 0.{k}") for k in range(20)]
+    assert len({one(sample, terms)["e_value"] for terms in wordings}) == 1
+    assert len({str(one(sample, terms)["claim"]) for terms in wordings}) == 20
+    # as documented: SHA-256 of the seed, the hash of the set of prompts, and the unit's smallest prompt
+    units = Units.of({prompt: prompt for prompt in sample.prompts})
+    expected = hashlib.sha256(f"4\n{prompts_hash(sample.prompts)}\nprompt 7".encode()).hexdigest()
+    assert units.place("prompt 7", 4) == expected
+
+
+def test_a_seed_is_named_in_the_claim() -> None:
     sample = costs(-1.5)
     plain, seeded = one(sample), one(sample, replace(TERMS, seed=4))
     assert "seed 4" in str(seeded["claim"])
@@ -89,6 +103,123 @@ def test_clusters_are_the_unit_where_given() -> None:
     assert "Unit: cluster" in str(figures["claim"])
     with pytest.raises(DataError, match="two clusters"):
         one(Costs(["a", "a"], np.zeros(2), clusters=["x", "y"]))
+
+
+def clustered(mean: float, size: int, *, n: int = 300) -> Costs:
+    """Costs of near-copies: the prompts of a cluster share most of their cost."""
+    rng = np.random.default_rng(3)
+    owners = [j // size for j in range(n)]
+    shared = rng.normal(mean, 14, n // size + 1)
+    values = shared[owners] + rng.normal(0, 3, n)
+    return Costs([f"prompt {j}" for j in range(n)], values, [f"cluster {owner}" for owner in owners])
+
+
+def test_forty_renamings_of_the_clusters_give_the_identical_certificate() -> None:
+    sample = clustered(-4, 3)
+    first = one(sample)
+    assert first["n_units"] == 100
+    for seed in range(40):
+        names = np.random.default_rng(seed).permutation(1000)
+        renamed = [f"{names[int(name.split()[1])]}" for name in sample.clusters or ()]
+        assert one(replace(sample, clusters=renamed)) == first
+
+
+def test_which_prompts_are_together_is_part_of_the_claim() -> None:
+    sample = clustered(-4, 3)
+    other = replace(sample, clusters=[f"cluster {j // 4}" for j in range(300)])
+    claims = {str(one(each)["claim"]) for each in (sample, other, replace(sample, clusters=None))}
+    assert len(claims) == 3
+    promise = Seal(str(one(sample)["claim"]), prompts_hash(sample.prompts))
+    assert one(sample, sealed=promise)["verdict"] != "INVALID"
+    assert one(other, sealed=promise)["verdict"] == "INVALID"
+
+
+def test_clusters_of_one_prompt_each_are_prompts() -> None:
+    sample = costs(-4)
+    alone = replace(sample, clusters=[f"only {prompt}" for prompt in sample.prompts])
+    assert one(alone) == one(sample)
+
+
+def test_clusters_are_the_same_for_all_policies_and_limits() -> None:
+    sample = clustered(-4, 3)
+    other = replace(sample, clusters=[f"cluster {j // 4}" for j in range(300)])
+    with pytest.raises(DataError, match="lies in two clusters"):
+        certify({"a": {"cost": sample}, "b": {"cost": other}}, TERMS)
+    with pytest.raises(DataError, match="given for some policies or limits and not for others"):
+        certify({"a": {"cost": sample}, "b": {"cost": replace(sample, clusters=None)}}, TERMS)
+
+
+def test_both_means_are_printed_and_warned_of_where_large_clusters_cost_more() -> None:
+    # nine prompts of one cluster cost 9, twenty others -4: over clusters -3.38, over prompts .03
+    ids = [f"p{j}" for j in range(29)]
+    sample = Costs(ids, np.r_[np.full(9, 9.0), np.full(20, -4.0)], ["big"] * 9 + ids[9:])
+    figures = one(sample)
+    assert figures["estimate"] == pytest.approx(-71 / 21)
+    assert figures["estimate_over_prompts"] == pytest.approx(1 / 29)
+    assert any("mean over clusters" in line for line in figures["warnings"])  # type: ignore[attr-defined]
+    assert not one(clustered(-4, 3))["warnings"]
+
+
+# --- warnings -------------------------------------------------------------------------------------------
+
+
+def sentinel(count: int, n: int = 200) -> Costs:
+    return Costs([f"q{j}" for j in range(n)], np.r_[np.full(count, -9999.0), np.full(n - count, 5.0)])
+
+
+def test_few_units_that_carry_the_wealth_are_named_and_a_floor_ends_it() -> None:
+    figures = one(sentinel(4))
+    assert figures["verdict"] == "CERTIFIED"
+    (line,) = figures["warnings"]  # type: ignore[misc]
+    assert (
+        "4 of 200 prompts carry the certificate" in line
+        and all(f'"q{k}"' in line for k in range(4))
+        and "--floor" in line
+    )
+    floored = Terms({"cost": Requirement(0.0, 50.0, floor=-50.0)})
+    figures = one(sentinel(4), floored)
+    assert (figures["verdict"], figures["warnings"]) == ("NOT CERTIFIED", [])
+    assert figures["estimate"] == pytest.approx((196 * 5 - 4 * 50) / 200)
+    assert "each below -50 counted as that" in str(figures["claim"])
+    # a floor can only make a certificate rarer
+    assert one(costs(-4), floored)["upper_bound"] >= one(costs(-4))["upper_bound"]  # type: ignore[operator]
+    assert not one(costs(-4))["warnings"]
+
+
+def test_other_warnings() -> None:
+    uneven = Costs(["a", "a", "b"], np.array([-1.0, -2.0, -3.0]))
+    assert "1 to 2 responses" in one(uneven)["warnings"][0]  # type: ignore[index]
+    above = one(Costs(["a", "b"], np.array([60.0, 70.0])))
+    assert "at or above the cap 50" in above["warnings"][0]  # type: ignore[index]
+    shares = Costs([f"p{j}" for j in range(50)], np.linspace(0.01, 0.3, 50))
+    (line,) = one(shares, Terms({"cost": Requirement(0.1, functional=Rate())}))["warnings"]  # type: ignore[misc]
+    assert "rate:T" in line
+    counted = one(shares, Terms({"cost": Requirement(0.1, functional=parse("rate:0.5"))}))
+    assert (counted["estimate"], counted["warnings"], counted["functional"]) == (0.0, [], "rate:0.5")
+
+
+def test_texts_of_others_are_quoted_on_one_line_and_bounded() -> None:
+    wild = "x\n. Unit: cluster.\x1b[2J\ud800" + "y" * 5000
+    claim = state_claim(Terms({"cost": Requirement(0.0, 50.0, scorer=wild)}, decoding=wild), [wild])
+    assert claim.isprintable() and len(claim) < 1200
+    assert "x\\n. Unit" in claim
+    other = state_claim(Terms({"cost": Requirement(0.0, 50.0, scorer=wild + "y")}, decoding=wild), [wild])
+    assert other != claim
+    assert state_claim(TERMS, ["a", "b"]) != state_claim(TERMS, ["a, b"])
+
+
+def test_the_statement_says_what_may_be_said_now() -> None:
+    passed = one(costs(-8))
+    assert 'of the answers of policy "policy"' in str(passed["statement"])
+    assert str(passed["statement"]).startswith("With confidence 0.95: the mean of cost")
+    failed = certify(ladder(2, -9), TERMS).figures["statement"]
+    assert failed.startswith("Not shown: ") and 'Tested on policy "p0", the first of 2' in failed
+
+
+def test_costs_beyond_any_scale_are_refused() -> None:
+    for bad in (1e200, -1e200):
+        with pytest.raises(DataError, match="beyond 1e"):
+            one(Costs(["a", "b"], np.array([bad, 0.0])))
 
 
 def test_costs_above_the_cap_count_as_the_cap_and_are_reported() -> None:

@@ -208,6 +208,31 @@ def test_every_key_says_what_it_does() -> None:
     }  # fmt: skip
 
 
+def test_every_section_is_found_from_the_config_itself() -> None:
+    from dualign.config import SECTIONS, PairSource, Section
+
+    assert set(SECTIONS) == set(Section.__subclasses__()) - {Config}
+    assert len(SECTIONS) == len(set(SECTIONS))
+    assert PairSource in SECTIONS
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("data: {pairs: [{path: a.jsonl, formt: hh}]}", "data.pairs.0: unknown key 'formt'; did you mean 'format'?"),
+        (
+            "data: {sources: [{path: a.jsonl, split: {}}]}",
+            "data.sources.0: unknown key 'split'; did you mean 'splits'?",
+        ),
+        ("policy: {model: m, warm_start: [{mix: [{cont: 3}]}]}", "unknown key 'cont'; did you mean 'count'?"),
+    ],
+)
+def test_an_unknown_key_is_compared_with_the_keys_of_its_own_section(text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, text))
+    assert told in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_config_that_init_prints_is_sound(kind: str, tmp_path: Path) -> None:
     done = dualign("init", "--kind", kind)

@@ -54,7 +54,18 @@ def test_not_a_number() -> None:
         ("a: [1\n", "f line 2: expected ',' or ']'"),
         ("a:\n\tb: 1\n", "f line 2: found character '\\t'"),
         ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
-        ("a: !!int many", "invalid literal"),
+        ("a: !!int many", "f line 1: !!int before 'many', which is none"),
+        ("a: !!int 1_0", "!!int before '1_0'"),
+        ("a: !!bool foo", "!!bool before 'foo'"),
+        ("a: !!float x", "!!float before 'x'"),
+        ("a: !!null foo", "!!null before 'foo'"),
+        ("a: !!timestamp foo", "could not determine a constructor"),
+        ("a: !!timestamp 2024-01-01", "could not determine a constructor"),
+        ("a: !!set foo", "could not determine a constructor"),
+        ("a: !!binary foo", "could not determine a constructor"),
+        ('a: "\\ud800"', "f line 1: a text that holds half of a character"),
+        ("!!map foo", "a mapping is needed"),
+        ("!!map [a]", "a mapping is needed"),
         ("a: &x [*x]", "recursive"),
         ("? [1, 2]\n: 3\n", "a key that is not a scalar"),
         ("a: 1\n---\nb: 2\n", "another document"),
@@ -66,3 +77,7 @@ def test_what_is_not_a_config_is_one_line(text: str, said: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         parse_yaml(text, "f")
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_the_two_halves_of_a_character_in_json_are_one() -> None:
+    assert parse_yaml('{"a": "\\ud83d\\ude00 \\ufeffx"}', "f") == {"a": "\U0001f600 \ufeffx"}

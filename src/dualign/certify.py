@@ -4,19 +4,32 @@ Each policy of the ladder is tested once, in an order fixed beforehand, each lim
 first failure ends the testing. No torch.
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dualign.claim import (
+    Opening,
+    Requirement,
+    Seal,
+    Terms,
+    Units,
+    asked,
+    assumptions,
+    check_terms,
+    prompts_hash,
+    quoted,
+    seal,
+    spent_delta,
+    state_claim,
+    statement,
+)
 from dualign.errors import CERTIFIED, INVALID_CERTIFICATE, NONE_CERTIFIED, NOT_CERTIFIED, DataError, UsageError
+from dualign.held_out import Costs, cautions, measured
 from dualign.maths import bounds, clustering
-from dualign.maths.functionals import Functional, Mean
 from dualign.records import Certificate, FloatArray
 
 VERDICT_CODES = {
@@ -25,111 +38,28 @@ VERDICT_CODES = {
     "NO CERTIFIED POLICY": NONE_CERTIFIED,
     "INVALID": INVALID_CERTIFICATE,
 }
-METHODS = ("betting", "clopper-pearson")
 FIGURES = (
     *("constraint", "limit", "cap", "functional", "share_at_cap", "unit", "n_prompts", "n_units"),
-    *("responses_per_prompt", "icc", "estimate", "upper_bound", "simultaneous_upper_bound"),
+    *("responses_per_prompt", "icc", "estimate", "estimate_over_prompts", "upper_bound", "simultaneous_upper_bound"),
     *("e_value", "p_value", "method", "companions"),
 )
 """Figures of one limit; at the top level they are those of the limit with the least to spare."""
+LARGEST_COST = 1e100
+"""A cost beyond it, either way, is refused: its square is no number any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Costs of one policy under one constraint, a row a response; only prompts of the constraint's slice."""
-
-    prompts: Sequence[str]
-    """Prompt id of each response."""
-    costs: FloatArray
-    """Shape ``[response]``, raw units, finite."""
-    clusters: Sequence[str] | None = None
-    """Cluster of each response's prompt; the cluster is the unit of independence then."""
-    reference: FloatArray | None = None
-    """Mean cost of the reference on each response's prompt, for the functional ``relative``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Requirement:
-    """One limit, as it is claimed."""
-
-    limit: float
-    cap: float | None = None
-    """Costs above it count as the cap; needed by every functional but ``rate``."""
-    functional: Functional = field(default_factory=Mean)
-    scorer: str = ""
-    """Id and revision of what gave the costs."""
-    where: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def counted_cap(self) -> float:
-        """Return the cap of the transformed costs; infinite where none is known."""
-        cap = self.functional.transform_cap(self.cap)
-        return math.inf if cap is None else cap
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """All that is fixed before the costs are opened; every field is part of the claim."""
-
-    requirements: Mapping[str, Requirement]
-    delta: float = 0.05
-    """One minus the confidence."""
-    seed: int | None = None
-    """Another order of the prompts; named in the claim, because the best of several orders is worth nothing."""
-    decoding: str = ""
-    method: str = "betting"
-    """``betting``, or ``clopper-pearson`` for rates with one response a prompt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seal:
-    """What was promised before opening: the claim and the prompts."""
-
-    claim: str
-    prompts: str
-    """``prompts_hash`` of the calibration prompts."""
-
-    @property
-    def hash(self) -> str:
-        """Return the SHA-256 that stands for claim and prompts."""
-        return hashlib.sha256(f"{self.prompts}\n{self.claim}".encode()).hexdigest()
-
-
-def prompts_hash(prompt_ids: Iterable[str]) -> str:
-    """Return the SHA-256 of the set of ``prompt_ids``; their order and repetition do not matter."""
-    return hashlib.sha256(json.dumps(sorted(set(prompt_ids))).encode()).hexdigest()
-
-
-def seal(prompt_ids: Iterable[str], claim: str) -> Seal:
-    """Return the seal of ``claim`` on the calibration prompts, to be kept before any cost is seen."""
-    return Seal(claim, prompts_hash(prompt_ids))
-
-
-def spent_delta(delta: float, opening: int | None) -> float:
-    """Return what the ``opening``-th look (from 1) may spend: ``0.9 * 0.1^(j-1) * delta``, which sums to delta.
-
-    None means that the split is opened once and never again, and spends all.
-    """
-    return delta if opening is None else 0.9 * 0.1 ** (opening - 1) * delta
-
-
-def state_claim(terms: Terms, ladder: Sequence[str], *, unit: str = "prompt") -> str:
-    """Return the claim in words, with every number exact: equal claims are equal strings."""
-    parts = [_limit_in_words(name, requirement) for name, requirement in terms.requirements.items()]
-    first = f"With confidence {_exact(round(1 - terms.delta, 12))}: " + "; and ".join(parts) + "."
-    order = f" Policies, in the order of testing: {', '.join(ladder)}."
-    decoding = f" Decoding: {terms.decoding}." if terms.decoding else ""
-    seed = "" if terms.seed is None else f" Order of the {unit}s: seed {terms.seed}."
-    return f"{first}{order}{decoding} Unit: {unit}. Bound: {terms.method}.{seed}"
+Observations = Mapping[str, Mapping[str, Costs]]
+"""Policy -> constraint -> costs; the order of the policies is the order of testing."""
 
 
 def certify(
-    observations: Mapping[str, Mapping[str, Costs]],
+    observations: Observations,
     terms: Terms,
     *,
     rewards: Mapping[str, float] | None = None,
     sealed: Seal | None = None,
-    opening: int | None = None,
+    opening: Opening | int | None = None,
+    weights: Mapping[str, str] | None = None,
 ) -> Certificate:
     """Return the verdict on a ladder of policies.
 
@@ -138,37 +68,100 @@ def certify(
         terms: What is claimed.
         rewards: Tune reward of each policy: the best in the certified prefix is selected (else the last one).
         sealed: The promise; another claim or other prompts make the certificate invalid, and nothing is tested.
-        opening: How many times this split has been opened, this time included; see ``spent_delta``.
+        opening: Which look at this split it is, and what it may spend; none: the only one, which spends all.
+        weights: Fingerprint of each policy's weights, which the claim then names it by.
 
     Raises:
         UsageError: terms that cannot be claimed (no cap, limit not below the cap, delta outside (0, 1)).
         DataError: costs that are not finite, or policies measured on different prompts.
     """
-    check_terms(terms)
-    _check_observations(observations, terms)
-    table = [costs for by_name in observations.values() for costs in by_name.values()]
-    unit = "cluster" if any(costs.clusters is not None for costs in table) else "prompt"
-    claim = state_claim(terms, list(observations), unit=unit)
-    delta = spent_delta(terms.delta, opening)
-    common = {"claim": claim, "delta": terms.delta, "delta_spent": delta, "opening": opening, "seed": terms.seed}
-    found = seal((prompt for costs in table for prompt in costs.prompts), claim)
-    if sealed is not None and sealed != found:
-        return _invalid(common, sealed, found)
-    rungs = _climb(observations, terms, delta=delta, claim=claim)
+    units = checked_units(observations, terms)
+    opening = Opening(opening) if isinstance(opening, int) else opening
+    claim = claim_of(terms, list(observations), units, weights)
+    delta = terms.delta if opening is None else opening.spent(terms.delta)
+    first = next(iter(observations.values()))
+    found = seal(asked({name: first[name].prompts for name in terms.requirements}), claim)
+    broken = [*_broken_promises(sealed, found), *overdrawn(opening)]
+    if broken:
+        return invalid(terms, claim, broken, sealed=sealed or found, opening=opening)
+    common = _common(terms, claim, opening)
+    rungs = _climb(observations, terms, units, delta=delta)
     passed = [policy for policy, rung in rungs.items() if rung["verdict"] == "CERTIFIED"]
     selected = _select(passed, rewards)
     refused = "NOT CERTIFIED" if len(rungs) == 1 else "NO CERTIFIED POLICY"
     verdict = "CERTIFIED" if selected is not None else refused
-    shown = rungs[selected if selected is not None else next(iter(rungs))]
-    figures = {"verdict": verdict, "selected": selected, **common, **_weakest(shown["constraints"])}
-    figures |= {"seal": found.hash, "assumptions": _assumptions(terms, unit, opening), "not_claimed": _not_claimed()}
-    figures |= {"ladder": [_rung_row(policy, rung) for policy, rung in rungs.items()]}
-    return Certificate(verdict, selected, figures | {"constraints": shown["constraints"]})
+    policy = selected if selected is not None else next(iter(rungs))
+    shown = rungs[policy]["constraints"]
+    if opening is not None and opening.cells is not None:
+        common["family"] = _best_of(observations, terms, units, cells=opening.cells, delta=delta)
+    figures = {"verdict": verdict, "selected": selected, **common, **_weakest(shown)}
+    figures |= {"seal": found.hash, "assumptions": assumptions(terms, units.word, opening)}
+    figures |= {"not_claimed": _not_claimed(), "warnings": cautions(observations[policy], shown, terms, units)}
+    figures |= {"ladder": [_rung_row(name, rung, weights) for name, rung in rungs.items()], "constraints": shown}
+    figures["statement"] = statement(terms, figures, unit=units.in_words)
+    return Certificate(verdict, selected, figures)
 
 
-def _climb(
-    observations: Mapping[str, Mapping[str, Costs]], terms: Terms, *, delta: float, claim: str
-) -> dict[str, dict[str, Any]]:
+def claim_of(terms: Terms, ladder: Sequence[str], units: Units, weights: Mapping[str, str] | None = None) -> str:
+    """Return the claim; policies whose weights are known are named by their fingerprint, whatever they are called."""
+    named = [policy if weights is None else f"weights {weights[policy]}" for policy in ladder]
+    return state_claim(terms, named, unit=units.in_words)
+
+
+def _common(terms: Terms, claim: str, opening: Opening | None) -> dict[str, Any]:
+    """Return the first figures of every certificate."""
+    spent = terms.delta if opening is None else opening.spent(terms.delta)
+    return {
+        "claim": claim,
+        "statement": "",
+        "delta": terms.delta,
+        "delta_spent": spent,
+        "opening": None if opening is None else opening.number,
+        "family": None,
+        "seed": terms.seed,
+    }
+
+
+def checked_units(observations: Observations, terms: Terms) -> Units:
+    """Return the units of independence, after every check that the certificate makes of terms and costs.
+
+    To be called before anything is sealed: what is refused here has opened nothing.
+
+    Raises:
+        UsageError: terms that cannot be claimed, or a bound that these costs have no form for.
+        DataError: costs that are not finite, policies measured on different prompts, a prompt in two clusters.
+    """
+    check_terms(terms)
+    _check_observations(observations, terms)
+    names: dict[str, str] = {}
+    table = [(policy, by_name[name]) for policy, by_name in observations.items() for name in terms.requirements]
+    if len({costs.clusters is None for _, costs in table}) > 1:
+        raise DataError("clusters: given for some policies or limits and not for others; a unit is the same for all")
+    for policy, costs in table:
+        for prompt, cluster in zip(costs.prompts, costs.clusters or costs.prompts, strict=True):
+            if names.setdefault(prompt, cluster) != cluster:
+                raise DataError(
+                    f"policy {policy!r}: prompt {quoted(prompt)} lies in two clusters; a prompt belongs to exactly one"
+                )
+    if terms.method == "clopper-pearson":
+        for by_name in observations.values():
+            for name in terms.requirements:
+                _require_count(by_name[name], terms.requirements[name])
+    return Units.of(names)
+
+
+def _require_count(costs: Costs, requirement: Requirement) -> None:
+    """Refuse costs that are no events, one a unit, where the method of the claim counts events."""
+    single = len(set(costs.clusters or costs.prompts)) == len(costs.prompts)
+    values = requirement.functional.transform(costs.costs, costs.reference)
+    if not single or requirement.counted_cap != 1.0 or not bool(np.isin(values, (0.0, 1.0)).all()):
+        raise UsageError(
+            "method clopper-pearson: needs a cost of 0 or 1 (functional rate) and one response a prompt; "
+            "use method betting, which is valid for any costs below the cap"
+        )
+
+
+def _climb(observations: Observations, terms: Terms, units: Units, *, delta: float) -> dict[str, dict[str, Any]]:
     """Return the rungs in order, tested up to the first failure (fixed sequence: each at full ``delta``)."""
     rungs: dict[str, dict[str, Any]] = {}
     testing = True
@@ -176,7 +169,7 @@ def _climb(
         if not testing:
             rungs[policy] = {"verdict": "NOT TESTED", "constraints": {}}
             continue
-        figures = {name: _assess(by_name[name], name, terms, delta=delta, claim=claim) for name in terms.requirements}
+        figures = {name: _assess(by_name[name], name, terms, units, delta=delta) for name in terms.requirements}
         # All limits must pass, each at delta: the claim is wrong only if some limit is broken, and that one
         # limit's test then errs with probability at most delta (Berger 1982, intersection-union).
         testing = all(row["passed"] for row in figures.values())
@@ -184,58 +177,41 @@ def _climb(
     return rungs
 
 
-def _assess(costs: Costs, name: str, terms: Terms, *, delta: float, claim: str) -> dict[str, Any]:
+def _best_of(observations: Observations, terms: Terms, units: Units, *, cells: int, delta: float) -> dict[str, Any]:
+    """Return what remains of the verdict where this cell is picked as the best of ``cells`` (Bonferroni)."""
+    rungs = _climb(observations, terms, units, delta=delta / cells)
+    passed = [policy for policy, rung in rungs.items() if rung["verdict"] == "CERTIFIED"]
+    return {"cells": cells, "delta": delta / cells, "certified_as_best": passed}
+
+
+def _assess(costs: Costs, name: str, terms: Terms, units: Units, *, delta: float) -> dict[str, Any]:
     """Return all figures of one limit for one policy."""
     requirement = terms.requirements[name]
     limit, cap = requirement.limit, requirement.counted_cap
-    transformed = requirement.functional.transform(costs.costs, costs.reference)
-    prompts = np.asarray(costs.prompts, dtype=np.str_)
-    order = np.lexsort((transformed, prompts))
-    values, ids = np.minimum(transformed, cap)[order], prompts[order]
-    units, unit_ids, n_prompts = _units(values, ids, costs, order)
-    by_hash = np.argsort([hashlib.sha256(f"{claim}\n{unit}".encode()).hexdigest() for unit in unit_ids])
-    units = units[by_hash]
-    counts = np.unique(ids, return_counts=True)[1]
+    counted = measured(costs, requirement, units, terms.seed)
+    means, values = counted.means, counted.values
     figures: dict[str, Any] = {
         "constraint": name,
         "limit": limit,
         "cap": cap,
         "functional": requirement.functional.spec,
-        "share_at_cap": float((transformed >= cap).mean()) if requirement.cap is not None and n_prompts else 0.0,
-        "unit": "prompt" if costs.clusters is None else "cluster",
-        "n_prompts": n_prompts,
-        "n_units": int(units.size),
-        "responses_per_prompt": _responses(counts),
-        "icc": _finite(clustering.intraclass_correlation(values, ids)),
-        "estimate": float(units.mean()) if units.size else None,
+        "share_at_cap": float((values >= cap).mean()) if requirement.cap is not None and values.size else 0.0,
+        "unit": units.word,
+        "n_prompts": int(counted.prompt_means.size),
+        "n_units": int(means.size),
+        "responses_per_prompt": _responses(np.unique(counted.ids, return_counts=True)[1]),
+        "icc": _finite(clustering.intraclass_correlation(values, counted.ids)),
+        "estimate": float(means.mean()) if means.size else None,
+        "estimate_over_prompts": float(counted.prompt_means.mean()) if means.size else None,
         "method": terms.method,
     }
-    count = _event_count(units, values, cap)
-    figures |= _test(units, count, limit=limit, cap=cap, delta=delta, method=terms.method)
+    count = _event_count(means, values, cap)
+    figures |= _test(means, count, limit=limit, cap=cap, delta=delta, method=terms.method)
     share = delta / len(terms.requirements)
     figures["simultaneous_upper_bound"] = (
-        figures["upper_bound"] if share == delta else _bound(units, count, cap=cap, delta=share, method=terms.method)
+        figures["upper_bound"] if share == delta else _bound(means, count, cap=cap, delta=share, method=terms.method)
     )
-    return figures | {"companions": _companions(units, count, limit=limit, cap=cap, delta=delta)}
-
-
-def _units(
-    values: FloatArray, ids: NDArray[np.str_], costs: Costs, order: NDArray[np.intp]
-) -> tuple[FloatArray, NDArray[np.str_], int]:
-    """Return one value a unit of independence, the units' names, and the number of prompts.
-
-    Responses are averaged first, then the prompts of a cluster: each unit weighs equally.
-    """
-    names, first, place = np.unique(ids, return_index=True, return_inverse=True)
-    means = clustering.prompt_means(values, place)
-    if costs.clusters is None:
-        return means, names, names.size
-    clusters = np.asarray(costs.clusters, dtype=np.str_)[order]
-    torn = np.flatnonzero(clusters != clusters[first][place])
-    if torn.size:
-        raise DataError(f"prompt {ids[torn[0]]!r} lies in two clusters; a prompt belongs to exactly one")
-    cluster_names, cluster_place = np.unique(clusters[first], return_inverse=True)
-    return clustering.prompt_means(means, cluster_place), cluster_names, names.size
+    return figures | {"companions": _companions(means, count, requirement, delta=delta)}
 
 
 def _event_count(units: FloatArray, values: FloatArray, cap: float) -> int | None:
@@ -273,11 +249,13 @@ def _bound(units: FloatArray, count: int | None, *, cap: float, delta: float, me
 
 
 def _companions(
-    units: FloatArray, count: int | None, *, limit: float, cap: float, delta: float
+    units: FloatArray, count: int | None, requirement: Requirement, *, delta: float
 ) -> dict[str, float | None]:
     """Return other upper bounds beside the method's, for comparison alone."""
+    cap = requirement.counted_cap
     # Any floor that is fixed before the data will do: raising lower values to it can only raise a bound.
-    floor = 0.0 if count is not None else 2 * limit - cap
+    floor = 2 * requirement.limit - cap if requirement.floor is None else requirement.floor
+    floor = 0.0 if count is not None else floor
     table = {
         name: _finite(float(bound(units, cap=cap, floor=floor, delta=delta)))
         for name, bound in bounds.BOUNDS.items()
@@ -308,50 +286,41 @@ def _closeness(figures: Mapping[str, Any]) -> float:
     return float((figures["upper_bound"] - figures["limit"]) / max(width, 1e-12))
 
 
-def _rung_row(policy: str, rung: Mapping[str, Any]) -> dict[str, Any]:
+def _rung_row(policy: str, rung: Mapping[str, Any], weights: Mapping[str, str] | None) -> dict[str, Any]:
     figures = _weakest(rung["constraints"]) if rung["constraints"] else dict.fromkeys(FIGURES)
     keys = ("constraint", "estimate", "upper_bound", "e_value", "p_value")
-    return {"policy": policy, "verdict": rung["verdict"], **{key: figures[key] for key in keys}}
+    named = {} if weights is None else {"weights": weights[policy]}
+    return {"policy": policy, **named, "verdict": rung["verdict"], **{key: figures[key] for key in keys}}
 
 
-def _invalid(common: Mapping[str, Any], sealed: Seal, found: Seal) -> Certificate:
-    """Return the certificate that tests nothing because the promise was changed."""
+def _broken_promises(sealed: Seal | None, found: Seal) -> list[str]:
+    """Return what of the promise was changed."""
+    if sealed is None or sealed == found:
+        return []
     reasons = []
     if sealed.prompts != found.prompts:
         reasons.append("the prompts are not those that were sealed")
     if sealed.claim != found.claim:
         reasons.append(f"the sealed claim was: {sealed.claim}")
+    return reasons
+
+
+def overdrawn(opening: Opening | None) -> list[str]:
+    """Return why nothing is left to spend on this look; empty where something is."""
+    if opening is None or opening.planned is None or opening.number <= opening.planned:
+        return []
+    return [f"{opening.planned} openings were planned, and this is number {opening.number}: nothing is left to spend"]
+
+
+def invalid(
+    terms: Terms, claim: str, reasons: Sequence[str], *, sealed: Seal, opening: Opening | None = None
+) -> Certificate:
+    """Return the certificate that tests nothing, because a promise was broken or its record is lost."""
     empty = dict.fromkeys(FIGURES) | {"companions": {}}
-    figures = {"verdict": "INVALID", "selected": None, "reasons": reasons, **common, **empty}
-    figures |= {"seal": sealed.hash, "assumptions": [], "not_claimed": _not_claimed(), "ladder": [], "constraints": {}}
+    figures = {"verdict": "INVALID", "selected": None, "reasons": list(reasons), **_common(terms, claim, opening)}
+    figures |= {**empty, "seal": sealed.hash, "assumptions": [], "not_claimed": _not_claimed(), "warnings": []}
+    figures |= {"statement": f"Nothing is shown: {'; '.join(reasons)}.", "ladder": [], "constraints": {}}
     return Certificate("INVALID", None, figures)
-
-
-def check_terms(terms: Terms) -> None:
-    """Refuse terms that cannot be claimed; call it before anything expensive starts.
-
-    Raises:
-        UsageError: no limit, a missing or infinite cap, a limit not below its cap, delta outside (0, 1).
-    """
-    if not 0 < terms.delta < 1:
-        raise UsageError(f"confidence must lie strictly between 0 and 1 (0.95, say); given {1 - terms.delta:g}")
-    if not terms.requirements:
-        raise UsageError("no limit given; name at least one limit to certify")
-    if terms.method not in METHODS:
-        raise UsageError(f"unknown method {terms.method!r}; known are {', '.join(METHODS)}")
-    for name, requirement in terms.requirements.items():
-        cap = requirement.counted_cap
-        if requirement.cap is not None and not math.isfinite(requirement.cap):
-            raise UsageError(f"cap of {name}: must be a finite number; given {requirement.cap}")
-        if not math.isfinite(cap):
-            raise UsageError(f"cap of {name}: missing; costs must have a largest value that counts, as {name}=50")
-        if not math.isfinite(requirement.limit) or requirement.limit >= cap:
-            raise UsageError(
-                f"limit of {name}: must be a finite number below its cap {cap:g}, or every policy meets it; "
-                f"given {requirement.limit:g}"
-            )
-        if requirement.functional.spec == "rate" and requirement.limit < 0:
-            raise UsageError(f"limit of {name}: a rate is never below 0; given {requirement.limit:g}")
 
 
 def _check_observations(observations: Mapping[str, Mapping[str, Costs]], terms: Terms) -> None:
@@ -362,8 +331,11 @@ def _check_observations(observations: Mapping[str, Mapping[str, Costs]], terms: 
         for policy, by_name in observations.items():
             if name not in by_name:
                 raise DataError(f"policy {policy!r}: has no costs for the limit {name!r}")
-            if not bool(np.isfinite(by_name[name].costs).all()):
+            costs = by_name[name].costs
+            if not bool(np.isfinite(costs).all()):
                 raise DataError(f"policy {policy!r}: a cost of {name!r} is not a finite number; score it again")
+            if len(costs) and float(np.abs(costs).max()) > LARGEST_COST:
+                raise DataError(f"policy {policy!r}: a cost of {name!r} is beyond {LARGEST_COST:g}; rescale the costs")
             sets[policy] = set(by_name[name].prompts)
         _same_prompts(name, sets)
 
@@ -378,28 +350,6 @@ def _same_prompts(name: str, sets: Mapping[str, set[str]]) -> None:
                 f"policy {policy!r}: lacks {len(every - prompts)} of the {len(every)} prompts of {name!r} "
                 f"(for example {example[:60]!r}); every policy must be measured on the same prompts"
             )
-
-
-def _limit_in_words(name: str, requirement: Requirement) -> str:
-    cap = "" if requirement.cap is None else f" (each above {_exact(requirement.cap)} counted as that)"
-    where = ", ".join(f"{key} = {value}" for key, value in requirement.where.items())
-    population = f" over prompts with {where}" if where else ""
-    scorer = f" by {requirement.scorer}" if requirement.scorer else ""
-    subject = f"the {requirement.functional.spec} of {name}{scorer}{population}{cap}"
-    return f"{subject} is at most {_exact(requirement.limit)}"
-
-
-def _assumptions(terms: Terms, unit: str, opening: int | None) -> list[str]:
-    scorers = (
-        ", ".join(sorted({r.scorer for r in terms.requirements.values() if r.scorer})) or "the one behind the costs"
-    )
-    look = "once" if opening is None else f"{opening} time(s), each paid for out of delta"
-    return [
-        f"The {unit}s are independent draws from the population that the claim is about; each weighs equally.",
-        "No earlier step (training, tuning, choosing, ordering) has seen these prompts' costs.",
-        f"The costs of this split have been opened {look}.",
-        f"Scorer ({scorers}) and decoding are those of the claim, and each response was drawn independently.",
-    ]
 
 
 def _not_claimed() -> list[str]:
@@ -422,6 +372,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _exact(value: float) -> str:
-    """Return the shortest text that reads back as the same number."""
-    return repr(float(value)).removesuffix(".0")
+__all__ = [
+    "Costs", "Observations", "Opening", "Requirement", "Seal", "Terms", "Units", "VERDICT_CODES", "certify",
+    "check_terms", "checked_units", "claim_of", "invalid", "overdrawn", "prompts_hash", "seal", "spent_delta",
+    "state_claim",
+]  # fmt: skip

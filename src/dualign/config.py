@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import math
 import re
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -34,11 +36,46 @@ class Section(BaseModel):
     )
 
 
+SET_HERE = (
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize", "padding",
+    "continue_final_message", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs",
+    "return_assistant_tokens_mask", "strftime_now", "pinned_clock",
+)  # fmt: skip
+"""Names that are no keyword arguments of a chat template's own."""
+
+
+def check_template_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check that each argument can be one that a chat template reads.
+
+    Raises:
+        ValueError: it is set by the program.
+    """
+    for name in arguments:
+        if name in SET_HERE or not name.isidentifier():
+            raise ValueError(f"{name!r} is no argument of a chat template; give those it reads, like enable_thinking")
+
+
+def check_day(date: str) -> None:
+    """Check that ``date`` is a day as in ``2026-01-31``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        known = re.fullmatch(r"\d{4}-\d\d-\d\d", date, re.ASCII) and datetime.date.fromisoformat(date)
+    except ValueError:
+        known = None
+    if not known:
+        raise ValueError(f"should be a day such as 2026-01-31, given {date!r}")
+
+
 class WarmStart(Section):
     """One supervised stage before the job; its result is merged and is the reference."""
 
     demonstrations: str | None = None
     """File of rows (prompt, response) to imitate, in a known layout; not needed when every mix entry says ``own``."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Column of that file by the name it is read as, such as ``response: answer``; ``a.b.0`` reaches into objects."""
     mix: list[Mix] = Field(min_length=1)
     """What the stage is made of, in order."""
     learning_rate: float = Field(2e-4, gt=0)
@@ -62,7 +99,8 @@ class Mix(Section):
     target: Literal["own", "demonstration"]
     """``own``: the model's own sample to prompts of the train split; ``demonstration``: rows of the file."""
     where: dict[str, str] = Field(default_factory=dict)
-    """With ``own``: which prompts of the train split (column values)."""
+    """Column values: with ``own``, of the prompts of the train split; with ``demonstration``, of the rows of the
+    file."""
     keep: Literal["any", "complying", "refusing"] = "any"
     """With ``own``: which of its samples may be imitated, judged by how they open."""
 
@@ -74,22 +112,47 @@ class PolicySection(Section):
     """Folder, hub id, ``.gguf`` file, or ``package:NAME`` (a GGUF file inside an installed Python package)."""
     revision: str | None = None
     """Hub revision; pin it."""
+    adapter: str | None = None
+    """Folder of a PEFT adapter, merged into ``model`` before anything else; the result is the reference, and is kept
+    in the run directory. Its tokenizer and chat template replace the model's where it brings them."""
     world: str | None = None
     """Instead of a model: ``assistant`` (the embedded world), or a world file solved on tables."""
     system_prompt: str | None = None
     """System prompt of the chat template; none: the template's own; empty: no text."""
     template: Literal["chat", "plain", "beaver"] = "chat"
     """How a prompt becomes tokens."""
+    template_arguments: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    """Keyword arguments of the chat template, such as ``enable_thinking: false``; part of the certificate's claim."""
+    template_date: str | None = None
+    """The day (``2026-01-31``) that a chat template reads from the clock; none: the day on which the run began."""
     warm_start: list[WarmStart] = Field(default_factory=list)
     """Supervised stages before the job, in order."""
     max_prompt_tokens: int = Field(256, ge=1)
-    """Longer prompts are dropped and counted."""
+    """Longer prompts are dropped and counted. With ``sampling.max_new_tokens`` it must fit the model's positions; left
+    out, it is what they leave, at most the default."""
+
+    @field_validator("template_arguments")
+    @classmethod
+    def of_the_template(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Check that no argument is one that is set here, rather than one that a template reads."""
+        check_template_arguments(arguments)
+        return arguments
+
+    @field_validator("template_date")
+    @classmethod
+    def a_day(cls, date: str | None) -> str | None:
+        """Check that the date is a day."""
+        if date is not None:
+            check_day(date)
+        return date
 
     @model_validator(mode="after")
     def one_origin(self) -> PolicySection:
         """Check that exactly one of model and world is given."""
         if (self.model is None) == (self.world is None):
             raise ValueError("give exactly one of 'model' and 'world'")
+        if self.adapter is not None and self.model is None:
+            raise ValueError("'adapter' is merged into a 'model'; a world has no weights for it")
         return self
 
 
@@ -97,7 +160,10 @@ class Source(Section):
     """A file of prompts."""
 
     path: str
-    """JSONL, CSV or Parquet; relative paths start at ``data.prompts``, else at the config's folder."""
+    """JSONL, CSV or Parquet, of texts or messages; relative paths start at ``data.prompts``, else at the config's
+    folder."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Column of the file by the name it is read as, such as ``prompt: question``; ``a.b.0`` reaches into objects."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Constant columns to add, such as ``label: unsafe``; slices are named by them."""
     where: dict[str, str] = Field(default_factory=dict)
@@ -118,7 +184,8 @@ class PairSource(Section):
     format: str | None = None
     """Name of the format; none: recognised by its columns."""
     rename: dict[str, str] = Field(default_factory=dict)
-    """Column of the file by the name that a format knows it by, such as ``chosen: good_answer``."""
+    """Column of the file by the name that a format knows it by, such as ``chosen: good_answer``; ``a.b.0`` reaches into
+    objects."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Constant columns to add to the prompts, such as ``label: unsafe``."""
     max_words: int | None = Field(None, ge=1)
@@ -141,8 +208,19 @@ class DataSection(Section):
     """Prompt files."""
     pairs: list[PairSource] = Field(default_factory=list)
     """Preference files to train on; nothing is then sampled for training, and the scorers label the given pairs."""
+    long_answers: Literal["drop", "cut"] = "cut"
+    """What becomes of an answer of ``pairs`` with more than ``sampling.max_new_tokens`` tokens, those that close it
+    counted, or that reaches beyond the model's positions. ``drop``: its pairs are left out and counted; ``cut``: its
+    end is cut off, scorers see what is left, and nothing closes it."""
+    max_drop: float = Field(0.1, ge=0, le=1)
+    """Largest share of a file's rows that may be dropped, by the rules of ``dualign data check`` for ``pairs`` (answers
+    that are too long do not count) and as broken for demonstrations; with more the job stops."""
     splits: dict[SplitName, int | float] = Field(default_factory=_default_splits)
     """Default split of a source, by hash of the prompt."""
+    cluster: str = Field("auto", min_length=1)
+    """Which prompts stand and fall together, in splits and as the unit of the certificate: ``auto``: near-copies (by
+    words or letters), ``none``: each prompt alone (for prompts made from templates on purpose), else the column that
+    names the cluster."""
 
 
 class RewardSection(Section):
@@ -160,13 +238,17 @@ class ConstraintSection(Section):
     scorer: dict[str, Any]
     """Scorer of the cost, up is bad: ``kind`` and its own keys."""
     functional: str = "mean"
-    """What of the cost is bounded: ``mean``, ``rate``, ``cvar:ALPHA`` or ``relative``."""
+    """What of the cost is bounded: ``mean``, ``rate`` (share of costs above 0), ``rate:T`` (above T), ``cvar:ALPHA`` or
+    ``relative``."""
     where: dict[str, str] = Field(default_factory=dict)
     """The slice of the prompts; the population is then the prompts of the slice."""
     limit: float
     """Largest allowed value, in the scorer's own units."""
     cap: float | None = None
     """Costs count up to this value in the certificate; needed to certify."""
+    floor: float | None = None
+    """Costs count down to this value in the certificate, so that a few very low ones cannot pay for many high ones;
+    none: as they are."""
 
 
 class MethodSection(Section):
@@ -255,6 +337,9 @@ class SamplingSection(Section):
     """Longest response."""
     batch_size: int = Field(64, ge=1)
     """Sequences decoded together."""
+    reasoning: Literal["keep", "strip"] = "keep"
+    """What scorers, judges and metrics see of a ``<think>…</think>`` part: all of it, or only what stands outside of
+    it (nothing, where it is never closed). Tokens and log-probabilities are those of the whole answer."""
 
 
 class EvaluationSection(Section):
@@ -278,6 +363,9 @@ class CertificateSection(Section):
     """Samples a calibration prompt."""
     rungs: int = Field(2, ge=1)
     """Policies on the ladder, tested in order until one fails."""
+    planned_openings: int | None = Field(None, ge=1)
+    """How often the calibration prompts will be opened in this run directory: each opening then spends delta over this
+    number. None: the first spends 0.9 delta, each further one a tenth of the one before."""
 
 
 class RunSection(Section):
@@ -448,17 +536,31 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue
-        annotation = str(model.model_fields[part].annotation)
-        model = next((m for m in SECTIONS if re.search(rf"\b{m.__name__}\b", annotation)), model)
+        model = next(iter(held_by(model.model_fields[part].annotation)), model)
     return list(model.model_fields)
 
 
-SECTIONS: tuple[type[Section], ...] = (
-    WarmStart, Mix, PolicySection, Source, DataSection, RewardSection, ConstraintSection, MethodSection,
-    TrainingSection, SamplingSection, EvaluationSection, CertificateSection, RunSection,
-)  # fmt: skip
+def held_by(annotation: Any) -> list[type[Section]]:
+    """Return the sections that a field of this annotation holds, itself or in a list or a choice."""
+    inner = get_args(annotation)
+    if inner:
+        return [section for part in inner for section in held_by(part)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Section) else []
+
+
+def sections_below(model: type[Section]) -> tuple[type[Section], ...]:
+    """Return the sections inside ``model`` at any depth, each once, in the order of the fields."""
+    found: dict[type[Section], None] = {}
+    for field in model.model_fields.values():
+        for section in held_by(field.annotation):
+            found |= dict.fromkeys((section, *sections_below(section)))
+    return tuple(found)
+
+
 WarmStart.model_rebuild()
 Config.model_rebuild()
+SECTIONS = sections_below(Config)
+"""Every section of the config but the whole."""
 
 
 def dump(config: Config) -> str:

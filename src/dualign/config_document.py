@@ -2,9 +2,7 @@
 
 import re
 
-from dualign.config import SECTIONS, Config, Mix, PairSource, Section, Source, WarmStart
-
-NESTED: dict[str, tuple[type[Section], ...]] = {"policy": (WarmStart, Mix), "data": (Source, PairSource)}
+from dualign.config import Config, Section, held_by, sections_below
 
 
 def _document() -> str:
@@ -16,9 +14,9 @@ def _document() -> str:
         "",
     ]
     for name, field in Config.model_fields.items():
-        model = next(m for m in SECTIONS if re.search(rf"\b{m.__name__}\b", str(field.annotation)))
+        (model,) = held_by(field.annotation)
         lines += _describe(f"`{name}`" + ("[]" if "list" in str(field.annotation) else ""), model)
-        for inner in NESTED.get(name, ()):
+        for inner in sections_below(model):
             lines += _describe(f"`{name}`: {inner.__name__}", inner)
     return "\n".join(lines)
 

@@ -19,10 +19,29 @@ candidates certified (or infeasible), 12 certificate invalid; signals end with 1
 
 from typing import ClassVar
 
+REPLACED = "\ufffd"
+"""Stands for each character that a terminal would act upon, or could not show."""
+
 CERTIFIED = 0
 NOT_CERTIFIED = 10
 NONE_CERTIFIED = 11
 INVALID_CERTIFICATE = 12
+
+
+def inert(text: object, *, most: int = 4000) -> str:
+    """Return ``text`` as one line that a terminal shows and does not act upon, cut after ``most`` characters.
+
+    What comes from data, configs, paths or others may hold escape sequences, line ends, marks that turn the direction
+    of writing, or halves of characters. Spaces stay as they are; every other unprintable character is replaced.
+    """
+    said = str(text)
+    line = said if len(said) <= most else f"{said[:most]}..."
+    return "".join(c if c.isprintable() else " " if c.isspace() else REPLACED for c in line)
+
+
+def inert_lines(text: str) -> str:
+    """Return a text of several lines, each of them ``inert``."""
+    return "\n".join(map(inert, text.split("\n")))
 
 
 class DualignError(Exception):

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dualign.data.score_file import Scores
+from dualign.data.splits import near_clusters
 from dualign.errors import NumericalError
 from dualign.maths.finite import Expectations, FiniteProblem, FloatArray
 from dualign.maths.one_shot import OneShot, from_problem, frontier
@@ -23,33 +25,45 @@ def plan_figures(scores: Scores, limits: Mapping[str, float], beta: float) -> di
         NumericalError: the scores are too large for ``beta`` to leave a finite number.
     """
     names = list(limits)
-    shot = _solve(scores, limits, beta)
+    clusters = near_clusters(scores.asked)
+    units = np.unique([clusters[prompt.id] for prompt in scores.asked], return_inverse=True)[1]
+    n_units = len(set(clusters.values()))
+    # Costs about a slice were divided by its share: the multiplier of the costs as they were is larger by as much.
+    shares = np.array([scores.shares.get(name, 1.0) for name in names])
+    shot = _solve(scores, limits, beta, units)
     found = shot.diagnostics
     return {
         "feasible": shot.feasible,
         "beta": beta,
         "limits": dict(limits),
-        "multipliers": _named(names, shot.multipliers),
+        "multipliers": _named(names, shot.multipliers / shares),
         "predicted": _achieved(names, shot.predicted),
         "reference": _without_kl(_achieved(names, shot.reference)),
         "attainable": _named(names, shot.attainable),
-        "multiplier_error": _named(names, shot.multiplier_error),
+        "multiplier_error": _named(names, shot.multiplier_error / shares),
         "diagnostics": {
             "ess_median": _number(found.ess_median),
             "ess_share_below_5": _number(found.ess_share_below_5),
             "logit_spread": _number(found.logit_spread),
             "kl_saturation": _number(found.kl_saturation),
         },
-        "warnings": [*_infeasible(names, shot), *shot.warnings],
+        "warnings": [*_infeasible(names, shot), *shot.warnings, *_near_copies(len(scores.prompts), n_units)],
         "frontier": [
-            {"multipliers": _named(names, multipliers)} | _achieved(names, achieved)
+            {"multipliers": _named(names, multipliers / shares)} | _achieved(names, achieved)
             for multipliers, achieved in frontier(shot)
         ],
         "n_prompts": len(scores.prompts),
+        "n_units": n_units,
     }
 
 
-def _solve(scores: Scores, limits: Mapping[str, float], beta: float) -> OneShot:
+def _near_copies(prompts: int, units: int) -> list[str]:
+    if units == prompts:
+        return []
+    return [f"{prompts} prompts are {units} units (near-copies count once): errors are those of {units}"]
+
+
+def _solve(scores: Scores, limits: Mapping[str, float], beta: float, units: NDArray[np.intp]) -> OneShot:
     """Return the offline dual; overflow is an error here, because a NaN would pass for a verdict."""
     problem = FiniteProblem(
         log_reference=scores.log_weights,
@@ -61,7 +75,7 @@ def _solve(scores: Scores, limits: Mapping[str, float], beta: float) -> OneShot:
     )
     try:
         with np.errstate(over="raise", invalid="raise", divide="raise"):
-            return from_problem(problem, draws=scores.draws)
+            return from_problem(problem, draws=scores.draws, units=units)
     except (FloatingPointError, ArithmeticError, np.linalg.LinAlgError) as error:
         raise NumericalError(f"plan: {error}; the scores are too large for beta {beta:g}: rescale them") from error
 

@@ -6,6 +6,7 @@ Vectors over constraints follow the order of the ``constraints`` they were made 
 
 import hashlib
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+WHOLE = re.compile(r"\A(-?[0-9]+)\.0+\Z")
+"""A whole number that is written with decimals."""
 
 
 def normalise_prompt(text: str) -> str:
@@ -46,11 +49,42 @@ class Prompt:
     history: tuple[Turn, ...] = ()
     """The turns before ``text``, a system turn first if there is one; user and assistant alternate, and the last is
     the assistant's."""
+    cluster: str = ""
+    """Name of the unit of independence: prompts of one name (near-copies, say) stand and fall together. Its own id
+    where none is given."""
+    place: str = field(default="", compare=False, repr=False)
+    """Where it was read, such as ``pairs.jsonl: line 22``: for messages alone."""
 
     def __post_init__(self) -> None:
         if not self.id:
             said = "".join(f"<{turn.role}> {turn.text}\n" for turn in self.history)
             object.__setattr__(self, "id", prompt_id(said + self.text))
+        if not self.cluster:
+            object.__setattr__(self, "cluster", self.id)
+
+
+def in_slice(columns: Mapping[str, str], where: Mapping[str, str]) -> bool:
+    """Return whether columns have every value of ``where``; a flag or whole number is the same however it is written.
+
+    One file's ``true`` is ``True`` in a CSV of pandas, and its ``1`` is ``1.0`` where other rows lack the column.
+    """
+    return all(name in columns and _spelt(columns[name]) == _spelt(value) for name, value in where.items())
+
+
+def _spelt(value: str) -> str:
+    lower = value.lower()
+    return lower if lower in ("true", "false") else WHOLE.sub(r"\1", value)
+
+
+def shown(text: str, longest: int = 40) -> str:
+    """Return ``text`` for a message: quoted, on one line, what does not print escaped, its beginning if it is long."""
+    line = " ".join(text[: 4 * longest].split())
+    return repr(line if len(line) <= longest and len(text) <= 4 * longest else line[:longest] + "…")
+
+
+def named(prompt: Prompt) -> str:
+    """Return what a message calls a prompt: where it was read and its first words, which can be searched for."""
+    return f"{prompt.place} ({shown(prompt.text)})" if prompt.place else f"prompt {shown(prompt.text)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +94,10 @@ class Response:
     text: str
     tokens: tuple[int, ...] = ()
     log_prob: float = math.nan
-    """Sum over the response's tokens, under the policy that was sampled, at its temperature, in nats."""
+    """Sum over the response's tokens, under the policy that was sampled, at its temperature, in nats.
+
+    As the sampler computed it, for readers of files alone: losses and KL read the answers anew, all in one way.
+    """
     finished: bool = True
     """Whether the response ended by itself; one cut at the length limit has no EOS."""
 
@@ -94,6 +131,8 @@ class Constraint:
     """Column values that name the slice; the population is then the prompts of the slice."""
     cap: float | None = None
     """Largest cost that the certificate counts; needed to certify, because no finite bound exists without."""
+    floor: float | None = None
+    """Lowest cost that the certificate counts; none: as it is."""
 
 
 @dataclass(frozen=True, slots=True)

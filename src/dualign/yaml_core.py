@@ -1,6 +1,7 @@
 """YAML text to values under the YAML 1.2 core schema: 1e-5 is a number, ``no`` a string. A leaf."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -28,32 +29,65 @@ for _tag, (_pattern, _first) in _SCALARS.items():
     _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _starts)
 
 
-def _unique_mapping(loader: _CoreLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _unique_mapping(loader: _CoreLoader, node: yaml.Node) -> dict[Any, Any]:
     """Return the mapping of ``node``; two equal keys are an error."""
+    if not isinstance(node, yaml.MappingNode):
+        raise _mistake("a mapping is needed after this tag", node)
     mapping: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str | int | float | bool):
-            raise yaml.constructor.ConstructorError(None, None, "a key that is not a scalar", key_node.start_mark)
+            raise _mistake("a key that is not a scalar", key_node)
         if key in mapping:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            raise _mistake(f"the key {key!r} stands twice", key_node)
         mapping[key] = loader.construct_object(value_node, deep=True)
     return mapping
 
 
-def _number(kind: type[int] | type[float]) -> Any:
-    """Return a constructor of numbers (``.inf`` and ``.nan`` without their dots)."""
+def _mistake(what: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
 
-    def construct(loader: _CoreLoader, node: yaml.ScalarNode) -> int | float:
+
+def _scalar(kind: str, convert: Callable[[str], Any]) -> Callable[[_CoreLoader, yaml.ScalarNode], Any]:
+    """Return the constructor of one kind of scalar; a tag may stand before a text that is none."""
+
+    def construct(loader: _CoreLoader, node: yaml.ScalarNode) -> Any:
         text = str(loader.construct_scalar(node))
-        return kind(re.sub(r"\.(?=inf|nan)", "", text.lower()))
+        if not re.fullmatch(_SCALARS[kind][0], text):
+            raise _mistake(f"!!{kind} before {text[:40]!r}, which is none", node)
+        return convert(text)
 
     return construct
 
 
-_CoreLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-_CoreLoader.add_constructor("tag:yaml.org,2002:float", _number(float))
-_CoreLoader.add_constructor("tag:yaml.org,2002:int", _number(int))
+def _text(loader: _CoreLoader, node: yaml.ScalarNode) -> str:
+    """Return a text; an escape in quotes can name half of a character, which no file and no hash can hold.
+
+    The two halves that JSON writes for one character are joined.
+    """
+    text = str(loader.construct_scalar(node))
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise _mistake("a text that holds half of a character (a lone surrogate)", node) from None
+
+
+def _float(text: str) -> float:
+    """Return a number; YAML writes ``.inf`` and ``.nan``, Python without their dots."""
+    return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
+
+
+# The constructors of the core schema and no others: those of YAML 1.1 (timestamps, sets, binary) raise what they like.
+_CoreLoader.yaml_constructors = {
+    "tag:yaml.org,2002:map": _unique_mapping,
+    "tag:yaml.org,2002:seq": yaml.SafeLoader.construct_yaml_seq,
+    "tag:yaml.org,2002:str": _text,
+    "tag:yaml.org,2002:bool": _scalar("bool", lambda text: text.lower() == "true"),
+    "tag:yaml.org,2002:int": _scalar("int", int),
+    "tag:yaml.org,2002:float": _scalar("float", _float),
+    "tag:yaml.org,2002:null": _scalar("null", lambda _: None),
+    None: yaml.SafeLoader.construct_undefined,
+}
 
 
 def parse_yaml(text: str, where: str) -> Any:

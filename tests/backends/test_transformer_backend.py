@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, MistralConfig, MistralForCausalLM
 
 from dualign.backends.protocol import Objective, Policy
 from dualign.engine import trainer
@@ -277,3 +278,130 @@ def test_a_start_is_gone_on_from(tmp_path) -> None:
     # With the reference itself trained, and no start, the fit begins there: log 2 once more.
     third = machine.fit(made, objective=objective(), reference=first, start=None, seed=3, name="third")
     assert third.report.history[0]["loss"] == pytest.approx(np.log(2), abs=1e-9)
+
+
+def test_a_loss_that_is_no_number_stops_the_step_though_its_gradient_is_one(tmp_path) -> None:
+    lost = objective(loss=lambda first, second: 0 * (first.log_ratio - second.log_ratio) + torch.nan)
+    machine = backend(language_model(), tmp_path)
+    with pytest.raises(NumericalError, match="the loss is nan at step 1; the step was not applied"):
+        machine.fit(groups(2), objective=lost, reference=REFERENCE, start=None, seed=3, name="p")
+
+
+def test_a_gradient_that_is_no_number_moves_nothing() -> None:
+    from dualign.engine.optimiser import Optimiser
+
+    weight = torch.ones(3, requires_grad=True)
+    optimiser = Optimiser({"w": weight}, weight_decay=0.0, betas=(0.9, 0.99))
+    weight.grad = torch.tensor([1.0, torch.inf, 1.0])
+    with pytest.raises(NumericalError, match="gradient norm is inf"):
+        optimiser.step(learning_rate=0.1, max_grad_norm=1.0)
+    assert weight.tolist() == [1.0, 1.0, 1.0] and not optimiser.adamw.state
+
+
+def test_finished_weights_that_were_altered_are_fitted_again(tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    machine = backend(language_model(), tmp_path, max_steps=2)
+    policy = fitted(machine, groups(2))
+    kept = weights(policy)
+    (path,) = policy.state.glob("*model.safetensors")
+    save_file({name: torch.zeros_like(value) for name, value in kept.items()}, path)
+    assert_same(kept, weights(fitted(machine, groups(2))))
+
+
+def test_all_that_decides_a_fit_is_in_its_key(tmp_path) -> None:
+    from dualign.engine.settings import FitInputs
+
+    model, made = language_model(), groups(2)
+    machine = backend(model, tmp_path, max_steps=1)
+    store = build_store(model, made)
+    inputs = FitInputs(store.groups, machine.log_probs(REFERENCE, made), objective(), REFERENCE, 3, "rows")
+    others = {
+        "groups": store.groups[::-1],
+        "reference_log_probs": [values + 1e-9 for values in inputs.reference_log_probs],
+        "objective": objective(multiplier=0.6),
+        "start": fitted(machine, made),
+        "seed": 4,
+        "layout": "shared",
+    }
+    assert others.keys() == {field.name for field in dataclasses.fields(FitInputs)}
+    changed = [inputs, *(dataclasses.replace(inputs, **{name: value}) for name, value in others.items())]
+    keys = [trainer.fit_key(model, one, machine.training) for one in changed]
+    keys.append(trainer.fit_key(model, inputs, dataclasses.replace(machine.training, learning_rate=0.5)))
+    assert len(set(keys)) == len(keys) == 8
+
+
+def test_both_passes_of_a_step_drop_the_same(tmp_path) -> None:
+    seen = []
+
+    def loss(first, second):
+        values = dpo(first.log_ratio, second.log_ratio, beta=0.5)
+        seen.append(values.detach())
+        return values
+
+    machine = backend(language_model(), tmp_path, max_steps=3, lora_dropout=0.5, learning_rate=5e-2)
+    looking = objective(loss=loss, weigh=lambda losses, plain: plain)
+    machine.fit(groups(6), objective=looking, reference=REFERENCE, start=None, seed=3, name="p")
+    last = seen[-len(seen) // 3 :]  # a fresh adapter's B is 0, so that the first step shows nothing
+    look, train = last[: len(last) // 2], last[len(last) // 2 :]
+    assert all(torch.equal(a, b) for a, b in zip(look, train, strict=True))
+    assert not torch.equal(torch.cat(look), torch.cat(seen[: len(look)]))
+
+
+def test_a_response_outside_the_grammar_is_refused_at_its_position() -> None:
+    from dualign.engine.pair_store import encode_response
+
+    only = torch.zeros(2, 40, dtype=torch.bool)
+    only[:, [1, 5, 6]] = True
+    group = Group(Prompt("ab"), (Response("", (5, 6, 1)), Response("", (5, 7, 1))), np.zeros(2), np.zeros((2, 1)))
+    with pytest.raises(DataError, match="token 7 at position 1 is outside the grammar"):
+        build_store(language_model(grammar=only), [group])
+    long = Response("", tuple([5] * 20))
+    assert encode_response(language_model(), long) == ((5,) * 12, True)
+
+
+def test_equal_answers_are_no_pair_and_an_altered_cache_is_not_believed(tmp_path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    model = language_model(revision="abc")
+    same = Group(Prompt("ab"), (Response("", (5, 1)),) * 2 + (Response("", (6, 1)),), np.zeros(3), np.zeros((3, 1)))
+    assert build_store(model, [same]).groups[0].pairs.tolist() == [[0, 2], [1, 2]]
+    machine = backend(model, tmp_path)
+    right = machine.log_probs(REFERENCE, [same])[0]
+    (path,) = (tmp_path / "reference").glob("*.safetensors")
+    tensors = load_file(path)
+    save_file({**tensors, "log_probs": tensors["log_probs"] + 1}, path, metadata={"check": "0" * 64})
+    assert backend(model, tmp_path).log_probs(REFERENCE, [same])[0] == pytest.approx(right, abs=1e-12)
+
+
+def test_a_row_longer_than_a_sliding_window_is_not_shared_though_shorter_ones_were(tmp_path) -> None:
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5, "sliding_window": 12}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sliding = MistralForCausalLM(MistralConfig(**sizes, **heads)).double().eval()
+    machine = backend(language_model(sliding), tmp_path, layout="auto")
+
+    def group(text):
+        return Group(Prompt(text), tuple(Response(t, (), 0.0) for t in ("ab", "cd")), np.zeros(2), np.zeros((2, 1)))
+
+    for text in ("hello", "a prompt that is much longer than the window"):
+        (row,) = machine.log_probs(REFERENCE, [group(text)])
+        prompt = tuple(machine.language_model.template(Prompt(text)))
+        for answer, found in zip(("ab", "cd"), row, strict=True):
+            tokens = (*(3 + ord(c) % 30 for c in answer), 1)
+            assert found == pytest.approx(float(independent_log_prob(sliding, prompt, tokens)), abs=1e-5)
+
+
+def test_layers_that_peft_takes_for_experts_are_left_out_or_refused(tmp_path) -> None:
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8}
+    widths = {"qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+    experts = {"n_routed_experts": 2, "num_experts_per_tok": 1, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+    config = DeepseekV3Config(**sizes, **heads, **widths, **experts, num_hidden_layers=2, first_k_dense_replace=1)
+    model = language_model(DeepseekV3ForCausalLM(config).eval())
+    policy = fitted(backend(model, tmp_path, max_steps=2), groups())
+    assert {name.split(".")[5] for name in weights(policy)} == {"self_attn"}
+    assert np.isfinite(backend(model, tmp_path).log_probs(policy, groups())).all()
+    with pytest.raises(UsageError, match="on the experts of DeepseekV3ForCausalLM"):
+        fitted(backend(model, tmp_path, max_steps=1, target_modules=("gate_proj", "up_proj")), groups(), name="q")

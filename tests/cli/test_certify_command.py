@@ -200,3 +200,144 @@ def test_certify_needs_no_torch(good: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# --- what opens nothing leaves the seal as it was -----------------------------------------------------
+
+
+CERTIFIABLE = ("--limit", "0", "--cap", "50")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--limit", "0"),
+        ("--limit", "0", "--cap", "-1"),
+        (*CERTIFIABLE, "--method", "bets"),
+        (*CERTIFIABLE, "--method", "clopper-pearson"),
+        (*CERTIFIABLE, "--functional", "tail"),
+        (*CERTIFIABLE, "--floor", "1"),
+        (*CERTIFIABLE, "--order", "x,y"),
+        (*CERTIFIABLE, "--confidence", "95"),
+    ],
+)
+@pytest.mark.parametrize("opened_before", [False, True])
+def test_a_mistyped_command_burns_nothing(
+    good: Path, tmp_path: Path, words: tuple[str, ...], opened_before: bool
+) -> None:
+    seal = tmp_path / "seal.json"
+    if opened_before:
+        run(good, *CERTIFIABLE, "--seal", seal, "--quiet")
+    before = seal.read_bytes() if opened_before else None
+    with pytest.raises(UsageError):
+        run(good, *words, "--seal", seal)
+    assert (seal.read_bytes() if seal.exists() else None) == before
+    assert run(good, *CERTIFIABLE, "--seal", seal, "--quiet") == 0
+    assert len(json.loads(seal.read_text())["openings"]) == 1
+
+
+def test_a_policy_that_lacks_a_prompt_burns_nothing(rungs: Path, tmp_path: Path) -> None:
+    seal, lines = tmp_path / "seal.json", rungs.read_text().splitlines()
+    rungs.write_text("\n".join(lines[:-3]))
+    with pytest.raises(DataError, match="lacks 3 of the 240 prompts"):
+        run(rungs, *CERTIFIABLE, "--seal", seal)
+    assert not seal.exists()
+
+
+def test_a_fault_in_printing_burns_nothing(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(figures: object) -> str:
+        raise RuntimeError("no such colour")
+
+    monkeypatch.setattr("dualign.cli.certify.certificate_text", broken)
+    with pytest.raises(RuntimeError):
+        run(good, *CERTIFIABLE, "--seal", tmp_path / "seal.json")
+    assert not (tmp_path / "seal.json").exists()
+
+
+def test_an_opening_holds_the_seal_for_itself(good: Path, tmp_path: Path) -> None:
+    from dualign.errors import LockedError
+    from dualign.runs.lock import file_lock
+
+    seal = tmp_path / "seal.json"
+    program = (
+        "import sys, pathlib; from dualign.runs.lock import file_lock\n"
+        f"with file_lock(pathlib.Path({str(tmp_path / '.seal.json.lock')!r})):\n"
+        "    print('held', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(LockedError, match="holds it"):
+            run(good, *CERTIFIABLE, "--seal", seal)
+        assert not seal.exists()
+        other.communicate("")
+    with file_lock(tmp_path / ".seal.json.lock"):
+        pass
+    assert run(good, *CERTIFIABLE, "--seal", seal, "--quiet") == 0
+
+
+def test_clusters_are_part_of_the_seal_and_of_the_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def file(name: str, cluster: list[str]) -> Path:
+        rows = [
+            {"prompt": f"prompt {j}", "cost": cost, "cluster": cluster[j]} for j, cost in enumerate(wave(240, -6, 89))
+        ]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    seal = tmp_path / "seal.json"
+    thirds = file("a.jsonl", [str(j // 3) for j in range(240)])
+    renamed = file("b.jsonl", [f"other {j // 3 * 7 % 80}" for j in range(240)])
+    quarters = file("c.jsonl", [str(j // 4) for j in range(240)])
+    run(thirds, *CERTIFIABLE, "--seal", seal, "--json")
+    first = figures(capsys)
+    run(renamed, *CERTIFIABLE, "--seal", seal, "--json")
+    assert figures(capsys) == first
+    assert run(quarters, *CERTIFIABLE, "--seal", seal, "--quiet") == 12
+    assert len(json.loads(seal.read_text())["openings"]) == 1
+
+
+def test_near_copies_are_warned_of_where_texts_are_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"{a}{b}" for a in ("red", "blue", "old", "wide") for b in ("door", "lamp", "hill", "boat", "coat")]
+    texts = [" ".join(words[(j + k * k) % 20] for k in range(1, 8)) for j in range(20)]
+    rows = [{"prompt": text + end, "cost": -6 + j % 5} for j, text in enumerate(texts) for end in ("", " please", "!")]
+    path = tmp_path / "copies.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(path, *CERTIFIABLE, "--json")
+    (line,) = figures(capsys)["warnings"]  # type: ignore[misc]
+    assert "40 of 60 prompts are near-copies" in line and "column 'cluster'" in line
+    clustered = [{**row, "cluster": str(j // 3)} for j, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in clustered))
+    run(path, *CERTIFIABLE, "--json")
+    assert figures(capsys)["warnings"] == []
+
+
+def test_a_floor_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.jsonl"
+    costs = [-9999.0] * 6 + [5.0] * 194
+    path.write_text("".join(json.dumps({"prompt": f"q{j}", "cost": cost}) + "\n" for j, cost in enumerate(costs)))
+    assert run(path, *CERTIFIABLE, "--quiet") == 0
+    said = capsys.readouterr()
+    assert said.out == "CERTIFIED\n" and "6 of 200 prompts carry the certificate" in said.err
+    assert '"q0"' in said.err
+    assert run(path, *CERTIFIABLE, "--floor", "-50", "--quiet") == 10
+
+
+def test_the_panel_prints_the_statement_and_inert_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "c.jsonl", {"[/]a\x1b[2J": -6.0, "[bold]b": -5.0})
+    assert run(path, *CERTIFIABLE) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "[/]a" in out and "[bold]b" in out
+    assert "of the answers of policy" in out.replace("\n", " ").replace("│", "").replace("  ", " ")
+
+
+def test_a_cost_without_a_limit_is_no_part_of_the_opening(good: Path, tmp_path: Path) -> None:
+    words = ("--limit", "0", "--cap", "50", "--json", "--quiet", "--seal", tmp_path / "seal.json")
+    rows = [json.loads(line) for line in good.read_text().splitlines()]
+    named = tmp_path / "named.jsonl"
+    for extra in ({}, {"cost_other": 1.0}):
+        named.write_text(
+            "".join(json.dumps({"prompt": r["prompt"], "cost_harm": r["cost"], **extra}) + "\n" for r in rows)
+        )
+        run(named, "--limit", "harm=0", "--cap", "harm=50", *words[4:])
+    assert len(json.loads((tmp_path / "seal.json").read_text())["openings"]) == 1

@@ -33,22 +33,22 @@ def test_good_file(tmp_path: Path) -> None:
 
 
 def test_refused_file_prints_its_full_object(tmp_path: Path) -> None:
-    bad = {"prompt": ASK, "safer": None, "less_safe": RUDE}
-    path = write_rows(tmp_path / "pairs.jsonl", [*rows(12), bad, bad])
+    good = {"prompt": ASK, "completion": KIND, "label": True}
+    path = write_rows(tmp_path / "pairs.jsonl", [*[good] * 12, {**good, "label": 1}, {**good, "label": 0}])
     done = dualign("data", "check", path, "--json", "--clean", tmp_path / "kept.jsonl")
     assert (done.code, done.err) == (65, "")
     found = json.loads(done.out)
-    (rule,) = found["rules"]
-    assert (rule["rule"], rule["severity"], rule["count"], rule["rows"]) == ("not a text", "error", 2, [13, 14])
+    rule, _ = found["rules"]  # the other one: the good rows repeat each other
+    assert (rule["rule"], rule["severity"], rule["count"], rule["rows"]) == ("mixed label types", "error", 2, [13, 14])
     assert (found["errors"], found["kept"], found["accepted"], found["written"]) == (2, 12, False, [])
     assert not (tmp_path / "kept.jsonl").exists()
     shown = dualign("data", "check", path, "--clean", tmp_path / "kept.jsonl")
     assert shown.code == 65
     for part in (
         "error",
-        "not a text",
+        "mixed label types",
         "(lines 13, 14)",
-        "fill in its text",
+        "label is 1; true or false is",
         "Refused: 2 errors",
         "nothing is written",
     ):
@@ -167,3 +167,17 @@ def test_no_torch_without_a_tokenizer(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_answers_have_a_limit_of_their_own(tmp_path: Path) -> None:
+    long = {"prompt": ASK, "safer": KIND, "less_safe": "no " * 20}
+    path = write_rows(tmp_path / "pairs.jsonl", [*rows(6), long, {**long, "prompt": "Why so?"}])
+    cut = dualign("data", "check", path, "--max-answer", 26)
+    assert (cut.code, "25.0% of rows at 26 tokens an answer" in cut.out) == (0, True), cut.out
+    left = dualign("data", "check", path, "--max-answer", 26, "--long-answers", "drop")
+    assert left.code == 0
+    assert "2 dropped (25.0%), 2 of them for an answer that is too long" in " ".join(left.out.split())
+    assert dualign("data", "check", path, "--max-answer", 27, "--long-answers", "drop", "--quiet").out.startswith(
+        "Fit for training: 8 of 8"
+    )
+    assert "prompt too long" in dualign("data", "check", path, "--max-prompt", 3).out

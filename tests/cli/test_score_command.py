@@ -8,6 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from dualign.cli.score import score
+from dualign.data.cost_file import read_costs
 from dualign.data.responses import read_responses
 from dualign.errors import DataError, MissingError, ScorerError, UsageError
 
@@ -149,3 +150,25 @@ def test_a_csv_is_read_back_with_every_end_of_line(tmp_path):
     back = read_responses(tmp_path / "o.csv")
     assert back.responses == texts
     assert [float(row["reward"]) for row in back.rows] == [len(text) for text in texts]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_conversations_are_scored_and_read_back_as_the_same_prompts(tmp_path, ending):
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "go on"},
+    ]
+    rows = [{"question": talk, "predict": "one two"}, {"question": talk[:1], "predict": "one"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / f"o.{ending}"
+    mapped = ("--columns", "prompt=question,response=predict", "--direction", "cost")
+    assert run(tmp_path / "rows.jsonl", "--scorer", "length", "--out", out, *mapped).exit_code == 0
+    back, first = (
+        read_responses(out),
+        read_responses(tmp_path / "rows.jsonl", rename={"prompt": "question", "response": "predict"}),
+    )
+    assert [(prompt.id, prompt.history) for prompt in back.prompts] == [(p.id, p.history) for p in first.prompts]
+    costs = read_costs(out).costs["policy"]["cost"]
+    assert (costs.prompts, costs.costs.tolist()) == ([prompt.id for prompt in first.prompts], [2.0, 1.0])
+    assert len(first.prompts[0].history) == 2 and first.prompts[1].history == ()

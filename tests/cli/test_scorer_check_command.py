@@ -121,3 +121,11 @@ def test_data_without_labels_is_a_mistake_in_the_data(rows: Path, tmp_path: Path
     path = write(tmp_path / "plain.jsonl", [{"prompt": "q", "response": "harm 1", "is_safe": True, "category": {}}])
     dualign("scorer", "check", "length", path, "--quiet").refused(65, "cannot be checked without labels")
     dualign("scorer", "check", "length", tmp_path / "none.jsonl", "--quiet").refused(66, "none.jsonl")
+
+
+def test_columns_of_other_names(rows: Path, tmp_path: Path) -> None:
+    named = [json.loads(line) for line in rows.read_text().splitlines()]
+    renamed = [{("asked" if key == "prompt" else key): value for key, value in row.items()} for row in named]
+    path = tmp_path / "renamed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    assert check(f"{MODULE}:good", path, "--columns", "prompt=asked")["order"] == check(f"{MODULE}:good", rows)["order"]

@@ -2,15 +2,17 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from command_line import dualign
+from dualign.compare.cells import Cell, fix_family, parse_arm
 from dualign.config import MethodSection
 from dualign.methods.c_dpo import RECIPES
 from dualign.runs.journal import read_events
-from dualign.runs.store import read_json
+from dualign.runs.store import read_json, write_json
 from small_worlds import small_world
 from tiny_jobs import job, write_config
 
@@ -73,11 +75,25 @@ def test_what_no_method_has_a_part_in_is_made_once(tmp_path: Path) -> None:
     reused = {e["target"] for e in events[1] if e["event"] == "reused"}
     assert {"reference/samples-train", "reference/scores-train"} <= reused
     assert any(e.get("phase") == "fit" for e in events[1] if e["event"] == "finished")
+    # two cells that were fixed together: each for itself at delta, the best of them at half of it; a third comes later
+    cells = tmp_path / "cells"
+    certificates = [read_json(cells / f"{name}-seed-0" / "certificate.json") for name in ("dpo", "safedpo")]
+    assert [(c["opening"], c["delta_spent"], c["family"]["delta"]) for c in certificates] == [(1, 0.05, 0.025)] * 2
+    assert any("delta / 2" in note for note in json.loads(done.out)["notes"])
+    more = dualign("compare", path, "--methods", "dpo,safedpo,sacpo", "--out", cells, "--json", "--quiet")
+    assert more.code == 0 and read_json(cells / "families.json") == [["dpo-seed-0", "safedpo-seed-0"], ["sacpo-seed-0"]]
+    later = read_json(cells / "sacpo-seed-0" / "certificate.json")
+    assert (later["opening"], later["delta_spent"], later["family"]["cells"]) == (2, 0.0045, 1)
     # time of fits alone: the reference's log-probabilities, which the first cell makes, are shared too
     for name, row in rows.items():
         found = (tmp_path / "cells" / f"{name}-seed-0" / "rounds").glob("0*/fit/policy.json")
         spent = sum(read_json(path)["report"]["seconds"] for path in found)
         assert row["fit_seconds"] == pytest.approx(spent, abs=2e-3) and spent > 0
+    # a cell whose folder is removed after it was opened has been looked at all the same
+    shutil.rmtree(cells / "dpo-seed-0")
+    removed = dualign("compare", path, "--methods", "dpo", "--out", cells, "--json", "--quiet")
+    opened = read_json(cells / "dpo-seed-0" / "certificate.json")
+    assert removed.code == 0 and (opened["opening"], opened["delta_spent"]) == (3, 0.00045)
 
 
 def test_mistakes_are_one_line(world: Path) -> None:
@@ -111,3 +127,17 @@ def test_a_limit_out_of_reach_fails_its_cell_and_no_other(world: Path, tmp_path:
     assert report["verdict"] == "NO CERTIFIED POLICY" and report["selected"] is None
     assert [row["limits_held"] for row in report["rows"]] == [0, 0]
     assert all(row["seconds_to_limit"]["mean"] is None for row in report["rows"])
+
+
+def test_a_cell_whose_folder_is_gone_counts_as_opened_one_that_stands_unopened_does_not(tmp_path: Path) -> None:
+    cell = Cell(parse_arm("dpo"), 0, tmp_path / "dpo-seed-0")
+    fix_family([cell], {}, tmp_path)
+    cell.run.mkdir()
+    (cell.run / "config.yaml").write_text("{}")
+    write_json(tmp_path / "opened.json", {cell.run.name: False})  # it was killed while it was trained
+    fix_family([cell], {}, tmp_path)
+    assert read_json(tmp_path / "families.json") == [[cell.run.name]] and read_json(tmp_path / "opened.json") == {}
+    write_json(tmp_path / "opened.json", {cell.run.name: False})
+    shutil.rmtree(cell.run)
+    fix_family([cell], {}, tmp_path)
+    assert read_json(tmp_path / "families.json") == [[cell.run.name], [cell.run.name]]

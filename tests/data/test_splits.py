@@ -6,9 +6,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dualign.data.splits import near_duplicates, place, split, without_leaks
+from dualign.data.splits import near_duplicates, place, split, split_clustered, without_leaks
 from dualign.errors import DataError
-from dualign.records import Prompt
+from dualign.records import Prompt, Turn
 
 
 def many(n, offset=0):
@@ -120,3 +120,57 @@ def test_impossible_splits(parts, says):
 
 def test_prompts_without_words_are_not_near_each_other():
     assert near_duplicates([Prompt("?!"), Prompt("..."), Prompt("?! ")]) == []
+
+
+def talk(last, *before, system=""):
+    """A conversation: the turns before the last, from the user's to the assistant's, below a system turn."""
+    opening = (Turn("system", system),) if system else ()
+    turns = (Turn("assistant" if k % 2 else "user", text) for k, text in enumerate(before))
+    return Prompt(last, history=(*opening, *turns))
+
+
+def word(k):
+    return f"w{k}a w{k}b w{k}c w{k}d w{k}e w{k}f"
+
+
+SHARED = " ".join(f"rule{k}" for k in range(100))
+CASES = {
+    "the last turn alone is shared": ([talk("please go on", word(k), "Yes.") for k in range(12)], 12),
+    "so is a long system turn": ([talk("please go on", word(k), "Yes.", system=SHARED) for k in range(12)], 12),
+    "the system turn alone is shared": ([talk(word(k), system=SHARED) for k in range(12)], 12),
+    "the system turns differ": ([talk("please go on", system=word(k)) for k in range(12)], 12),
+    "the dialogue is shared, the question not": ([talk(word(k), word(99), word(98)) for k in range(12)], 12),
+    "one word of the dialogue differs": ([talk("please go on", word(7) + f" {k}x", "Yes.") for k in range(12)], 1),
+    "one word of the last turn differs": (
+        [talk(f"{word(7)} {word(8)} {k}x", "Hi", "Yes.", system=SHARED) for k in range(12)],
+        1,
+    ),
+    "one word of the system turn differs": ([talk(word(7), system=f"{SHARED} {k}") for k in range(12)], 1),
+    "with and without a short greeting": (
+        [Prompt(f"{word(7)} {word(8)}"), talk(f"{word(7)} {word(8)}", "Hi", "Yes")],
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_near_duplicates_are_told_by_the_whole_conversation(name):
+    prompts, clusters = CASES[name]
+    near = [len(cluster) for cluster in near_duplicates(prompts)]
+    assert near == ([] if clusters == len(prompts) else [len(prompts)])
+    kept, dropped = without_leaks({"train": prompts[1:], "report": prompts[:1]})
+    assert len(dropped["train"]) == (0 if clusters > 1 else len(prompts) - 1)
+    sides = split_clustered(prompts, {"x": 0.5, "y": 0.5}, 0)
+    assert (min(map(len, sides.values())) == 0) == (clusters == 1)
+    assert sum(map(len, sides.values())) == len(prompts)
+
+
+def test_one_short_prompt_removes_no_conversation_that_ends_like_it():
+    talks = [talk("Please go on.", word(k), "Yes.") for k in range(36)]
+    kept, dropped = without_leaks({"train": talks, "calibration": [Prompt("please go on")]})
+    assert (len(kept["train"]), dropped["train"]) == (36, [])
+
+
+def test_many_prompts_of_the_same_words_take_no_time_that_grows_with_their_square():
+    prompts = [talk("go on", f"{k}a {k}b", "x") for k in range(6000)]
+    assert near_duplicates(prompts) == []

@@ -1,5 +1,6 @@
 """Loading: four ways to name a model, padding apart from EOS, one line for whatever is wrong."""
 
+import json
 import sys
 
 import pytest
@@ -12,7 +13,8 @@ from sampling_parts import EOS, tiny_model, tiny_tokenizer
 
 CHAT = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}a a {% endif %}"
-    "{{ m['role'][0:1] | replace('s', 'b') | replace('u', 'c') }} {{ m['content'] }} {% endfor %}d"
+    "{{ m['role'][0:1] | replace('s', 'b') | replace('u', 'c') }} {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}a{% endif %}"
 )
 
 
@@ -36,7 +38,7 @@ def test_empty_system_prompt_is_not_the_default_one(folder):
     model = load_language_model(folder)
     ids = {name: with_template(model, "chat", system_prompt=name).template(Prompt("e")) for name in (None, "", "f")}
     text = {name: " ".join(model.tokenizer.convert_ids_to_tokens(value)) for name, value in ids.items()}
-    assert text == {None: "a a c e d", "": "b c e d", "f": "b f c e d"}
+    assert text == {None: "a a c e a", "": "b c e a", "f": "b f c e a"}
 
 
 def test_identity_changes_with_one_weight(folder):
@@ -46,6 +48,12 @@ def test_identity_changes_with_one_weight(folder):
     content[-1] ^= 1
     weights.write_bytes(content)
     assert identity(folder) != before
+
+
+def test_identity_changes_with_what_ends_an_answer(folder):
+    before, path = identity(folder), folder / "generation_config.json"
+    path.write_text(path.read_text().replace('"eos_token_id": 2', '"eos_token_id": [2, 5]'))
+    assert identity(folder) != before and load_language_model(folder).stops == {2, 5}
 
 
 def test_padding_is_never_the_eos():
@@ -111,7 +119,7 @@ def test_hub_refusal_is_one_line(monkeypatch):
 def test_unreadable_folders(folder, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(MissingError, match="an adapter alone"):
+    with pytest.raises(MissingError, match="a PEFT adapter alone"):
         load_language_model(tmp_path / "adapter")
     (folder / "model.safetensors").write_bytes(b"rubbish")
     with pytest.raises(MissingError, match="cannot be read") as caught:
@@ -120,6 +128,32 @@ def test_unreadable_folders(folder, tmp_path):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(MissingError, match=r"no \*.safetensors"):
         load_language_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("config.json", [], "must be a mapping"),
+        ("config.json", {"hidden_size": "16"}, "expected int, got str"),
+        ("config.json", {"num_attention_heads": 0}, "ZeroDivisionError"),
+        ("config.json", {"pad_token_id": 9999}, "Padding_idx"),
+        ("config.json", {"dtype": "foo"}, "no attribute 'foo'"),
+        ("generation_config.json", [], "generation_config.json"),
+        ("generation_config.json", {"eos_token_id": "x"}, "generation_config.json"),
+        ("generation_config.json", "{", "generation_config.json"),
+        ("tokenizer_config.json", [], "cannot be read"),
+    ],
+)
+def test_a_damaged_config_is_one_line(folder, name, content, says):
+    path = folder / name
+    whole = json.loads(path.read_text())
+    text = (
+        content if isinstance(content, str) else json.dumps(whole | content if isinstance(content, dict) else content)
+    )
+    path.write_text(text)
+    with pytest.raises(MissingError, match="cannot be read") as caught:
+        load_language_model(folder)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_unknown_dtype_and_temperature(folder):
@@ -138,5 +172,5 @@ def test_package_is_found_and_not_imported(tmp_path, monkeypatch):
     assert package_gguf("weights_in_a_package") == package / "model.gguf"
     assert "weights_in_a_package" not in sys.modules
     with pytest.raises(MissingError, match="cannot be read"):
-        load_language_model("package:weights_in_a_package", cache=tmp_path / "cache")
+        resolve("package:weights_in_a_package", cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())  # nothing half made

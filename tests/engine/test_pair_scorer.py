@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, Llama4ForCausalLM, Llama4TextConfig
 
 from dualign.engine import layouts, pair_scorer
 from dualign.engine.layouts import LAYOUTS
@@ -84,14 +84,25 @@ def test_the_side_on_which_a_tokenizer_pads_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("layout", ["auto", "rows"])
-def test_a_model_that_caps_its_logits_after_the_head_is_refused(layout) -> None:
+@pytest.mark.parametrize("cap", [0.1, 30.0])  # random logits are near 0.1: a cap at 30 changes none of them yet
+def test_a_model_that_caps_its_logits_after_the_head_is_refused(layout, cap) -> None:
     config = Gemma2Config(
         vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.1, pad_token_id=PAD, eos_token_id=EOS,
+        num_key_value_heads=1, head_dim=8, final_logit_softcapping=cap, pad_token_id=PAD, eos_token_id=EOS,
     )  # fmt: skip
     capped = language_model(Gemma2ForCausalLM(config).double())
     with pytest.raises(UsageError, match="Gemma2ForCausalLM changes its logits after the output head"):
         choose_layout(PairScorer(capped), sequences(capped, 1), PAD, layout)
+
+
+def test_a_model_whose_body_cannot_be_told_from_its_head_is_refused() -> None:
+    config = Llama4TextConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=16, intermediate_size_mlp=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_local_experts=2, pad_token_id=PAD,
+    )  # fmt: skip
+    model = language_model(Llama4ForCausalLM(config).double())
+    with pytest.raises(UsageError, match="Llama4ForCausalLM does not tell its body from its output head"):
+        choose_layout(PairScorer(model), sequences(model, 1), PAD, "rows")
 
 
 def test_a_model_that_cannot_share_falls_back_and_says_so(monkeypatch) -> None:

@@ -124,3 +124,55 @@ def test_schedule():
     shares = [_schedule(step, 14, settings) for step in range(14)]
     assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert shares[-1] == pytest.approx(1 - 0.9 * 9 / 10)
+
+
+RATE = 2e-5
+"""A full fine-tuning's rate: a bfloat16 weight of .02 or more, which keeps eight bits, does not move by it."""
+
+
+def small_steps(dtype, rank, folder, **changes):
+    """Return the weights before, those in memory after and those of the folder, as vectors in float64."""
+    from safetensors.torch import load_file
+
+    start = tiny_model(dtype="bfloat16", scale=0.1)  # the very same start in both dtypes
+    model = tiny_language_model(model=start.to(getattr(torch, dtype)))
+    before = {name: p.detach().double().clone() for name, p in model.model.named_parameters()}
+    settings = SftSettings(learning_rate=RATE, num_train_epochs=24, per_device_train_batch_size=3, warmup_steps=0,
+                           lora_r=rank, **changes)  # fmt: skip
+    fit(model, settings=settings, folder=folder)
+    held = {name.replace(".base_layer", ""): p.detach().double() for name, p in model.model.named_parameters()}
+    kept = {name: value for name, value in load_file(folder / "model.safetensors").items()}
+    assert {value.dtype for value in kept.values()} == {torch.float32}
+    return [torch.cat([w[name].double().flatten() for name in before]) for w in (before, held, kept)]
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_bfloat16_moves_weights_as_float32_does(rank, tmp_path):
+    moves = []
+    for dtype in ("float32", "bfloat16"):
+        before, held, kept = small_steps(dtype, rank, tmp_path / dtype)
+        assert torch.equal(held, kept.to(getattr(torch, dtype)).double())  # memory holds what was kept, rounded once
+        moves.append(kept - before)
+    lengths = [float(move.norm()) for move in moves]
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.01)
+    assert float(moves[0] @ moves[1]) / lengths[0] / lengths[1] > 0.99
+    if rank == 0:  # all move, by about a step a step, though memory in bfloat16 shows few of it
+        assert float((moves[1].abs() > RATE).double().mean()) > 0.95
+
+
+def test_a_config_says_what_the_weights_are_kept_in(tmp_path):
+    import json
+
+    model = tiny_language_model(model=tiny_model(dtype="bfloat16"))
+    fit(model, settings=SftSettings(num_train_epochs=1), folder=tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
+    assert model.model.config.dtype is None  # the copy was changed, not the model's own
+
+
+def test_a_share_of_two_models_is_rounded_once():
+    from dualign.engine.merging import mixed
+
+    # a share of a model and the rest of the same model are that model; rounded one by one they are not
+    same = torch.linspace(0.5, 3, 400).bfloat16()
+    assert not torch.equal((1 - 0.3) * same + 0.3 * same, same)
+    assert torch.equal(mixed(same, same, 0.3), same)

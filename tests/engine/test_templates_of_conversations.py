@@ -113,12 +113,12 @@ def test_turns_that_do_not_alternate_are_refused(history, says):
     prompt = Prompt("z", history=history)
     with pytest.raises(DataError, match=says):
         conversation(prompt)
-    with pytest.raises(DataError, match=f"prompt {prompt.id}: {says}"):
+    with pytest.raises(DataError, match=f"prompt 'z': {says}"):
         text("chat", prompt)
 
 
 def test_what_a_template_has_no_place_for_is_one_line():
-    with pytest.raises(DataError, match=f"prompt {FOUR.id}: template 'beaver' has no place for the system turn"):
+    with pytest.raises(DataError, match="prompt 'and you': template 'beaver' has no place for the system turn"):
         text("beaver", FOUR)
     tokenizer = bpe_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('no system turns here') }}"
@@ -176,9 +176,10 @@ def test_log_prob_after_three_turns_is_that_by_hand(name, before, pad):
     group = Group(THREE, tuple(Response(s) for s in said), np.zeros(3), np.zeros((3, 1)))
     (stored,) = build_store(model, [group]).groups
     assert stored.prompt == tuple(tokenizer(before)["input_ids"])
-    # One EOS, at the end, though one answer spells it and padding may share its id.
-    assert [response.count(EOS) for response in stored.responses] == [1, 1, 1]
-    assert all(response[-1] == EOS for response in stored.responses)
+    # One end, that of the template, though one answer spells it and padding may share its id.
+    end = END if name == "chat" else EOS
+    assert [response.count(end) for response in stored.responses] == [1, 1, 1]
+    assert all(response[-1] == end for response in stored.responses)
     assert tokenizer.decode(stored.responses[0][:-1]) == said[0]
     with torch.no_grad():
         found = PairScorer(model)(rows([(stored.prompt, stored.responses)], model.pad))[0]

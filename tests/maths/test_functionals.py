@@ -74,7 +74,8 @@ def test_cvar_without_its_threshold_refuses() -> None:
         ("cvar", "for example cvar:0.9"),
         ("cvar:x", "for example cvar:0.9"),
         ("cvar:1.0", "strictly between 0 and 1"),
-        ("rate:2", "takes no argument"),
+        ("rate:2:3", "rate:THRESHOLD"),
+        ("relative:2", "takes no argument"),
     ],
 )
 def test_mistakes_are_named(text: str, message: str) -> None:

@@ -142,7 +142,7 @@ def test_b_dpo_loss_and_its_weights_by_hand() -> None:
     ratio, second, step = doubles(0.4, 0.4), doubles(-0.2, -0.2), 1e-5
     losses, margin = loss(ratio, second), 0.5 * scale * (one * ratio - other * second)
     equal(losses, torch.log1p(torch.exp(-margin)))
-    equal(losses[0], dpo(ratio[0], second[0], beta=0.5))  # both sides equally understood
+    equal(losses[:1], dpo(ratio[:1], second[:1], beta=0.5))  # both sides equally understood
     by_preferred = (loss(ratio + step, second) - loss(ratio - step, second)) / (2 * step)
     by_second = (loss(ratio, second + step) - loss(ratio, second - step)) / (2 * step)
     equal(by_preferred, -scale * 0.5 * one * torch.sigmoid(-margin))

@@ -17,7 +17,7 @@ from dualign.maths.dual import (
     projected_newton,
 )
 from dualign.maths.exact import attainable_costs, optimum
-from dualign.maths.one_shot import from_problem, one_shot
+from dualign.maths.one_shot import from_problem, multiplier_error, one_shot
 from dualign.maths.preference import Scale, fit_scale, label_logit, relabel
 from dualign.records import Group, Prompt
 from finite_worlds import binding, drive, exact, world
@@ -257,3 +257,21 @@ def test_one_shot_is_biased_downwards_as_the_expansion_says_and_consistent() -> 
     step = 1e-6
     up, down = dual_value(shot.problem, here + step), dual_value(shot.problem, here - step)
     assert (up - down) / (2 * step) == pytest.approx(dual_gradient(shot.problem, here)[0], abs=1e-6)
+
+
+def test_copies_of_prompts_in_one_unit_leave_the_error_of_the_multiplier_as_it_is() -> None:
+    problem = binding(5)
+    best, count = optimum(problem), len(problem.prompt_weights)
+    error = multiplier_error(problem, best.multipliers)
+    three = replace(
+        problem,
+        log_reference=np.repeat(problem.log_reference, 3, axis=0),
+        reward=np.repeat(problem.reward, 3, axis=0),
+        costs=np.repeat(problem.costs, 3, axis=0),
+        prompt_weights=np.repeat(problem.prompt_weights, 3) / 3,
+    )
+    assert np.all(error > 0)
+    assert multiplier_error(three, best.multipliers, np.repeat(np.arange(count), 3)) == pytest.approx(error)
+    # taken for independent, three copies of each look like three times the evidence
+    alone = error * np.sqrt((3 * count / (3 * count - 1)) / (count / (count - 1)) / 3)
+    assert multiplier_error(three, best.multipliers) == pytest.approx(alone)

@@ -13,6 +13,7 @@ from dualign.pipeline.run import run_job
 from dualign.pipeline.search import prepare, rounds, tune_prompts
 from dualign.pipeline.verdict import ladder, limits_met, preferred, safety
 from dualign.records import Constraint, Evaluation, Iterate, Prompt, Response
+from dualign.runs.store import read_json
 from gibbs_jobs import gibbs_config, gibbs_job
 
 RISKY = Prompt("one", {"label": "risky"}), Prompt("two", {"label": "risky"})
@@ -121,15 +122,16 @@ def test_rounds_aim_below_the_limit_by_the_margin(tmp_path: Path) -> None:
     assert abs(last.costs[0] - aim[0]) <= max(1e-3, last.cost_errors[0])
 
 
-def test_a_job_on_the_exact_backend_is_certified_and_another_scorer_cannot_reuse_its_seal(tmp_path: Path) -> None:
+def test_a_job_on_the_exact_backend_is_certified_and_another_scorer_pays_for_its_opening(tmp_path: Path) -> None:
     config = gibbs_config([HARM], run={"seed": 1})
     result, code = run_job(gibbs_job(tmp_path / "run", config))
     assert (result["verdict"], code) == ("CERTIFIED", 0)
     assert result["selected"]["costs"]["harm"] < 0.4 < result["iterates"][0]["costs"]["harm"]
     again, _ = run_job(gibbs_job(tmp_path / "run", config))
     assert {**again, "seconds": 0} == {**result, "seconds": 0}
-    moved, code = run_job(gibbs_job(tmp_path / "run", config, shift=-0.05))
-    assert (moved["verdict"], code) == ("INVALID", 12)
+    run_job(gibbs_job(tmp_path / "run", config, shift=-0.05))
+    certificate = read_json(tmp_path / "run" / "certificate.json")
+    assert (certificate["opening"], certificate["delta_spent"]) == (2, 0.0045)
 
 
 def test_two_limits_take_the_newton_rule(tmp_path: Path) -> None:

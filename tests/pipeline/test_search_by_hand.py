@@ -1,6 +1,7 @@
 """Units, slices and thresholds of the search; prompts that leak; answers cut at a sentence: by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from dualign.errors import ConfigError, InfeasibleError
 from dualign.maths.functionals import ConditionalValueAtRisk
 from dualign.maths.preference import Scale
 from dualign.pipeline.job import Job
-from dualign.pipeline.measurement import Scored
+from dualign.pipeline.measurement import Scored, normalised
 from dualign.pipeline.prompts import check_slices, load_splits
 from dualign.pipeline.run import flip_multipliers
 from dualign.pipeline.search import Search, first_multipliers, prepare, training_functional
@@ -54,6 +55,90 @@ def test_groups_are_in_normalised_units_and_cost_nothing_outside_the_slice(tmp_p
     assert [group.reward.tolist() for group in groups] == (REWARD / 2).tolist()
     assert groups[0].costs.tolist() == [[2.0, 1.25], [6.0, 0.25]]
     assert groups[2].costs.tolist() == [[0.0, 0.0], [0.0, 2.0]]
+
+
+def outside_costs(found: Search, values: np.ndarray) -> Search:
+    """Return the search with costs of harm on the three benign prompts, ``[prompt, response]``."""
+    costs = found.train.costs.copy()
+    costs[1:, :, 0] = values
+    return replace(found, train=replace(found.train, costs=costs))
+
+
+def labels_of(found: Search, multiplier: float) -> np.ndarray:
+    """Return the label's logit of the one pair of each prompt, ``[prompt]``."""
+    groups = found.groups()
+    scores = np.array([group.reward - group.costs @ np.full(group.costs.shape[1], multiplier) for group in groups])
+    return scores[:, 0] - scores[:, 1]
+
+
+@pytest.mark.parametrize("functional", ["mean", "rate", "cvar:0.5", "relative"])
+def test_costs_outside_the_slice_enter_neither_labels_nor_the_plan(functional: str, tmp_path: Path) -> None:
+    limit = 0.5 if functional == "rate" else 1.5
+    harm = {"name": "harm", "limit": limit, "cap": 4.0, "where": RISKY, "functional": functional}
+    job = gibbs_job(tmp_path / "run", gibbs_config([harm]))
+    bare = search(tmp_path / "run", job)
+    bare = replace(bare, scale=Scale(reward_sd=2.0, cost_sds=np.array([0.5])))
+    loud = outside_costs(bare, np.array([[9.0, -7.0], [0.0, 50.0], [3.0, 3.0]]))
+    for made in (bare, loud):
+        assert [group.costs[:, 0].tolist() for group in made.groups()[1:]] == [[0.0, 0.0]] * 3
+        assert labels_of(made, 5.0)[1:].tolist() == labels_of(made, 0.0)[1:].tolist() == [0.0, -2.0, 0.0]
+    assert labels_of(loud, 5.0).tolist() == labels_of(bare, 5.0).tolist()
+    plans = [made.plan() for made in (bare, loud)]
+    assert str(plans[0]) == str(plans[1])  # of a rate that nothing can move the multiplier is no number
+
+
+def test_the_margin_counts_the_prompts_of_the_slice_and_widens_by_the_bound(tmp_path: Path) -> None:
+    found = search(tmp_path / "run")  # 200 prompts to tune and 600 to calibrate, half of each risky
+    made = found.measure(found.job.reference)
+    harm, words = found.margin(replace(made, cost_spreads=np.array([2.0, 2.0])))
+    # the first opening spends .045: z_.955 = 1.6954, z_.90 = 1.2816
+    # the betting bound is 1 + .3 sqrt(200 / n) times as wide as that of t
+    by_hand = (1.6954 * 2 / 300**0.5 + 1.2816 * 2 * (1 / 300 + 1 / 100) ** 0.5) * (1 + 0.3 * (200 / 300) ** 0.5)
+    assert harm == pytest.approx(by_hand, rel=1e-4)
+    by_hand = (1.6954 * 2 / 600**0.5 + 1.2816 * 2 * (1 / 600 + 1 / 200) ** 0.5) * (1 + 0.3 * (200 / 600) ** 0.5)
+    assert words == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_the_first_multipliers_aim_below_the_limits_by_the_references_margin(tmp_path: Path) -> None:
+    job = gibbs_job(tmp_path / "run", gibbs_config([{"name": "harm", "limit": 0.4, "cap": 1.0, "where": RISKY}]))
+    found = prepare(job)
+    margin = found.margin(normalised(found.measure(job.reference), found.scale))
+    assert margin > 0.02
+    lower = replace(job.constraints[0], limit=job.constraints[0].limit - float(margin[0] * found.scale.cost_sds[0]))
+    nearer = replace(found, job=replace(job, constraints=(lower,)))
+    aimed = found.aimed_plan().multipliers
+    assert aimed == pytest.approx(nearer.plan().multipliers, rel=1e-9)
+    assert aimed > found.plan().multipliers + 0.01
+
+
+@pytest.fixture(scope="module")
+def on_a_slice(tmp_path_factory: pytest.TempPathFactory) -> Search:
+    """Return the search of a job whose only limit is on risky prompts, every second one."""
+    config = gibbs_config([{"name": "harm", "limit": 0.4, "cap": 1.0, "where": RISKY}])
+    return prepare(gibbs_job(tmp_path_factory.mktemp("slice") / "run", config))
+
+
+def test_the_plan_keeps_the_limit_on_the_mean_of_the_slice(on_a_slice: Search) -> None:
+    multiplier, beta = on_a_slice.plan().multipliers[0], on_a_slice.job.config.training.beta
+    means = []
+    for group in on_a_slice.groups():
+        if group.prompt.columns == RISKY:
+            weights = np.exp((group.reward - multiplier * group.costs[:, 0]) / beta)
+            means.append(weights @ group.costs[:, 0] / weights.sum())
+    assert multiplier > 0.1
+    assert np.mean(means) == pytest.approx(0.4 / on_a_slice.scale.cost_sds[0], rel=1e-4)
+
+
+def test_outside_the_slice_no_cost_is_scored_and_none_enters_the_units(on_a_slice: Search) -> None:
+    train = on_a_slice.train
+    risky = np.array([prompt.columns == RISKY for prompt in train.prompts])
+    assert (train.costs[~risky] == 0).all() and (train.costs[risky] > 0).all()
+    by_hand = np.sqrt(train.costs[risky, :, 0].var(axis=1, ddof=1).mean())
+    assert on_a_slice.scale.cost_sds[0] == pytest.approx(by_hand, rel=1e-12)
+    prompts = [train.prompts[int(np.argmax(risky))], train.prompts[int(np.argmin(risky))]]
+    scores = on_a_slice.score(prompts, [[Response("reply 0"), Response("reply 1")]] * 2)
+    assert scores.inside[:, 0].tolist() == [True, False]
+    assert (scores.costs[0] > 0).all() and (scores.costs[1] == 0).all()
 
 
 def test_a_limit_on_a_slice_is_a_share_of_a_limit_on_all(tmp_path: Path) -> None:

@@ -71,19 +71,44 @@ def measured(run: Path, constraint: dict[str, object], multipliers: list[float],
     return search, found
 
 
-def test_one_claim_a_run_another_ladder_is_invalid(tmp_path: Path) -> None:
+def test_another_ladder_is_a_further_opening(tmp_path: Path) -> None:
     search, (loose, tight) = measured(tmp_path / "run", HARM, [0.0, 2.0])
     first = open_calibration(search, [tight])
     assert first.verdict == "CERTIFIED"
     assert open_calibration(search, [tight]).figures == first.figures
     second = open_calibration(search, [tight, loose])
-    assert second.verdict == "INVALID" and second.selected is None
-    assert first.figures["claim"] in second.figures["reasons"][0]
-    # a fresh process reads the promise from the disk, even without state.json
+    assert (second.figures["opening"], second.figures["delta_spent"]) == (2, 0.0045)
+    assert second.figures["upper_bound"] > first.figures["upper_bound"]
+    # a fresh process reads the promises from the disk, even without state.json
     for name in ("state.json", "state.json.previous"):
         (tmp_path / "run" / name).unlink(missing_ok=True)
     again = replace(search, job=gibbs_job(tmp_path / "run", search.job.config))
-    assert open_calibration(again, [tight, loose]).verdict == "INVALID"
+    assert open_calibration(again, [tight, loose]).figures == second.figures
+    assert open_calibration(again, [tight]).figures == first.figures
+
+
+def test_the_claim_names_policies_by_their_weights_and_the_statement_the_certified_one(tmp_path: Path) -> None:
+    search, (tighter, tight) = measured(tmp_path / "run", HARM, [3.0, 2.0])
+    found = open_calibration(search, [tighter, tight])
+    weights = [row["weights"] for row in found.figures["ladder"]]
+    assert len(set(weights)) == 2 and all(len(text) == 16 for text in weights)
+    assert f'order of testing: "weights {weights[0]}", "weights {weights[1]}"' in found.figures["claim"]
+    chosen = next(row for row in found.figures["ladder"] if row["policy"] == found.selected)
+    assert f'of policy "{found.selected}" (weights {chosen["weights"]})' in found.figures["statement"]
+    assert "order of testing" not in found.figures["statement"]
+    assert found.figures["claim"] in [
+        value["claim"]
+        for name, value in read_json(tmp_path / "run" / "state.json")["choices"].items()
+        if name == "opening-1"
+    ]
+
+
+def test_near_copies_are_one_unit_of_the_certificate(tmp_path: Path) -> None:
+    search, (tight,) = measured(tmp_path / "run", HARM, [2.0])
+    copies = [replace(prompt, cluster=f"c{k // 3}") for k, prompt in enumerate(prompts("calibration", 300))]
+    found = open_calibration(replace(search, job=with_splits(search.job, calibration=copies)), [tight])
+    assert (found.figures["unit"], found.figures["n_units"], found.figures["n_prompts"]) == ("cluster", 100, 300)
+    assert "Unit: cluster (100 of 300 prompts, partition " in found.figures["claim"]
 
 
 def test_other_calibration_prompts_are_invalid(tmp_path: Path) -> None:
@@ -108,7 +133,7 @@ def test_the_threshold_of_a_tail_is_that_of_the_preferred_policy_on_tune_prompts
     threshold = float(np.quantile(tune, 0.9, method="inverted_cdf"))
     found = open_calibration(search, [tighter, tight])
     assert found.figures["functional"] == f"cvar:0.9:{threshold!r}"
-    assert f"cvar:0.9:{threshold!r}" in read_json(tmp_path / "run" / "state.json")["choices"]["seal"]["claim"]
+    assert f"cvar:0.9:{threshold!r}" in read_json(tmp_path / "run" / "state.json")["choices"]["opening-1"]["claim"]
     assert threshold != np.quantile(search.samples(tighter.policy).costs[..., 0], 0.9, method="inverted_cdf")
     assert threshold != np.quantile(search.train.costs[..., 0], 0.9, method="inverted_cdf")
     # the cap of the tail: t + (1 - t) / (1 - 0.9)

@@ -1,5 +1,6 @@
 """The journal: a phase is done once, damage is noticed, another config is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,104 @@ def test_a_flipped_bit_is_noticed_and_the_phase_done_again(tmp_path: Path, name:
     assert once(tmp_path, counter) == "forty-two"
     assert counter.calls == 2
     assert warnings(tmp_path) == [f"phase sample: data/tune/{name} is damaged; the phase is done again"]
+    assert store.verify(tmp_path) == []
+
+
+def resealed(run: Path, text: str) -> None:
+    """Replace a file of the finished phase and the seal with it: each fits the other, the manifest knows neither."""
+    folder = run / "data/tune"
+    store.write_text(folder / "inner" / "value.txt", text)
+    seal = json.loads((folder / "phase.json").read_bytes())
+    seal.pop("sha256")
+    seal["files"]["inner/value.txt"] = store.file_digest(folder / "inner" / "value.txt")
+    store.write_json(folder / "phase.json", {**seal, "sha256": store.canonical_digest(seal)})
+
+
+def test_a_folder_that_was_sealed_again_is_noticed_and_the_phase_done_again(tmp_path: Path) -> None:
+    counter = Counter()
+    once(tmp_path, counter)
+    resealed(tmp_path, "forty-three")
+    assert once(tmp_path, counter) == "forty-two"
+    assert counter.calls == 2
+    assert warnings(tmp_path) == ["phase sample: data/tune/phase.json is damaged; the phase is done again"]
+    assert store.verify(tmp_path) == []
+
+
+def test_a_seal_that_was_edited_is_noticed_where_no_manifest_is_left(tmp_path: Path) -> None:
+    counter = Counter()
+    once(tmp_path, counter)
+    seal = tmp_path / "data/tune/phase.json"
+    seal.write_bytes(seal.read_bytes().replace(b'"sample"', b'"simple"'))
+    (tmp_path / "MANIFEST.json").unlink()
+    once(tmp_path, counter)
+    assert counter.calls == 2
+    assert warnings(tmp_path) == ["phase sample: data/tune/phase.json is damaged; the phase is done again"]
+
+
+def test_a_file_that_the_phase_did_not_make_is_noticed(tmp_path: Path) -> None:
+    counter = Counter()
+    once(tmp_path, counter)
+    store.write_text(tmp_path / "data/tune" / "inner" / "zzz.txt", "of nobody")
+    once(tmp_path, counter)
+    assert counter.calls == 2
+    assert warnings(tmp_path) == ["phase sample: data/tune/inner/zzz.txt is damaged; the phase is done again"]
+    assert not (tmp_path / "data/tune/inner/zzz.txt").exists()
+
+
+def test_a_folder_that_was_sealed_but_not_renamed_is_taken_as_it_is(tmp_path: Path) -> None:
+    counter = Counter()
+    once(tmp_path, counter)
+    folder, manifest = tmp_path / "data/tune", tmp_path / "MANIFEST.json"
+    key = json.loads((folder / "phase.json").read_bytes())["key"]
+    folder.rename(folder.with_name(f"tune{store.PARTIAL}{key[:8]}"))  # as a kill before the rename leaves it
+    for name in (manifest, tmp_path / "state.json", tmp_path / "state.json.previous"):
+        name.unlink()
+    assert once(tmp_path, counter) == "forty-two"
+    assert counter.calls == 1
+    assert store.verify(tmp_path) == []
+
+
+@pytest.mark.parametrize("change", [{"choices": {"threads": 64}}, {"schema": 99}])
+def test_a_state_that_was_edited_or_is_of_another_schema_is_not_believed(tmp_path: Path, change: dict) -> None:
+    open_run(tmp_path, CONFIG).choice("threads", lambda: 2)
+    path = tmp_path / "state.json"
+    state = json.loads(path.read_bytes())
+    if "schema" in change:  # whole and unaltered, but written by a version with another layout
+        body = {name: value for name, value in state.items() if name != "sha256"} | change
+        change = {**change, "sha256": store.canonical_digest({k: v for k, v in body.items()})}
+    path.write_text(json.dumps({**state, **change}))
+    (tmp_path / "state.json.previous").unlink(missing_ok=True)
+    journal = open_run(tmp_path, CONFIG)
+    assert journal.choice("threads", lambda: 99) == 2  # as the events tell it
+    assert any("state.json was damaged" in text for text in warnings(tmp_path))
+
+
+def test_the_manifest_keeps_no_file_of_a_phase_that_was_replaced(tmp_path: Path) -> None:
+    def other(folder: Path) -> str:
+        store.write_text(folder / "new.txt", "x")
+        return "x"
+
+    once(tmp_path, Counter(), seed=1)
+    open_run(tmp_path, CONFIG).phase("sample", {"seed": 2}, other, other, target="data/tune")
+    listed = sorted(name for name in store.read_manifest(tmp_path) if name.startswith("data/"))
+    assert listed == ["data/tune/new.txt", "data/tune/phase.json"]
+    assert store.verify(tmp_path) == []
+
+
+def test_a_kill_after_the_rename_and_before_the_manifest_costs_no_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = Counter()
+    once(tmp_path, counter, seed=1)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Journal, "_enter", killed)
+        once(tmp_path, counter, seed=2)
+    assert once(tmp_path, counter, seed=2) == "forty-two"
+    assert counter.calls == 2 and warnings(tmp_path) == []
     assert store.verify(tmp_path) == []
 
 

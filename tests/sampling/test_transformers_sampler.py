@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from transformers import Lfm2Config, Lfm2ForCausalLM, RwkvConfig, RwkvForCausalLM
 
 from dualign.backends.protocol import Policy
 from dualign.errors import DataError, UsageError
 from dualign.records import Prompt
-from dualign.sampling.decoding import draw, truncated, uniforms
+from dualign.sampling.decoding import RoomyLayer, draw, truncated, uniforms
 from dualign.sampling.protocol import Sampling
 from dualign.sampling.transformers_engine import TransformersSampler
 from sampling_parts import EOS, PROMPTS, WORDS, tiny_language_model
@@ -146,3 +147,45 @@ def test_prompt_padding_does_not_move_a_draw():
     alone = generate(model, [short], 3)[0]
     assert [r.tokens for r in together] == [r.tokens for r in alone]
     assert [r.log_prob for r in together] == pytest.approx([r.log_prob for r in alone], abs=1e-9)
+
+
+def recurrent(kind):
+    """Return a model of layers that keep a state: one that transformers' caches hold, and one that ignores them."""
+    ids = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": EOS}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "rwkv":
+            model = RwkvForCausalLM(RwkvConfig(hidden_size=16, attention_hidden_size=16, num_hidden_layers=2, **ids))
+            for value in model.parameters():
+                torch.nn.init.normal_(value, std=0.4)
+        else:
+            size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+            config = Lfm2Config(
+                num_key_value_heads=1, **size, layer_types=["conv", "full_attention"], initializer_range=0.5, **ids
+            )
+            model = Lfm2ForCausalLM(config)
+    return tiny_language_model(model=model.eval())
+
+
+def test_a_model_with_a_state_is_decoded_as_it_reads():
+    model = recurrent("lfm2")
+    prompts = list(PROMPTS[:4])
+    answers = generate(model, prompts, 3, length=10, batch_size=5)
+    assert len({len(response.tokens) for row in answers for response in row}) > 2  # rows leave the batch
+    for prompt, row in zip(prompts, answers, strict=True):
+        for response in row:
+            assert response.log_prob == pytest.approx(plain_log_prob(model, prompt, response), abs=1e-4)
+
+
+def test_a_model_that_heeds_no_cache_is_refused():
+    with pytest.raises(UsageError, match=r"RwkvForCausalLM cannot be sampled from here: .* differ by .* nats"):
+        generate(recurrent("rwkv"), PROMPTS[:1], 1)
+
+
+def test_rows_of_a_cache_that_change_places_stay_changed():
+    layer, rows = RoomyLayer(), torch.arange(2.0).view(2, 1, 1, 1)
+    for _ in range(3):
+        layer.update(rows, rows)
+    layer.reorder_cache(torch.tensor([1, 0]))
+    keys, _ = layer.update(rows, rows)
+    assert keys[:, 0, :, 0].tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]

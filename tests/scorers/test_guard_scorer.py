@@ -91,6 +91,13 @@ def test_exchanging_the_answers_gives_the_rest_to_one(folders):
     assert yes + no == pytest.approx(np.ones(len(yes)), abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_text_gets_the_same_score_alone_and_among_others(folders, dtype):
+    scorer = guard(folders, format="yes-no", dtype=dtype)
+    alone = [scorer([prompt], [response])[0] for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
+    assert np.abs(scorer(PROMPTS, RESPONSES) - alone).max() < 1e-6
+
+
 @pytest.mark.parametrize("keys", [{"format": "llama-guard"}, {"format": "yes-no"}])
 def test_batch_size_padding_side_and_order_change_no_score(folders, keys):
     one = guard(folders, batch_size=1, **keys)(PROMPTS, RESPONSES)
@@ -110,7 +117,7 @@ def test_a_conversation_is_judged_whole(folders):
     assert conversation_text(HISTORY, "and you") == "user: hello\nassistant: Hello!\nuser: and you"
     assert conversation_text((), "and you") == "and you"
     broken = Prompt("x", history=HISTORY[:1])
-    with pytest.raises(DataError, match=f"prompt {broken.id}: turn 2"):
+    with pytest.raises(DataError, match="prompt 'x': turn 2"):
         guard(folders, format="llama-guard")([broken], ["the"])
 
 

@@ -4,6 +4,7 @@ import json
 import os
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,17 @@ from dualign.data.prompts import load_demonstrations
 from dualign.errors import DataError, MissingError
 from dualign.maths.auc import clustered_auc
 from dualign.maths.calibration import wilson
-from dualign.records import Prompt
-from dualign.scorers.lexical import load_lexical
+from dualign.pipeline.measurement import Scored
+from dualign.pipeline.run import unread
+from dualign.records import Prompt, Response
+from dualign.scorers.checked import checked
+from dualign.scorers.composite import WeightedSum, compliance_harm
+from dualign.scorers.lexical import LexicalScorer, load_lexical
 from dualign.scorers.lexical_training import LabelledText, fit_lexical, refusal_rows
+from dualign.scorers.log_odds import LogOdds
+from dualign.scorers.protocol import words_read
 from dualign.scorers.quality import quality
+from dualign.scorers.refusal import RefusalScorer
 from dualign.scorers.table import make_scorer
 from dualign.scorers.training import trained
 
@@ -50,6 +58,37 @@ def test_separable_rows_are_separated_and_words_past_the_cut_do_not_count():
     assert figures.accuracy == 1 and figures.auc == 1 and figures.auc_low < 1
     one, two = classifier.logits(["I will not talk of cakes or", "I will not talk of cakes and many more words"])
     assert one == two
+
+
+class Inner:
+    """A scorer of a classifier's words, for what scorers are made of."""
+
+    id, revision, direction = "inner", "1", "cost"
+
+    def __init__(self, words):
+        self.words_read = words
+
+    def __call__(self, prompts, responses):
+        return np.full(len(responses), 0.5)
+
+
+def test_every_scorer_says_how_many_words_it_reads():
+    classifier, _ = fit_lexical(rows(), max_words=6)
+    lexical, refusal = LexicalScorer(classifier, "cost"), RefusalScorer(classifier, "cost")
+    assert [words_read(checked(one)) for one in (lexical, refusal, RefusalScorer(None, "cost"))] == [6, 6, None]
+    assert words_read(compliance_harm(refusal, where={})) == 6
+    both = WeightedSum("sum", ((1.0, Inner(9)), (2.0, lexical), (1.0, Inner(None))), "cost")
+    assert words_read(checked(both)) == 6 and words_read(LogOdds(both, 4, 0, "cost")) == 6
+
+
+def test_answers_that_a_scorer_does_not_read_whole_are_counted():
+    made = Scored((Prompt("x"),), ((Response("one two three"), Response("one")),), *[np.zeros((1, 2))] * 3)
+    job = SimpleNamespace(reward=Inner(None), names=["harm"], costs=[Inner(2)])
+    assert unread(job, made) == [
+        "harm (inner) reads the first 2 words of an answer: 1 of 2 answers that are trained on have more"
+    ]
+    job.costs = [Inner(3)]
+    assert unread(job, made) == []
 
 
 def test_labels_without_meaning_score_at_chance():

@@ -94,6 +94,15 @@ def test_batch_size_and_order_change_no_score(folders, name):
     assert np.abs(turned[::-1] - one).max() < 1e-5
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_text_gets_the_same_score_alone_and_among_others(folders, name, dtype):
+    scorer = make_scorer({**SPECS[name], "dtype": dtype}, direction="cost", folder=folders)
+    alone = [scorer([prompt], [response])[0] for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
+    assert np.abs(scorer(PROMPTS, RESPONSES) - alone).max() < 1e-6
+    assert np.abs(scorer([*PROMPTS, *PROMPTS[:5]], [*RESPONSES, *RESPONSES[5:10]])[:12] - alone).max() < 1e-6
+
+
 def test_padding_side_and_a_pad_that_is_the_end_token_change_no_score(folders):
     left, right = (scores(folders, {"kind": "sequence-classifier", "model": name}) for name in ("llama", "llama-right"))
     assert np.abs(left - right).max() < 1e-5

@@ -122,6 +122,13 @@ def test_a_batch_is_one_by_one(folders):
         assert np.abs(scorer(folders, "later", batch_size=size)(PROMPTS, RESPONSES) - one).max() < 1e-5
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_text_gets_the_same_score_alone_and_among_others(folders, dtype):
+    made = scorer(folders, "later", dtype=dtype)
+    alone = [made([prompt], [response])[0] for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
+    assert np.abs(made(PROMPTS, RESPONSES) - alone).max() < 1e-6
+
+
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
 FAMILIES = {
     "llama": lambda: random_backbone(),
@@ -194,13 +201,15 @@ def test_role_comes_from_the_caller_and_a_cost_keeps_its_zero(folders):
         assert cost == pytest.approx(reward, abs=1e-6)
 
 
-@pytest.mark.parametrize(("stated", "mean", "variance"), [({}, -0.0757, 3.1875), ({"mean": None, "var": None}, 0, 1)])
-def test_missing_buffers_come_from_the_config_else_are_zero_and_one(folders, tmp_path, stated, mean, variance):
+def test_a_normaliser_without_tensors_comes_from_the_config_or_is_refused(folders, tmp_path):
     bare = {name: tensor for name, tensor in later_tensors().items() if "normalizer" not in name}
-    write(tmp_path, bare, LATER | {"do_normalize": True} | stated)
+    write(tmp_path, bare, LATER | {"do_normalize": True})
     found = scorer(tmp_path, ".", "reward")(PROMPTS, RESPONSES)
     raw = scorer(folders, "later")(PROMPTS, RESPONSES)
-    assert found == pytest.approx((raw - mean) / np.sqrt(variance), abs=1e-5)
+    assert found == pytest.approx((raw + 0.0757) / np.sqrt(3.1875), abs=1e-5)
+    write(tmp_path, bare, LATER | {"do_normalize": True, "mean": None})
+    with pytest.raises(MissingError, match=r"1 tensor missing: normalizer\.mean"):
+        scorer(tmp_path, ".", "reward")
 
 
 def test_the_end_token_is_appended_by_default_and_decides_the_score(folders):
@@ -280,24 +289,42 @@ def without(name):
     return {key: tensor for key, tensor in later_tensors().items() if key != name}
 
 
+BARE = {name: tensor for name, tensor in later_tensors().items() if "normalizer" not in name}
+
+
 @pytest.mark.parametrize(
     ("tensors", "facts", "says"),
     [
-        (without("model.norm.weight"), {}, "'model.norm.weight' is missing"),
-        (without("score_head.weight"), {}, "'score_head.weight' is missing"),
-        (later_tensors() | {"model.extra": torch.zeros(1)}, {}, "'model.extra' is not a part of this architecture"),
-        (later_tensors() | {"lm.head": torch.zeros(1)}, {}, "'lm.head' is not a part"),
-        (later_tensors(), {"intermediate_size": 32}, "down_proj.weight', .* and 3 more has another shape"),
-        (later_tensors(), {"num_hidden_layers": 3}, "and 6 more is missing"),
-        (later_tensors(), {"score_dim": 2}, r"'score_head.weight' has shape \[1, 16\], expected \[2, 16\]"),
         (later_tensors(), {"model_type": "no-such-model"}, "config.json cannot be used"),
         (later_tensors(), {"eos_token_id": 7}, "ends with token 2, its config says 7"),
-        (without("normalizer.mean"), {"do_normalize": True, "mean": 3}, "'mean' in config.json is 3"),
+        (BARE, {"do_normalize": True, "mean": 3}, "'mean' in config.json is 3"),
     ],
 )
 def test_what_does_not_fit_is_one_line_before_any_score(tmp_path, tensors, facts, says):
     write(tmp_path, tensors, LATER | facts)
     with pytest.raises(DataError, match=says) as caught:
+        scorer(tmp_path, ".")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "facts", "says"),
+    [
+        (without("model.norm.weight"), {}, "1 tensor missing: model.norm.weight"),
+        (without("score_head.weight"), {}, "1 tensor missing: score_head.weight"),
+        (without("score_head.bias"), {}, "1 tensor missing: score_head.bias"),
+        (without("normalizer.var"), {}, "1 tensor missing: normalizer.var"),
+        (without("normalizer.mean"), {"do_normalize": True}, "1 tensor missing: normalizer.mean"),
+        (later_tensors() | {"model.extra": torch.zeros(1)}, {}, "1 tensor not part of this model: model.extra"),
+        (later_tensors() | {"lm.head": torch.zeros(1)}, {}, "1 tensor not part of this model: lm.head"),
+        (later_tensors(), {"intermediate_size": 32}, r"6 tensors of another shape: .*down_proj.weight \[16, 24\]"),
+        (later_tensors(), {"num_hidden_layers": 3}, "9 tensors missing: .* and 6 more"),
+        (later_tensors(), {"score_dim": 2}, r"4 tensors of another shape: normalizer.mean \[1\] \(needs \[2\]\)"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named_before_any_score(tmp_path, tensors, facts, says):
+    write(tmp_path, tensors, LATER | facts)
+    with pytest.raises(MissingError, match=says) as caught:
         scorer(tmp_path, ".")
     assert "\n" not in str(caught.value)
 

@@ -114,3 +114,9 @@ def test_random_worlds_are_valid_problems() -> None:
     for seed in range(20):
         problem = parse_world(json.dumps(raw_world(seed, constraints=2)), where="w").problem()
         np.testing.assert_allclose(np.exp(problem.log_reference).sum(axis=1), 1, atol=1e-12)
+
+
+@pytest.mark.parametrize("old", ['"a"', '"x"', '"harm"'])
+def test_half_of_a_character_is_refused(old: str) -> None:
+    with pytest.raises(DataError, match="half of a character"):
+        parse_world(json.dumps(TWO).replace(old, '"\\ud800"'), where="w")

@@ -22,6 +22,17 @@ class Informs(Protocol):
         """
 
 
+@runtime_checkable
+class Contrasts(Protocol):
+    """A backend whose log-probabilities are rounded, and that can set two policies side by side."""
+
+    def log_ratios(self, policy: Policy, reference: Policy, groups: Sequence[Group]) -> list[FloatArray]:
+        """Return for each group ``[response]``: log pi(y|x) - log pi_ref(y|x), EOS included, in nats.
+
+        Both are read in the very same batches, so that policies of equal weights have a ratio of exactly 0.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnPolicyObjective:
     """What an on-policy step raises: ``scale * E[reward - multipliers . costs] - kl * KL(policy || reference)``."""

@@ -63,6 +63,7 @@ class TransformerBackend:
         self.notes: list[str] = []
         """Sentences for the user: a layout that fell back, a checkpoint that was ignored."""
         self._layout: str | None = None
+        self._tried = 0
 
     def fit(
         self,
@@ -111,6 +112,22 @@ class TransformerBackend:
             NumericalError: one is not finite.
         """
         return self._log_probs(policy, build_store(self.language_model, groups))
+
+    def log_ratios(self, policy: Policy, reference: Policy, groups: Sequence[Group]) -> list[FloatArray]:
+        """Return for each group ``[response]``: log pi(y|x) - log pi_ref(y|x), EOS included, in nats.
+
+        Both are read in the very same batches and none is taken from the cache: in bfloat16 a log-probability
+        depends on what else is in its batch, by up to some tenths of a nat.
+
+        Raises:
+            NumericalError: a log-probability is not finite.
+        """
+        store = build_store(self.language_model, groups)
+        layout = self.layout(store)
+        own, known = (
+            unique_log_probs(self.language_model, who, store.groups, layout=layout) for who in (policy, reference)
+        )
+        return [(one - other)[group.index] for one, other, group in zip(own, known, store.groups, strict=True)]
 
     def mutual_information(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
         """Return for each group ``[response]``: (log pi(y|x) - log pi(y)) / |y|, in nats a token, EOS included.
@@ -172,11 +189,15 @@ class TransformerBackend:
         return response_states(self.language_model, groups, tokens_a_batch=TOKENS_A_BATCH)
 
     def layout(self, store: PairStore) -> str:
-        """Return the layout in use; it is tried on the longest group once."""
+        """Return the layout in use; ``shared`` is tried again where a row is longer than those it was tried on.
+
+        Below the width of its window, a model with sliding attention is like any other.
+        """
         from dualign.engine.pair_scorer import PairScorer, choose_layout
 
-        if self._layout is None:
-            longest = max(store.groups, key=lambda group: group.length)
+        longest = max(store.groups, key=longest_row)
+        if self._layout is None or (self._layout == "shared" and longest_row(longest) > self._tried):
+            self._tried = longest_row(longest)
             probe = [(longest.prompt, longest.responses)]
             with activated(self.language_model, Policy("reference")):
                 scorer = PairScorer(self.language_model)
@@ -207,6 +228,11 @@ class TransformerBackend:
             return unique_log_probs(model, policy, groups, layout=layout)
 
         return cached_log_probs(path, store, compute)
+
+
+def longest_row(group: StoredGroup) -> int:
+    """Return the tokens of the prompt and its longest response."""
+    return len(group.prompt) + max(map(len, group.responses))
 
 
 def unique_log_probs(

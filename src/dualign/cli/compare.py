@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dualign.cli.progress import Progress
-from dualign.errors import UsageError
+from dualign.errors import UsageError, inert_lines
 
 DEFAULT_METHODS = "c-dpo,dpo,pd-dpo,sacpo,modpo,mocan,safedpo,kldpo,wdpo,b-dpo"
 
@@ -43,6 +43,9 @@ def compare(
     if not names or len(set(names)) < len(names) or len(set(numbers)) < len(numbers):
         raise UsageError("--methods, --seeds: at least one of each is needed, and none twice")
     report = compare_config(config, names, numbers, out, override or [], Progress(quiet=quiet).tell)
-    print(json.dumps(report, allow_nan=False) if json_output else markdown(report), end="\n" if json_output else "")
+    print(
+        json.dumps(report, allow_nan=False) if json_output else inert_lines(markdown(report)),
+        end="\n" if json_output else "",
+    )
     if report["failed"]:
         raise typer.Exit(report["exit_code"])

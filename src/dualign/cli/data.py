@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dualign.errors import DataError, MissingError, UsageError
+from dualign.cli.columns import Columns, mapping
+from dualign.errors import DataError, MissingError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,10 +35,15 @@ def check(
         str | None, typer.Option("--tokenizer", help="Folder or id of a tokenizer; without: words x 1.3.")
     ] = None,
     max_length: Annotated[int, typer.Option("--max-length", help="Tokens of prompt and answer together.")] = 512,
-    format: Annotated[str | None, typer.Option("--format", help="Name of the format, if it is not recognised.")] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option("--columns", help="NAME=COLUMN,...: what your columns are called.")
+    max_prompt: Annotated[int | None, typer.Option("--max-prompt", min=1, help="Tokens of the prompt.")] = None,
+    max_answer: Annotated[
+        int | None, typer.Option("--max-answer", min=1, help="Tokens of an answer, with the one that ends it.")
     ] = None,
+    long_answers: Annotated[
+        Literal["drop", "cut"], typer.Option("--long-answers", help="What to do beyond --max-answer.")
+    ] = "cut",
+    format: Annotated[str | None, typer.Option("--format", help="Name of the format, if it is not recognised.")] = None,
+    columns: Columns = None,
     max_drop: Annotated[float, typer.Option("--max-drop", help="Largest share of rows that may be dropped.")] = 0.1,
     contradictory: Annotated[
         Literal["drop", "fix", "error"],
@@ -57,18 +64,20 @@ def check(
     """
     from dualign.data.checks.check import check as check_files
     from dualign.data.checks.clean import clean_paths, write_clean
+    from dualign.data.checks.context import Limits
     from dualign.data.checks.measure import WORDS
 
     if clean is not None:
         clean_paths(files, clean)  # a name that cannot be used is said before the files are read
+    measure = WORDS if tokenizer is None else _measure(tokenizer)
     report = check_files(
         files,
-        max_length=max_length,
-        measure=WORDS if tokenizer is None else _measure(tokenizer),
+        max_length=Limits(max_length, max_prompt, max_answer, max_answer is not None and long_answers == "drop"),
+        measure=measure if max_answer is None else replace(measure, closing=1),
         max_drop=max_drop,
         contradictory=contradictory,
         format=format,
-        columns=_mapping(columns or []),
+        columns=mapping(columns),
     )
     written = write_clean(report, clean) if clean is not None and report.accepted else []
     if as_json:
@@ -77,19 +86,6 @@ def check(
         _show(report, written, refused=clean if clean and not written else None, quiet=quiet)
     if not report.accepted:
         raise typer.Exit(DataError.exit_code)
-
-
-def _mapping(given: Sequence[str]) -> dict[str, str]:
-    """Return column of the file by the name it is read as."""
-    columns: dict[str, str] = {}
-    for pair in (pair for text in given for pair in text.split(",")):
-        name, equals, column = (part.strip() for part in pair.partition("="))
-        if not (name and equals and column):
-            raise UsageError(f"--columns {pair!r}: NAME=COLUMN is needed, such as chosen=good_answer")
-        if name in columns:
-            raise UsageError(f"--columns: {name!r} is given twice; give it once")
-        columns[name] = column
-    return columns
 
 
 def _measure(name: str) -> "Measure":
@@ -107,32 +103,34 @@ def _measure(name: str) -> "Measure":
 
 def _show(report: "CheckReport", written: Sequence[Path], *, refused: Path | None, quiet: bool) -> None:
     from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
+    from dualign.cli.progress import shown
     from dualign.data.checks.words import summary, verdict
 
     console = Console(highlight=False)
     if not quiet:
         for checked in report.files:
             read = checked.reading
-            console.print(f"{escape(read.path)}: {read.format or 'not recognised'}, {read.total:,} rows")
+            console.print(shown(f"{read.path}: {read.format or 'not recognised'}, {read.total:,} rows"))
         if report.rules:
             console.print(_rules(report))
         for name, words in summary(report.statistics) if report.statistics["prompts"] else ():
-            console.print(f"[dim]{name:14}[/]{escape(words)}", soft_wrap=True)
+            console.print(Text.assemble((f"{name:14}", "dim"), shown(words)), soft_wrap=True)
     colour = "green" if report.accepted else "red"
-    console.print(f"[bold {colour}]{verdict(report)}[/]")
+    console.print(shown(verdict(report), f"bold {colour}"))
     for path in written:
-        console.print(f"written: {escape(str(path))}")
+        console.print(shown(f"written: {path}"))
     if refused is not None:
-        console.print(f"nothing is written to {escape(str(refused))}: the data are refused as they stand")
+        console.print(shown(f"nothing is written to {refused}: the data are refused as they stand"))
 
 
 def _rules(report: "CheckReport") -> "Table":
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
+    from dualign.cli.progress import shown
     from dualign.data.checks.rules import RULES
 
     table = Table("", "rows", "rule, first lines, what was found and what to do", box=box.SIMPLE, pad_edge=False)
@@ -140,6 +138,7 @@ def _rules(report: "CheckReport") -> "Table":
     for one in report.rules:
         lines = ", ".join(map(str, one.rows[:3])) + (", ..." if len(one.rows) > 3 else "")
         where = f" (line{'s' if len(one.rows) > 1 else ''} {lines})" if lines else ""
-        said = f"[bold]{one.rule}[/]{where}: {escape(one.what)}.\n[dim]{escape(RULES[one.rule].fix)}[/]"
-        table.add_row(f"[{COLOURS[one.severity]}]{one.severity}[/]", f"{one.count:,}", said)
+        fix = shown(RULES[one.rule].fix, "dim")
+        said = Text.assemble((one.rule, "bold"), shown(f"{where}: {one.what}."), "\n", fix)
+        table.add_row(Text(one.severity, COLOURS[one.severity]), f"{one.count:,}", said)
     return table

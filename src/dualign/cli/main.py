@@ -3,12 +3,13 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 import typer
 
-from dualign.errors import DualignError, UsageError
+from dualign.errors import DualignError, UsageError, inert
 
 ClickError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises on a mistyped command line: click's own class, or that of the copy inside newer typers."""
@@ -66,20 +67,32 @@ def _terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
     raise SystemExit(128 + signum)
 
 
+def _check_typed(arguments: Sequence[str]) -> None:
+    """Refuse what was typed and is no text: bytes that are not UTF-8 and name no file reach neither claim nor hash.
+
+    Raises:
+        UsageError: an argument is none.
+    """
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument) and not os.path.lexists(argument):
+            raise UsageError(f"{argument[:60]}: is not UTF-8; type it in UTF-8")
+
+
 def main() -> None:
     """Run the command line and exit with the code of ``dualign.errors``."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _check_typed(sys.argv[1:])
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except DualignError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {inert(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except typer.Exit as leave:
         sys.exit(leave.exit_code)
     except ClickError as error:
-        message = " ".join(error.format_message().split())
+        message = inert(" ".join(error.format_message().split()))
         if message:
             print(f"error: {message[0].lower()}{message[1:]}", file=sys.stderr)
         sys.exit(UsageError.exit_code)

@@ -72,8 +72,10 @@ def _print_equivalents(text: str, *, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from dualign.cli.progress import shown
+
     meant = f"multiplier {found['multiplier']:.6g} and beta {found['beta']:.6g} in C-DPO's terms"
-    table = Table("system", "parameters", "note", title=f"{text}: {meant}")
+    table = Table("system", "parameters", "note", title=shown(f"{text}: {meant}"))
     for row in SYSTEMS:
         parameters = found["systems"][row.names[0]]
         values = (f"{key} {'none' if value is None else f'{value:.6g}'}" for key, value in parameters.items())

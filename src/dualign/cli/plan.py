@@ -3,13 +3,15 @@
 import difflib
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dualign.errors import NONE_CERTIFIED, UsageError
+from dualign.cli.columns import Columns, mapping
+from dualign.errors import NONE_CERTIFIED, UsageError, inert
 
 
 def plan(
@@ -18,6 +20,7 @@ def plan(
     limit: Annotated[
         list[str] | None, typer.Option("--limit", help="[NAME=]D: largest mean cost allowed; repeat for several.")
     ] = None,
+    columns: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the multipliers alone.")] = False,
 ) -> None:
@@ -34,12 +37,14 @@ def plan(
     from dualign.data.score_file import read_scores
     from dualign.planning import plan_figures
 
-    content = read_scores(scores)
+    content = read_scores(scores, columns=mapping(columns))
+    for note in () if quiet else content.notes:
+        print(f"note: {note}", file=sys.stderr)
     figures = plan_figures(content, _limits(limit, list(content.costs)), beta)
     if as_json:
         print(json.dumps(figures, allow_nan=False))
     elif quiet:
-        print(" ".join(f"{name}={_figure(value)}" for name, value in figures["multipliers"].items()))
+        print(inert(" ".join(f"{name}={_figure(value)}" for name, value in figures["multipliers"].items())))
     else:
         _show(figures)
     if not figures["feasible"]:
@@ -67,11 +72,10 @@ def _limits(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
 
 
 def _number(text: str, value: str) -> float:
-    try:
-        number = math.nan if "_" in value else float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+    from dualign.data.rows import LARGEST, decimal
+
+    number = decimal(value)
+    if not abs(number) <= LARGEST:
         raise UsageError(f"--limit {text}: expected a finite number; given {value!r}")
     return number
 
@@ -83,8 +87,10 @@ def _figure(value: float | None) -> str:
 def _show(figures: Mapping[str, Any]) -> None:
     from rich import box
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
+
+    from dualign.cli.progress import shown
 
     console = Console(highlight=False)
     verdict = "[green]The limits can be reached.[/]" if figures["feasible"] else "[red]The limits cannot be reached.[/]"
@@ -96,17 +102,17 @@ def _show(figures: Mapping[str, Any]) -> None:
     for name, bound in figures["limits"].items():
         sources = (figures["reference"]["costs"], figures["predicted"]["costs"], figures["attainable"])
         values = [bound, *(source[name] for source in sources), figures["multipliers"][name]]
-        table.add_row(escape(name), *map(_figure, [*values, figures["multiplier_error"][name]]))
+        table.add_row(shown(name), *map(_figure, [*values, figures["multiplier_error"][name]]))
     console.print(table)
     reward, kl = figures["predicted"]["reward"], figures["predicted"]["kl"]
     console.print(f"Predicted reward {reward:.4g} (reference {figures['reference']['reward']:.4g}), KL {kl:.4g} nats.")
     for warning in figures["warnings"]:
-        console.print(f"[yellow]warning:[/] {escape(warning)}")
+        console.print(Text.assemble(("warning:", "yellow"), " ", shown(warning)))
     ways = Table(box=box.SIMPLE, pad_edge=False, title="Frontier", title_justify="left")
-    for heading in (*(f"multiplier {escape(name)}" for name in figures["limits"]), "reward"):
-        ways.add_column(heading, justify="right")
-    for heading in (*(f"cost {escape(name)}" for name in figures["limits"]), "KL"):
-        ways.add_column(heading, justify="right")
+    titles = [*(f"multiplier {name}" for name in figures["limits"]), "reward"]
+    titles += [*(f"cost {name}" for name in figures["limits"]), "KL"]
+    for title in titles:
+        ways.add_column(shown(title), justify="right")
     for row in figures["frontier"]:
         cells = [*row["multipliers"].values(), row["reward"], *row["costs"].values(), row["kl"]]
         ways.add_row(*map(_figure, cells))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dualign.errors import inert
+
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory of `train` or `demo`.")],
@@ -25,4 +27,4 @@ def report(
 
         typer.echo(json.dumps({"run": str(run), "verdict": verdict_word(read_run(run)), "report": str(path)}))
     else:
-        typer.echo(str(path) if quiet else summary_text(run))
+        typer.echo(inert(path) if quiet else summary_text(run))

@@ -1,29 +1,50 @@
 """``dualign sample``: a model and a file of prompts -> a file of responses."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dualign.errors import UsageError
+from dualign.cli.columns import Columns, mapping
+from dualign.errors import UsageError, inert
 from dualign.records import Prompt, Response
+
+if TYPE_CHECKING:
+    from dualign.data.prompts import PromptFile
+    from dualign.engine.language_model import LanguageModel
+
+FINISHED = 0.5
+"""Share of responses that end by themselves below which a user is warned."""
 
 
 def sample(
     policy: Annotated[str, typer.Argument(help="Model folder, org/name, .gguf file or package:NAME.")],
-    prompts: Annotated[Path, typer.Argument(help="JSONL, CSV, Parquet or text (one prompt a line).")],
+    prompts: Annotated[
+        Path, typer.Argument(help="JSONL, CSV, Parquet or text (one prompt a line); texts or messages.")
+    ],
     out: Annotated[Path, typer.Option(help="Where to write the responses, as .jsonl.")],
-    adapter: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter, or of full weights.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter, or of full weights.")] = None,
     n: Annotated[int, typer.Option("--responses", "-n", min=1, help="Responses a prompt.")] = 1,
     temperature: Annotated[float, typer.Option(help="The policy is softmax(logits / temperature).")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response in tokens.")] = 128,
+    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt; default: what fits.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 32,
     template: Annotated[str | None, typer.Option(help="chat, plain or beaver; default: the model's.")] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System prompt; '' for none at all.")] = None,
+    template_argument: Annotated[
+        list[str] | None, typer.Option(help="K=V of the chat template, such as enable_thinking=false; repeatable.")
+    ] = None,
+    template_date: Annotated[
+        str | None, typer.Option(help="Day that a chat template reads from the clock, 2026-01-31; default: today.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same draws.")] = 0,
+    columns: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
@@ -31,59 +52,159 @@ def sample(
 
     Example: dualign sample ./model prompts.jsonl --adapter run/rounds/02/fit/policy -n 4 --out answers.jsonl
     """
-    from dualign.data.prompts import load_prompts
+    from dualign.data.prompts import read_prompts
     from dualign.runs.store import write_text
 
     if out.suffix != ".jsonl":
         raise UsageError(f"--out {out}: responses are written as JSON lines; name a file that ends in .jsonl")
     if out.exists() and prompts.exists() and out.samefile(prompts):
         raise UsageError(f"--out {out}: is the file of the prompts; name another")
-    asked = load_prompts(prompts)
+    arguments = template_arguments(template_argument or [], template_date)
+    found = read_prompts(prompts, rename=mapping(columns))
+    asked = found.every
 
     from dualign.backends.protocol import Policy
+    from dualign.engine.adapters import ADAPTER_CONFIG, weights_file
+    from dualign.engine.language_model import Wording
+    from dualign.engine.limits import positions, prompt_room
     from dualign.engine.loading import load_language_model
-    from dualign.engine.templates import with_template
     from dualign.sampling.protocol import Sampling
     from dualign.sampling.transformers_engine import TransformersSampler
 
+    # an adapter of others is merged into the model; a policy of a run comes and goes on it
+    merged = adapter if adapter is not None and (adapter / ADAPTER_CONFIG).is_file() else None
+    drawn_from = Policy("sampled", None if merged is not None else adapter)
+    weights_file(drawn_from)
     language_model = load_language_model(
         policy,
         temperature=temperature,
         max_response_tokens=max_new_tokens,
-        system_prompt=system_prompt,
+        wording=Wording(template, system_prompt, arguments, template_date),
         dtype=dtype,
+        adapter=merged,
     )
-    if template is not None:
-        language_model = with_template(language_model, template, system_prompt=system_prompt)
+    room = prompt_room(
+        max_prompt_tokens,
+        max_new_tokens,
+        positions(language_model.model.config),
+        names=("--max-prompt-tokens", "--max-new-tokens"),
+    )
+    language_model = replace(language_model, max_prompt_tokens=room)
+    day = language_model.wording.date
+    if not quiet:
+        for note in language_model.notes:
+            typer.echo(f"warning: {inert(note)}", err=True)
+        tell_of_template(language_model)
+        if template_date is not None and day is None:
+            typer.echo("note: --template-date: the template reads no clock; the day changes nothing", err=True)
     settings = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size)
     drawn = TransformersSampler(language_model).generate(
-        Policy("sampled", adapter), asked, n, sampling=settings, seed=seed, stage="sample"
+        drawn_from, keyed_apart(asked), n, sampling=settings, seed=seed, stage="sample"
     )
-    write_text(out, lines(asked, drawn))
-    figures = summary(drawn, out)
+    write_text(out, lines(asked, drawn, day))
+    figures: dict[str, Any] = summary(drawn, out)
+    figures |= {"notes": list(language_model.notes)} if language_model.notes else {}
+    figures |= {"repeated_prompts": found.duplicates} | ({} if day is None else {"template_date": day})
+    if found.duplicates and not quiet:
+        typer.echo(f"note: {repeated(found)}", err=True)
     if as_json:
         print(json.dumps(figures, allow_nan=False))
-    elif not quiet:
+    if not quiet:
+        tell_of_answers(figures, max_new_tokens, drawn_to=None if as_json else out)
+
+
+def tell_of_answers(figures: Mapping[str, Any], max_new_tokens: int, *, drawn_to: Path | None) -> None:
+    """Print what was drawn into a file, if one is named, and on stderr that most of it did not end by itself."""
+    if drawn_to is not None:
         print(
             f"{figures['responses']} responses to {figures['prompts']} prompts, "
-            f"{figures['mean_tokens']:.1f} tokens each, {figures['share_finished']:.0%} ended by themselves -> {out}"
+            f"{figures['mean_tokens']:.1f} tokens each, "
+            f"{figures['share_finished']:.0%} ended by themselves -> {inert(drawn_to)}",
+            flush=True,
+        )
+    if figures["responses"] and figures["share_finished"] < FINISHED:
+        typer.echo(
+            f"warning: {figures['share_finished']:.0%} of the responses ended by themselves, the others were cut at "
+            f"{max_new_tokens} tokens; raise --max-new-tokens, or see where the model ends its turns",
+            err=True,
         )
 
 
-def lines(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Response]]) -> str:
-    """Return one JSON line a response: the prompt with its columns, and what was drawn."""
+def keyed_apart(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return the prompts, the ids of repeated ones marked: draws are keyed by ids, and each row has its own."""
+    seen: Counter[str] = Counter()
+    keyed = []
+    for prompt in prompts:
+        seen[prompt.id] += 1
+        times = seen[prompt.id]
+        keyed.append(prompt if times == 1 else replace(prompt, id=f"{prompt.id}-{times}"))
+    return keyed
+
+
+def repeated(found: "PromptFile") -> str:
+    """Return how many rows repeat a prompt, in words."""
+    spelt = f", {found.alike} of them in another letter case, white space or Unicode form" if found.alike else ""
+    return f"{found.duplicates} of {len(found.every)} prompts repeat another one{spelt}; each has responses of its own"
+
+
+def template_arguments(given: Sequence[str], date: str | None) -> dict[str, Any]:
+    """Return the arguments of ``K=V`` texts; values are read as in the config.
+
+    Raises:
+        UsageError: one is no ``K=V``, or names no argument of a template; ``date`` is no day.
+    """
+    from dualign.config import check_day, check_template_arguments
+    from dualign.yaml_core import parse_yaml
+
+    arguments = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise UsageError(f"--template-argument {text!r}: expected K=V, such as enable_thinking=false")
+        arguments[name] = parse_yaml(value, f"--template-argument {name}")
+    try:
+        check_template_arguments(arguments)
+    except ValueError as error:
+        raise UsageError(f"--template-argument: {error}") from None
+    try:
+        check_day(date or "2000-01-01")
+    except ValueError as error:
+        raise UsageError(f"--template-date: {error}") from None
+    return arguments
+
+
+def tell_of_template(language_model: "LanguageModel") -> None:
+    """Print on stderr what the template does that a user should know."""
+    turns, day = language_model.turns, language_model.wording.date
+    notes = list(turns.notes) if turns is not None else []
+    if day is not None:
+        notes.append(f"the chat template reads the clock: it is {day} here (--template-date)")
+    for note in notes:
+        here = re.sub(r"policy\.template_arguments: \{(\w+): false\}", r"--template-argument \1=false", note)
+        typer.echo(f"note: {here}", err=True)
+
+
+def lines(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Response]], day: str | None = None) -> str:
+    """Return one JSON line a response: the prompt with its columns, and what was drawn.
+
+    ``day`` is the one that the chat template read from the clock.
+    ``log_prob`` is the sampler's own: in bfloat16 a reading of the whole answer at once gives another last digit.
+    """
+    from dualign.data.conversations import written
+
     rows = []
     for prompt, responses in zip(prompts, drawn, strict=True):
         for number, response in enumerate(responses):
             row = {
                 **prompt.columns,
-                "prompt": prompt.text,
+                "prompt": written(prompt),
                 "prompt_id": prompt.id,
                 "sample": number,
                 "response": response.text,
                 "tokens": list(response.tokens),
                 "log_prob": response.log_prob,
                 "finished": response.finished,
+                **({} if day is None else {"template_date": day}),
             }
             rows.append(json.dumps(row, ensure_ascii=False, allow_nan=False))
     return "".join(row + "\n" for row in rows)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dualign.cli.columns import Columns, mapping
 from dualign.cli.named_scorer import Direction, named_scorer
-from dualign.errors import UsageError
+from dualign.errors import UsageError, inert
 
 GIVER = ("scorer", "revision")
 """Columns that say who gave the scores."""
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def score(
-    responses: Annotated[Path, typer.Argument(help="JSONL, CSV or Parquet with columns prompt, response.")],
+    responses: Annotated[
+        Path, typer.Argument(help="JSONL, CSV or Parquet: prompt and response, as texts or messages.")
+    ],
     scorer: Annotated[str, typer.Option(help="A kind, kind=K,key=value, a YAML or JSON file, or module:attribute.")],
     out: Annotated[Path, typer.Option(help="Where to write the rows: .jsonl, .csv or .parquet.")],
     direction: Annotated[
@@ -30,6 +33,7 @@ def score(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value of the scorer; repeat for several.")
     ] = None,
+    columns: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
@@ -47,7 +51,7 @@ def score(
     if out.exists() and responses.exists() and out.samefile(responses):
         raise UsageError(f"--out {out}: is the file of the responses; name another")
     named = named_scorer(scorer, settings or [], direction=direction, default="reward")
-    content = read_responses(responses)
+    content = read_responses(responses, rename=mapping(columns))
     name = column or named.direction
     if name in GIVER:
         raise UsageError(f"--column {name}: is where it is said who gave the score; name another")
@@ -62,10 +66,11 @@ def score(
     if as_json:
         print(json.dumps(figures, allow_nan=False))
     elif not quiet:
-        print(
+        said = (
             f"{figures['rows']} responses, {name} by {built.id} ({built.direction}): "
             f"mean {figures['mean']:.4g}, from {figures['min']:.4g} to {figures['max']:.4g} -> {out}"
         )
+        print(inert(said))
 
 
 def with_scores(content: "ResponseFile", name: str, scores: "FloatArray", scorer: "Scorer") -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import typer
 
 from dualign.cli import scorer_check
 from dualign.cli.progress import Progress
+from dualign.errors import inert_lines
 
 app = typer.Typer(
     name="scorer",
@@ -38,7 +39,7 @@ def fit(
     folder = out if out is not None else Path("scorers") / config.stem
     report = fit_scorer(loaded, config.parent, folder, Progress(quiet=quiet).tell)
     write_text(folder / "reliability.svg", reliability_diagram(plain(report["held_out"]["calibration"])))
-    print(json.dumps(plain(report), allow_nan=False) if json_output else report_text(report))
+    print(json.dumps(plain(report), allow_nan=False) if json_output else inert_lines(report_text(report)))
 
 
 app.command("check")(scorer_check.check)

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from dualign.cli.columns import Columns, mapping
 from dualign.cli.named_scorer import Direction, named_scorer
 from dualign.cli.progress import Progress
-from dualign.errors import UsageError
+from dualign.errors import UsageError, inert_lines
 
 
 def check(
@@ -29,6 +30,7 @@ def check(
     beta: Annotated[float, typer.Option(help="KL coefficient, for scores in units of their SD within a prompt.")] = 0.3,
     temperature: Annotated[float, typer.Option(help="Of the labels.")] = 1.0,
     format: Annotated[str | None, typer.Option("--format", help="Name of the format, if it is not recognised.")] = None,
+    columns: Columns = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
@@ -49,10 +51,10 @@ def check(
     tell = Progress(quiet=quiet).tell
     named = named_scorer(scorer, direction=direction, default="cost")
     other = None if second is None else named_scorer(second, direction=named.direction, default=named.direction)
-    file = read_preferences(data, format=format)
+    file = read_preferences(data, format=format, columns=mapping(columns))
     tell(describe(file))
     built = named.build()
     compared = None if other is None else other.build()
     tell(f"scoring with {built.id}" + ("" if compared is None else f" and {compared.id}"))
     report = plain(check_scorer(built, file, second=compared, beta=beta, temperature=temperature))
-    print(json.dumps(report, allow_nan=False) if json_output else check_text(report))
+    print(json.dumps(report, allow_nan=False) if json_output else inert_lines(check_text(report)))

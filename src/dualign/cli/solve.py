@@ -14,6 +14,8 @@ import typer
 from dualign.errors import NONE_CERTIFIED, UsageError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from dualign.worlds.file import World
 
 
@@ -157,9 +159,15 @@ def _start(text: str) -> float | Literal["one-shot"]:
 def _show(world: World, figures: Any, *, quiet: bool) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from dualign.cli.progress import shown
 
     console = Console(highlight=False)
-    table = Table("", *[f"multiplier {name}" for name in world.names], "reward", *world.names, "KL", "objective")
+    table = Table()
+    multipliers = [f"multiplier {name}" for name in world.names]
+    for title in ("", *multipliers, "reward", *world.names, "KL", "objective"):
+        table.add_column(shown(title))
     for index, row in enumerate(figures["iterates"]):
         table.add_row(f"round {index}", *_cells(row), style="dim")
     table.add_section()
@@ -170,7 +178,7 @@ def _show(world: World, figures: Any, *, quiet: bool) -> None:
         console.print(table)
     console.print(_verdict(figures))
     for warning in figures["warnings"]:
-        console.print(f"[yellow]warning:[/] {warning}")
+        console.print(Text.assemble(("warning:", "yellow"), " ", shown(warning)))
 
 
 def _cells(row: Any) -> list[str]:
@@ -178,12 +186,16 @@ def _cells(row: Any) -> list[str]:
     return ["-" if number is None else f"{number:.4f}" for number in numbers]
 
 
-def _verdict(figures: Any) -> str:
+def _verdict(figures: Any) -> Text:
+    from rich.text import Text
+
+    from dualign.cli.progress import shown
+
     rounds = f"{figures['method']}, beta {figures['beta']:g}: {figures['rounds']} policies fitted"
     if not figures["feasible"]:
         lowest = ", ".join(f"{name} {value:.4g}" for name, value in figures["attainable"].items())
-        return f"[red]infeasible[/]: no policy meets the limits (lowest cost of each alone: {lowest}). {rounds}."
-    met = "[green]limits met[/]" if figures["limits_met"] else "[red]limits not met[/]"
-    return (
-        f"{met}; {figures['gap']:.2g} below the optimum's Lagrangian, KL {figures['distance']:.2g} from it. {rounds}."
-    )
+        said = shown(f": no policy meets the limits (lowest cost of each alone: {lowest}). {rounds}.")
+        return Text.assemble(("infeasible", "red"), said)
+    met = ("limits met", "green") if figures["limits_met"] else ("limits not met", "red")
+    distance = f"{figures['gap']:.2g} below the optimum's Lagrangian, KL {figures['distance']:.2g} from it"
+    return Text.assemble(met, shown(f"; {distance}. {rounds}."))

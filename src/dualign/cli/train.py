@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dualign.cli.progress import Progress
-from dualign.errors import ConfigError, InfeasibleError
+from dualign.errors import ConfigError, InfeasibleError, inert
 
 if TYPE_CHECKING:
     from dualign.config import Config
@@ -74,10 +74,10 @@ def show(result: dict[str, Any], *, json_output: bool, run: Path | None = None) 
     from dualign.runs.store import plain
 
     if json_output:
-        typer.echo(json.dumps(plain(result), ensure_ascii=False))
+        typer.echo(json.dumps(plain(result)))
     elif run is not None:
         from dualign.report.text import summary_text
 
         typer.echo(summary_text(run))
     else:
-        typer.echo("\n".join(f"{key}: {value}" for key, value in result.items()))
+        typer.echo("\n".join(inert(f"{key}: {value}", most=100_000) for key, value in result.items()))

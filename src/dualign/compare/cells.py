@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,20 @@ from dualign.methods.options import filled
 from dualign.methods.table import METHODS
 from dualign.pipeline.checks import check
 from dualign.pipeline.job import Tell
-from dualign.runs.journal import open_run, read_events
+from dualign.pipeline.openings import FAMILY
+from dualign.runs.journal import CONFIG, open_run, read_events
 from dualign.runs.store import canonical_digest, read_json, write_json
 
 RECORD = "cell.json"
+FAMILIES = "families.json"
+"""Of a comparison: the cells that were fixed together, family by family."""
+OPENED = "opened.json"
+"""Of a comparison: its cells whose calibration prompts were opened, or are being trained now; kept when a cell's folder
+is removed."""
 SHARED = ("policy", "reference", "scorers")
 """Folders of a run that no method has a part in: warm start, samples of the reference and their scores, scorers."""
+OWN_CHOICES = ("opening-", "evidence-", "seal")
+"""Choices of a run that no other takes over: what was opened there."""
 LONGEST_NAME = 44
 """Of an arm's folder: with its seed behind, it is the run's name, which has 64 characters."""
 ENDED = (0, NOT_CERTIFIED, NONE_CERTIFIED)
@@ -101,10 +109,12 @@ def run_cell(cell: Cell, config: Path, given: list[str], tell: Tell, *, like: Pa
     if known is not None:
         tell(f"{cell.run.name}: finished before")
         return known
-    if like is not None and not cell.run.exists():
+    if like is not None and not _begun(cell):
         share(loaded, like, cell.run)
     tell(f"{cell.run.name}: training")
+    _opened_cells(cell.run.parent, begins=cell.run.name)
     found = _train(cell, config, given)
+    _opened_cells(cell.run.parent)
     if found["finished"]:
         write_json(cell.run / RECORD, found)
     else:
@@ -125,6 +135,60 @@ def finished_before(cell: Cell, config: Config) -> dict[str, Any] | None:
     return dict(known) if known.get("finished") and _has_result(cell) else None
 
 
+def fix_family(todo: Sequence[Cell], configs: Mapping[Path, Config], out: Path) -> None:
+    """Write which cells are fixed together, before any of them opens its calibration prompts.
+
+    Cells that are asked for when some of an earlier family have been opened are a further opening: who adds them may
+    have seen what came out. So is a cell whose folder was removed after it had been opened.
+    """
+    path = out / FAMILIES
+    families: list[list[str]] = read_json(path) if path.exists() else []
+    known = {name for family in families for name in family}
+    opened = _opened_cells(out, known=known)
+    if not opened:
+        families, known = [], set()
+    removed = {name for name in opened if not (out / name / CONFIG).is_file()}
+    added = [cell.run.name for cell in todo if cell.run.name not in known - removed]
+    families += [added] if added else []
+    write_json(path, families)
+    for cell in todo:
+        if cell.run in configs and not _opened(cell.run):
+            number = max(k for k, family in enumerate(families) if cell.run.name in family)
+            open_run(cell.run, configs[cell.run].model_dump(mode="json"))
+            write_json(cell.run / FAMILY, {"cells": len(families[number]), "opening": number + 1}, run=cell.run)
+
+
+def _opened_cells(out: Path, *, known: Iterable[str] = (), begins: str | None = None) -> set[str]:
+    """Return the cells of ``out`` that were opened, or may have been before their folder was removed; it is recorded.
+
+    ``begins``: a cell that is trained now. Until that ends, nobody can tell whether it was opened.
+    """
+    path = out / OPENED
+    marks: dict[str, bool] = read_json(path) if path.exists() else {}  # name -> known for certain
+    for name in {*known, *marks}:
+        if _opened(out / name):
+            marks[name] = True
+        elif not marks.get(name, True) and (out / name / CONFIG).is_file():
+            del marks[name]
+    if begins is not None:
+        marks.setdefault(begins, False)
+    write_json(path, marks)
+    return set(marks)
+
+
+def _opened(run: Path) -> bool:
+    """Return whether the calibration prompts of a cell were opened."""
+    return (run / "certificate.json").exists() or any(
+        event.get("event") == "chosen" and str(event.get("choice", "")).startswith("opening-")
+        for event in read_events(run)
+    )
+
+
+def _begun(cell: Cell) -> bool:
+    """Return whether something was trained or sampled in the cell's folder."""
+    return any(event.get("event") in ("started", "chosen") for event in read_events(cell.run))
+
+
 def _has_result(cell: Cell) -> bool:
     """Return whether there is something to compare: a job that no policy can do ends without."""
     return (cell.run / "result.json").exists()
@@ -135,7 +199,7 @@ def share(config: Config, like: Path, run: Path) -> None:
     choices = {e["choice"]: e["value"] for e in read_events(like) if e.get("event") == "chosen"}
     journal = open_run(run, config.model_dump(mode="json"))
     for name in choices:
-        if name != "seal":
+        if not name.startswith(OWN_CHOICES):
             journal.choice(name, partial(dict.get, choices, name))
     for folder in SHARED:
         if (like / folder).is_dir():

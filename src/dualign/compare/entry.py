@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dualign.compare.cells import RECORD, Cell, cells, check_cell, failed, finished_before, parse_arm, run_cell
+from dualign.compare.cells import (
+    RECORD,
+    Cell,
+    cells,
+    check_cell,
+    failed,
+    finished_before,
+    fix_family,
+    parse_arm,
+    run_cell,
+)
 from dualign.compare.reading import Outcome, read_outcome
 from dualign.compare.table import best, selected, summarise
-from dualign.config import load_config
+from dualign.config import Config, load_config
 from dualign.errors import DualignError, UsageError
 from dualign.pipeline.job import Tell
 from dualign.report.compare_page import comma_separated, markdown, page
@@ -34,6 +45,7 @@ def compare_config(
     for cell in todo:
         if (cell.run / RECORD).exists():
             finished_before(cell, check_cell(cell, config, given))
+    fix_family(todo, _configs(todo, config, given), folder)
     records = _train(todo, config, given, tell)
     done = [(cell, record) for cell, record in zip(todo, records, strict=True) if record["finished"]]
     broken = [(c, r) for c, r in zip(todo, records, strict=True) if not r["finished"]]
@@ -48,6 +60,15 @@ def compare_config(
     report["exit_code"] = broken[0][1]["code"] if broken else 0
     _write(report, folder)
     return report
+
+
+def _configs(todo: Sequence[Cell], config: Path, given: list[str]) -> dict[Path, Config]:
+    """Return the config of every cell that has one; the others are refused when their turn comes."""
+    found = {}
+    for cell in todo:
+        with suppress(DualignError):
+            found[cell.run] = check_cell(cell, config, given)
+    return found
 
 
 def _train(todo: Sequence[Cell], config: Path, given: list[str], tell: Tell) -> list[dict[str, Any]]:
@@ -74,6 +95,7 @@ def _report(name: str, outcomes: Sequence[Outcome], limits: dict[str, float]) ->
         "fit s is the time of training, with what a method samples for it; what methods share is left out.",
         "Methods without a limit of their own (MODPO, SACPO and others) get their multipliers by the same search.",
     ]
+    notes += _certificates_in_words(outcomes)
     chosen = selected(rows)
     found = {
         "run": name,
@@ -88,6 +110,19 @@ def _report(name: str, outcomes: Sequence[Outcome], limits: dict[str, float]) ->
         "notes": notes,
     }
     return dict(plain(found))
+
+
+def _certificates_in_words(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return what the certificates say together: each holds for its cell alone, the best of several needs more."""
+    families = [outcome for outcome in outcomes if outcome.family]
+    if not families:
+        return []
+    cells = max(int(outcome.family["cells"]) for outcome in families)
+    hold = [f"{o.arm} (seed {o.seed})" for o in families if o.family["certified_as_best"]]
+    return [
+        f"Each certificate is for its cell alone, at its own delta. Who picks the best of {cells} cells needs "
+        f"delta / {cells}: certified there too: {', '.join(hold) or 'none'}."
+    ]
 
 
 def _write(report: dict[str, Any], folder: Path) -> None:

@@ -50,6 +50,9 @@ class Outcome:
     """Share refused by slice, where the job measures refusals and the slice has no limit."""
     by_prompt: Mapping[str, float] = field(default_factory=dict)
     """Reward by report prompt, for differences that are paired."""
+    family: Mapping[str, Any] = field(default_factory=dict)
+    """Of the certificate, where there is one: how many cells were fixed together, and which policies hold as the best
+    of them."""
 
 
 def read_outcome(run: Path, record: Figures) -> Outcome:
@@ -78,8 +81,14 @@ def read_outcome(run: Path, record: Figures) -> Outcome:
         peak_bytes=int(record["peak_bytes"]),
         multipliers=dict(result["selected"]["multipliers"]),
         policies=len(search),
+        family=_family(run),
         **found,
     )
+
+
+def _family(run: Path) -> dict[str, Any]:
+    path = run / "certificate.json"
+    return dict(read_json(path, run=run).get("family") or {}) if path.exists() else {}
 
 
 def training_seconds(run: Path) -> list[tuple[str, float]]:

@@ -1,21 +1,27 @@
 """A file of costs of any origin -> the costs of each policy, for ``dualign certify``.
 
-Rows of ``prompt`` and ``cost`` (or ``cost_<name>`` columns), optional ``policy`` and ``cluster``; JSONL, CSV, TSV or
-Parquet by the file's ending. A cost that is missing or not a finite number is refused, never filled in.
+Rows of ``prompt`` (text or messages) and ``cost`` (or ``cost_<name>`` columns), optional ``policy`` and ``cluster``;
+JSONL, JSON, CSV, TSV or Parquet by the file's ending, also gzipped. A cost that is missing or not a finite number is
+refused, never filled in.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from dualign.certify import Costs
-from dualign.data.rows import Row, number_cell, read_rows, text_cell
+from dualign.data.layouts import mapping_hint
+from dualign.data.rows import PROMPTS, WITH, Row, decimal, number_cell, prompt_cell, read_rows, spelt_alike, text_cell
+from dualign.data.sources.table import readable
 from dualign.errors import DataError
-from dualign.records import prompt_id
+from dualign.held_out import Costs
+from dualign.records import Prompt
 
 PREFIX = "cost_"
+NO_COSTS = {"doc_id", "id", "epoch", "sample", "index", "log_prob", "tokens", "reward", "__index_level_0__"}
+"""Columns of numbers that are no cost, whatever else is there."""
 ONLY_POLICY = "policy"
 """Name of the policy of a file without a ``policy`` column."""
 
@@ -29,25 +35,30 @@ class CostFile:
     names: tuple[str, ...]
     """Cost names: ``cost`` for the plain column, ``<name>`` for ``cost_<name>``."""
     policy_column: bool
+    asked: Mapping[str, Prompt] = field(default_factory=dict)
+    """Prompt id -> the prompt as it was first written."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the verdict should know of the rows."""
 
 
-def read_costs(path: Path) -> CostFile:
-    """Return the costs in ``path``; prompts are told apart by their normalised text.
+def read_costs(path: Path, *, columns: Mapping[str, str] | None = None) -> CostFile:
+    """Return the costs in ``path``; prompts are told apart by their normalised text and all turns before it.
+
+    ``columns``: column of the file by the name that it is read as.
 
     Raises:
         MissingError: the file is absent or cannot be read.
+        UsageError: a name of ``columns`` that nothing is read as.
         DataError: empty file, unknown ending, or a faulty row; the message names file, line and column.
     """
-    rows = read_rows(path, what="one response a row with prompt and cost")
+    readable((*PROMPTS, *WITH, "cost", f"{PREFIX}*", "policy", "cluster"), columns or {})
+    rows = read_rows(path, what="one response a row with prompt and cost", columns=columns)
     header = _columns(rows)
-    names = _cost_columns(path, header)
-    for line, row in rows:
-        if "prompt" not in row:
-            raise DataError(f"{path}, line {line}: no column 'prompt'; the columns are {', '.join(row)}")
-    prompts = [text_cell(path, line, row, "prompt") for line, row in rows]
+    names = cost_columns(path, rows)
+    prompts = [prompt_cell(path, line, row) for line, row in rows]
     policies = [text_cell(path, line, row, "policy") if "policy" in header else ONLY_POLICY for line, row in rows]
     clusters = [text_cell(path, line, row, "cluster") for line, row in rows] if "cluster" in header else None
-    ids = [prompt_id(prompt) for prompt in prompts]
+    ids = [prompt.id for prompt in prompts]
     if clusters is not None:
         _check_clusters(path, rows, ids, clusters)
     values = {
@@ -64,7 +75,8 @@ def read_costs(path: Path) -> CostFile:
             )
             for name, column in values.items()
         }
-    return CostFile(costs, tuple(names), "policy" in header)
+    asked = dict(zip(reversed(ids), reversed(prompts), strict=True))
+    return CostFile(costs, tuple(names), "policy" in header, asked, tuple(spelt_alike(prompts)))
 
 
 def _columns(rows: Sequence[tuple[int, Row]]) -> list[str]:
@@ -72,13 +84,33 @@ def _columns(rows: Sequence[tuple[int, Row]]) -> list[str]:
     return list(dict.fromkeys(key for _, row in rows for key in row))
 
 
-def _cost_columns(path: Path, header: Sequence[str]) -> dict[str, str]:
-    names = {column.removeprefix(PREFIX): column for column in header if column == "cost" or column.startswith(PREFIX)}
+def cost_columns(path: Path, rows: Sequence[tuple[int, Row]]) -> dict[str, str]:
+    """Return the column of each cost of a table by the cost's name: ``cost`` of ``cost``, ``x`` of ``cost_x``.
+
+    Raises:
+        DataError: there is none, or two have one name.
+    """
+    header = _columns(rows)
+    columns = [column for column in header if column == "cost" or column.startswith(PREFIX)]
+    names = {column.removeprefix(PREFIX): column for column in columns}
     if not names or "" in names:
-        raise DataError(f"{path}: no cost column; expected 'cost' or 'cost_<name>', found {', '.join(header)}")
-    if len(names) < sum(column == "cost" or column.startswith(PREFIX) for column in header):
+        numbers = [name for name, value in rows[0][1].items() if _is_number(value) and name not in NO_COSTS]
+        scores = rows[0][1].get("scores")  # of Inspect: an object of scores by the scorer's name
+        inside = [f"scores.{name}.value" for name in scores][:1] if isinstance(scores, Mapping) else []
+        likely = f"cost={(numbers if len(numbers) == 1 else inside or ['COLUMN'])[0]}"
+        wanted = mapping_hint(rows[0][1], () if set(PROMPTS) & set(header) else ("prompt",), more=likely)
+        among = f"; numbers are in {', '.join(numbers)}" if len(numbers) > 1 else ""
+        found = f"expected 'cost' or 'cost_<name>', found {', '.join(header)}"
+        raise DataError(f"{path}: no cost column; {found}; {wanted}{among} (of a cost, up is bad)")
+    if len(names) < len(columns):
         raise DataError(f"{path}: the columns 'cost' and 'cost_cost' have the same name; rename one")
     return names
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a cell holds a number, as such or as a text."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain or (isinstance(value, str) and math.isfinite(decimal(value)))
 
 
 def _check_clusters(path: Path, rows: Sequence[tuple[int, Row]], ids: Sequence[str], clusters: Sequence[str]) -> None:

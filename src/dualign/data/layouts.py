@@ -1,10 +1,12 @@
 """Layouts of prompt and demonstration files, recognised by their columns."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dualign.data.conversations import answered, asked, holds_messages
+from dualign.data.sources.rows import at
 from dualign.errors import DataError
 
 Reading = Callable[[Mapping[str, Any]], Any]
@@ -23,6 +25,11 @@ class Layout:
     """None: this layout holds no response that a model should imitate."""
     texts: frozenset[str] = frozenset()
     """Columns that are the prompt or the response themselves, no property of the prompt."""
+
+
+MOST_NAMES = 24
+"""Names of a hint; a message is one line."""
+SIDES = ("user", "assistant")
 
 
 def column(name: str) -> Reading:
@@ -48,8 +55,20 @@ def _self_instruct_prompt(values: Values) -> Any:
     return _with_input(values.get("instruction"), _first_instance(values).get("input"))
 
 
-def _instruction_prompt(values: Values) -> Any:
-    return _with_input(values.get("instruction"), values.get("input"))
+def instructed(values: Values) -> Any:
+    """Return the instruction with its input; after earlier turns, written as pairs of both sides, as messages."""
+    said, past = _with_input(values.get("instruction"), values.get("input")), values.get("history")
+    if not isinstance(past, list) or not past:
+        return said
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in past):
+        return past
+    earlier = [{"role": role, "content": text} for pair in past for role, text in zip(SIDES, pair, strict=True)]
+    return [*earlier, {"role": SIDES[0], "content": said}]
+
+
+def _transcript(name: str) -> tuple[Reading, Reading]:
+    """Return the readings of a column of whole conversations: without the answer at its end, and that answer."""
+    return lambda values: asked(values.get(name)), lambda values: answered(values.get(name))
 
 
 def _layout(name: str, needs: str, prompt: Reading, response: Reading | None = None, texts: str = "") -> Layout:
@@ -71,42 +90,66 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout(
         "instructions",
         "instruction output",
-        _instruction_prompt,
+        instructed,
         column("output"),
-        "instruction input output",
+        "instruction input output history",
     ),
     _layout("safety pairs", "prompt safer less_safe", column("prompt"), None, "prompt safer less_safe"),
     _layout("demonstrations", "prompt response", column("prompt"), column("response"), "prompt response"),
     _layout("completions", "prompt completion", column("prompt"), column("completion"), "prompt completion"),
     _layout("prompts", "prompt", column("prompt"), None, "prompt"),
+    _layout("messages", "messages", *_transcript("messages"), "messages"),
+    _layout("conversations", "conversations", *_transcript("conversations"), "conversations"),
+    _layout("instruction prompts", "instruction", instructed, None, "instruction input history"),
 )
 """From the most particular to the most general; the first whose columns are all there is taken."""
 
 
-def recognised(names: Iterable[str]) -> Layout | None:
-    """Return the layout of rows with these columns, or none."""
+LIKELY: Mapping[str, tuple[str, ...]] = {
+    "prompt": (
+        *("prompt", "messages", "conversations", "question", "instruction", "query", "input", "context_messages"),
+        *("arguments.gen_args_0.arg_0", "arguments.0.0", "doc.question", "doc.prompt", "problem", "goal", "text"),
+    ),
+    "response": (
+        *("response", "predict", "prediction", "completion", "output.completion", "filtered_resps.0", "resps.0.0"),
+        *("output", "answer", "generated_text", "model_output", "generation", "text"),
+    ),
+}
+"""Where files of known harnesses (lm-eval, Inspect, LLaMA-Factory, ...) hold prompts and responses; for hints alone."""
+
+
+def recognised(names: Iterable[str], *, answered: bool = False) -> Layout | None:
+    """Return the layout of rows with these columns, or none; ``answered``: one with a response before the others."""
     present = set(names)
-    return next((layout for layout in LAYOUTS if layout.needs <= present), None)
+    fitting = [layout for layout in LAYOUTS if layout.needs <= present]
+    with_response = [layout for layout in fitting if layout.response is not None]
+    return next(iter(with_response if answered and with_response else fitting), None)
 
 
 def chosen_layout(
-    names: Iterable[str], where: str, *, prompt_column: str | None, response_column: str | None
+    values: Values, where: str, *, prompt_column: str | None, response_column: str | None, answered: bool = False
 ) -> Layout:
     """Return the layout to read by: the recognised one, with the columns that the caller names put in.
+
+    Args:
+        values: every column of the file, each with the first value that some row has there.
+        where: the file, for messages.
+        prompt_column: the prompt's column; none: by the layout.
+        response_column: the response's column; none: by the layout.
+        answered: a response is wanted.
 
     Raises:
         DataError: a named column does not exist, or none is named and no layout is recognised.
     """
-    present = list(names)
+    present = list(values)
     for given in (prompt_column, response_column):
         if given is not None and given not in present:
             raise DataError(f"{where}: no column {given!r}; {nearest(given, present)}")
-    layout = recognised(present)
+    layout = recognised(present, answered=answered)
     if prompt_column is None and layout is None:
         known = "; ".join(sorted(" + ".join(sorted(layout.needs)) for layout in LAYOUTS))
-        raise DataError(
-            f"{where}: columns {', '.join(present)} are no known layout ({known}); name the prompt's column"
-        )
+        wanted = f"{mapping_hint(values, ('prompt', 'response')[: 1 + answered])} (in a config: rename)"
+        raise DataError(f"{where}: columns {', '.join(present)} are no known layout ({known}); {wanted}")
     prompt = layout.prompt if prompt_column is None and layout else column(str(prompt_column))
     response = layout.response if layout else None
     texts = set(layout.texts) if layout and prompt_column is None else {str(prompt_column)}
@@ -117,8 +160,28 @@ def chosen_layout(
     return Layout(name, frozenset(), prompt, response, frozenset(texts))
 
 
+def mapping_hint(values: Values, wanted: Sequence[str], *, more: str = "") -> str:
+    """Return what to write so that columns are read as ``wanted``; the likely one is named where one is known.
+
+    ``more``: a further pair NAME=COLUMN to name.
+    """
+    pairs = [
+        f"{name}={next((path for path in LIKELY[name] if _says(at(values, path))), 'COLUMN')}"
+        for name in wanted
+        if name in LIKELY
+    ]
+    return f"name the columns: --columns {','.join([*pairs, *([more] if more else [])])}"
+
+
+def _says(value: object) -> bool:
+    return bool(value) and (isinstance(value, str) or holds_messages(value))
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
-    """Return the hint of a message about an unknown name: the nearest known one, else all of them."""
+    """Return the hint of a message about an unknown name: the nearest known one, else the first of them."""
     names = list(known)
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5) or [name for name in names if given in name]
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f", and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"known: {', '.join(names[:MOST_NAMES]) or 'none'}{more}"

@@ -1,20 +1,31 @@
 """A file of scored responses of the reference -> the arrays that ``dualign plan`` solves.
 
-Rows of ``prompt``, ``reward`` and ``cost`` (or ``cost_<name>`` columns); optional ``response``, ``weight`` (reference
-probability: the rows of a prompt are then its whole support), ``prompt_weight``, ``scorer``, ``revision``.
+Rows of ``prompt`` (text, messages, or an id alone as in a run's own scores), ``reward`` and ``cost`` (or
+``cost_<name>`` columns); optional ``response``, ``weight`` (reference probability: the rows of a prompt are then its
+whole support), ``prompt_weight``, ``scorer``, ``revision``.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dualign.data.rows import Row, number_cell, read_rows, refuse, text_cell
-from dualign.errors import DataError
+from dualign.data.cost_file import PREFIX, cost_columns
+from dualign.data.layouts import mapping_hint
+from dualign.data.rows import PROMPTS, WITH, Row, number_cell, prompt_cell, read_rows, refuse, spelt_alike
+from dualign.data.sources.table import readable
+from dualign.errors import DataError, MissingError
 from dualign.maths.finite import FloatArray
+from dualign.records import Prompt
+from dualign.yaml_core import parse_yaml
 
-PREFIX = "cost_"
+INSIDE = "inside_"
+"""``inside_NAME`` in a run's own scores: whether the row's prompt lies in the slice of the cost NAME."""
+READ_AS = (*PROMPTS, *WITH, "reward", "cost", f"{PREFIX}*", "weight", "prompt_weight")
+"""Names that columns may be renamed to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +34,8 @@ class Scores:
 
     prompts: tuple[str, ...]
     """In the order of first appearance."""
+    asked: tuple[Prompt, ...]
+    """The same with the turns before them."""
     log_weights: FloatArray
     """Shape ``[prompt, response]``: log of the reference probability, equal shares for draws; ``-inf`` = padding."""
     reward: FloatArray
@@ -33,50 +46,122 @@ class Scores:
     """Shape ``[prompt]``, sums to one."""
     draws: bool
     """Whether the responses are samples; false where the file gives their probabilities."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the plan should know of the rows."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Cost name -> weight of the prompts that it is about, where these are not all: its mean is over those. On others
+    the costs are 0, and all are divided by the share, which makes the mean over all prompts that mean."""
 
 
-def read_scores(path: Path) -> Scores:
-    """Return the scores in ``path``.
+def scores_path(path: Path) -> Path:
+    """Return the scores file that is meant: of a run directory, the scores of the reference's training answers.
+
+    Raises:
+        MissingError: a folder that is no run directory with scores.
+    """
+    if not path.is_dir():
+        return path
+    found = path / "scores" / "reference.parquet"
+    if not found.is_file():
+        raise MissingError(f"{path}: is a folder without scores/reference.parquet; name a scores file or a run")
+    return found
+
+
+def read_scores(path: Path, *, columns: Mapping[str, str] | None = None) -> Scores:
+    """Return the scores in ``path``: a table, or a run directory, which has its own.
+
+    Prompts are told apart by their normalised text and all turns before it.
+
+    ``columns``: column of the file by the name that it is read as.
 
     Raises:
         MissingError: the file is absent or cannot be read.
+        UsageError: a name of ``columns`` that nothing is read as.
         DataError: an empty file or a faulty row; the message names file, line and column.
     """
-    rows = read_rows(path, what="scored responses: prompt, reward and cost (or cost_NAME)")
+    path = scores_path(path)
+    readable(READ_AS, columns or {})
+    rows = read_rows(path, what="scored responses: prompt, reward and cost (or cost_NAME)", columns=columns)
     header = list(dict.fromkeys(key for _, row in rows for key in row))
-    names = _cost_columns(path, header)
-    for column in ("prompt", "reward"):
-        if column not in header:
-            raise DataError(f"{path}: no column {column!r}; the columns are {', '.join(header)}")
+    names = cost_columns(path, rows)
+    if "reward" not in header:
+        wanted = mapping_hint(rows[0][1], (), more="reward=COLUMN")
+        raise DataError(f"{path}: no column 'reward'; the columns are {', '.join(header)}; {wanted}")
+    prompts = [prompt_cell(path, line, row) for line, row in rows]
     members: dict[str, list[int]] = {}
-    for position, (line, row) in enumerate(rows):
-        members.setdefault(text_cell(path, line, row, "prompt"), []).append(position)
-    for prompt, positions in members.items():
+    for position, prompt in enumerate(prompts):
+        members.setdefault(prompt.id, []).append(position)
+    for positions in members.values():
         if len(positions) < 2:
-            raise DataError(
-                f"{path}, line {rows[positions[0]][0]}: prompt {prompt[:60]!r} has one response; two are needed"
-            )
-    columns = {column: _numbers(path, rows, column) for column in ("reward", *names.values())}
+            text, line = prompts[positions[0]].text[:60], rows[positions[0]][0]
+            raise DataError(f"{path}, line {line}: prompt {text!r} has one response; two are needed")
+    values = {column: _numbers(path, rows, column) for column in ("reward", *names.values())}
     weights = _positive(path, rows, "weight") if "weight" in header else np.ones(len(rows))
     groups = list(members.values())
+    prompt_weights = _prompt_weights(path, rows, groups, given="prompt_weight" in header)
+    shares = _shares(path, rows, groups, list(names), prompt_weights)
     return Scores(
-        prompts=tuple(members),
+        prompts=tuple(prompts[positions[0]].text for positions in groups),
+        asked=tuple(prompts[positions[0]] for positions in groups),
         log_weights=_log_shares(weights, groups),
-        reward=_padded(columns["reward"], groups),
-        costs={name: _padded(columns[column], groups) for name, column in names.items()},
-        prompt_weights=_prompt_weights(path, rows, groups, given="prompt_weight" in header),
+        reward=_padded(values["reward"], groups),
+        costs={name: _padded(values[column], groups) / shares.get(name, 1.0) for name, column in names.items()},
+        prompt_weights=prompt_weights,
         draws="weight" not in header,
+        notes=(*spelt_alike(prompts), *_of_run(path, values["reward"], groups)),
+        shares=shares,
     )
 
 
-def _cost_columns(path: Path, header: Sequence[str]) -> dict[str, str]:
-    columns = [column for column in header if column == "cost" or column.startswith(PREFIX)]
-    names = {column.removeprefix(PREFIX): column for column in columns}
-    if not names or "" in names:
-        raise DataError(f"{path}: no cost column; expected 'cost' or 'cost_<name>', found {', '.join(header)}")
-    if len(names) < len(columns):
-        raise DataError(f"{path}: the columns 'cost' and 'cost_cost' have the same name; rename one")
-    return names
+def _shares(
+    path: Path,
+    rows: Sequence[tuple[int, Row]],
+    groups: Sequence[Sequence[int]],
+    names: Sequence[str],
+    weights: FloatArray,
+) -> dict[str, float]:
+    """Return the weight of the prompts in the slice of each cost that has one, as the scores of a run tell it.
+
+    Raises:
+        DataError: the run has a slice, and its rows do not say what lies in it; or nothing does.
+    """
+    shares = {}
+    for name in names:
+        column = INSIDE + name
+        if column not in rows[0][1]:
+            continue
+        inside = np.array([bool(rows[positions[0]][1].get(column)) for positions in groups])
+        shares[name] = float(weights[inside].sum())
+        if not shares[name] > 0:
+            raise DataError(f"{path}: no prompt lies in the slice of the cost {name!r} ({column} is false everywhere)")
+    limits = _run_config(path).get("constraints")
+    sliced = [row.get("name") for row in limits or () if isinstance(row, Mapping) and row.get("where")]
+    untold = [name for name in sliced if name in names and name not in shares]
+    if untold:
+        raise DataError(
+            f"{path}: the run's cost {untold[0]!r} is about a slice of the prompts (where), and the rows do not say "
+            f"which lie in it; its RUN/scores/reference.parquet does, by the column {INSIDE}{untold[0]}"
+        )
+    return shares
+
+
+def _run_config(path: Path) -> Mapping[str, Any]:
+    """Return the config of the run that a file lies in; empty where it lies in none."""
+    for folder in path.absolute().parents:
+        if (folder / "state.json").is_file() and (folder / "config.yaml").is_file():
+            config = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
+            return config if isinstance(config, Mapping) else {}
+    return {}
+
+
+def _of_run(path: Path, reward: FloatArray, members: Sequence[Sequence[int]]) -> list[str]:
+    """Return what the run's own beta is in raw reward units, in words; nothing where the file lies in no run."""
+    training = _run_config(path).get("training")
+    beta = training.get("beta") if isinstance(training, Mapping) else None
+    spread = math.sqrt(sum(float(reward[list(rows)].var(ddof=1)) for rows in members) / len(members))
+    if not isinstance(beta, int | float) or not spread > 0:
+        return []
+    return [f"the run's beta {beta:g} is in units of the reward's SD within a prompt: here --beta {beta * spread:.4g}"]
 
 
 def _numbers(path: Path, rows: Sequence[tuple[int, Row]], column: str) -> FloatArray:

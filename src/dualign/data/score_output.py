@@ -29,10 +29,15 @@ def _csv(rows: Rows) -> bytes:
     writer = csv.DictWriter(text, names, lineterminator="\n", restval="", quoting=csv.QUOTE_NONNUMERIC)
     try:
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
         return text.getvalue().encode()
-    except (csv.Error, ValueError, RecursionError) as error:
+    except (csv.Error, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"a column that was carried along has no CSV form ({error}); write JSONL") from None
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as a cell of a file of texts: lists and objects as JSON, which is how they are read back."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
 def _parquet(rows: Rows) -> bytes:

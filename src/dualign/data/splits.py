@@ -3,6 +3,7 @@
 A prompt's place is SHA-256 of (seed, id), so that new prompts move no old one between *shares*. Prompts whose
 word sets overlap by a Jaccard index of 0.8 or more are one cluster and share the least place among them; a new
 prompt can move only the cluster that it joins. *Counts* take the first n in this order, so there the border moves.
+Of conversations every turn is compared, the system's too.
 """
 
 import hashlib
@@ -11,8 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
-from dualign.data.checks.measure import said
-from dualign.data.checks.near_duplicates import SIMILARITY, similar_texts
+from dualign.data.checks.near_duplicates import SIMILARITY, alike_in_every_part, similar_texts
 from dualign.data.disjoint_sets import DisjointSets
 from dualign.errors import DataError
 from dualign.records import Prompt, normalise_prompt
@@ -55,32 +55,43 @@ def split_clustered(
     seed: int,
     *,
     similarity: float = SIMILARITY,
+    clusters: Mapping[str, str] | None = None,
 ) -> dict[str, list[Prompt]]:
     """Return the prompts of each part as ``split`` does, with more kept together: also prompts alike letter by letter.
-
-    Two prompts are on one side if their words overlap by 0.8, or if their characters do
-    (``checks.near_duplicates.similar_texts``), or if a chain of such pairs joins them; earlier turns count as well. A
-    misspelt copy of a short question shares few whole words with it, a reordered one few runs of characters.
 
     Args:
         prompts: the prompts; of several with one id the first counts.
         parts: shares and counts, as ``split`` takes them.
         seed: another seed is another split.
         similarity: least Jaccard index of the character shingles of near-duplicates, in (0, 1].
+        clusters: prompt id -> name of the cluster that is kept together; none: ``near_clusters`` of these prompts.
 
     Raises:
         DataError: a share or count is out of range, shares sum to more than 1, or prompts run out.
         ValueError: ``similarity`` is out of range.
     """
     distinct = _distinct(prompts)
-    sets = DisjointSets(len(distinct))
-    texts = ["\n".join(said(prompt)) for prompt in distinct]
-    for first, second in _near_pairs([_words(text) for text in texts], NEAR):
-        sets.join(first, second)
-    for cluster in similar_texts(texts, similarity=similarity):
-        for index in cluster[1:]:
-            sets.join(cluster[0], index)
-    return _parted(_ordered(distinct, sets.members(), seed), parts)
+    names = near_clusters(distinct, similarity=similarity) if clusters is None else clusters
+    members: dict[str, list[int]] = defaultdict(list)
+    for position, prompt in enumerate(distinct):
+        members[names[prompt.id]].append(position)
+    return _parted(_ordered(distinct, list(members.values()), seed), parts)
+
+
+def near_clusters(prompts: Sequence[Prompt], *, similarity: float = SIMILARITY) -> dict[str, str]:
+    """Return prompt id -> the smallest id among the prompts that it resembles, itself counted.
+
+    Two prompts are together if their words overlap by 0.8, or if their characters do
+    (``checks.near_duplicates.similar_texts``), or if a chain of such pairs joins them; earlier turns count as well. A
+    misspelt copy of a short question shares few whole words with it, a reordered one few runs of characters.
+
+    Raises:
+        ValueError: ``similarity`` is out of (0, 1].
+    """
+    distinct = _distinct(prompts)
+    clusters = alike_in_every_part(distinct, lambda texts: _alike_texts(texts, NEAR, similarity))
+    ids = [[distinct[index].id for index in cluster] for cluster in clusters]
+    return {prompt: min(cluster) for cluster in ids for prompt in cluster}
 
 
 def _parted(
@@ -102,8 +113,8 @@ def _parted(
         if len(result[name]) < count:
             left = sum(len(cluster) for cluster in rest)
             raise DataError(
-                f"split {name!r}: {count} prompts asked, {len(result[name])} left of {left} "
-                f"(near duplicates are not spread over two splits)"
+                f"split {name!r}: {count} prompts asked, {len(result[name])} left of {left} in {len(rest)} clusters "
+                f"(near duplicates are not spread over two splits; data.cluster says what belongs together)"
             )
     return result
 
@@ -115,30 +126,37 @@ def near_duplicates(prompts: Sequence[Prompt], *, near: Fraction = NEAR) -> list
 
 
 def without_leaks(
-    parts: Mapping[str, Sequence[Prompt]], *, near: Fraction = NEAR
+    parts: Mapping[str, Sequence[Prompt]], *, near: Fraction = NEAR, clusters: Mapping[str, str] | None = None
 ) -> tuple[dict[str, list[Prompt]], dict[str, list[Prompt]]]:
     """Return (parts kept, prompts dropped): a prompt with a near duplicate in a *later* part is dropped.
 
     For parts put together from several files: listed from training to the sealed part, so that what is
     measured is never thinned for the sake of what is trained on.
+
+    Args:
+        parts: name -> prompts.
+        near: least Jaccard index of the words of near duplicates.
+        clusters: prompt id -> name of its cluster, which counts in the place of ``near``.
     """
-    owners = [(name, prompt) for name, members in parts.items() for prompt in members]
-    last: dict[int, int] = {}
     rank = {name: index for index, name in enumerate(parts)}
-    ids = {prompt.id: prompt for _, prompt in owners}
-    clusters = _clusters(list(ids.values()), near)
-    cluster_of = {
-        key: number for number, cluster in enumerate(clusters) for key in (list(ids)[index] for index in cluster)
-    }
+    owners = [(name, prompt) for name, members in parts.items() for prompt in members]
+    cluster_of = _word_clusters(_distinct([prompt for _, prompt in owners]), near) if clusters is None else clusters
+    last: dict[str, int] = {}
     for name, prompt in owners:
-        number = cluster_of[prompt.id]
-        last[number] = max(last.get(number, 0), rank[name])
+        cluster = cluster_of[prompt.id]
+        last[cluster] = max(last.get(cluster, 0), rank[name])
     kept: dict[str, list[Prompt]] = {name: [] for name in parts}
     dropped: dict[str, list[Prompt]] = {name: [] for name in parts}
     for name, prompt in owners:
         leaks = rank[name] < last[cluster_of[prompt.id]]
         (dropped if leaks else kept)[name].append(prompt)
     return kept, dropped
+
+
+def _word_clusters(distinct: Sequence[Prompt], near: Fraction) -> dict[str, str]:
+    """Return prompt id -> name of its cluster of near duplicates by words."""
+    clusters = _clusters(distinct, near)
+    return {distinct[index].id: str(number) for number, cluster in enumerate(clusters) for index in cluster}
 
 
 def place(prompt: Prompt, seed: int) -> float:
@@ -210,9 +228,21 @@ def _words(text: str) -> frozenset[str]:
 
 def _clusters(prompts: Sequence[Prompt], near: Fraction) -> list[list[int]]:
     """Return the connected components of the graph of near duplicates, each in order of appearance."""
-    sets = DisjointSets(len(prompts))
-    for first, second in _near_pairs([_words(prompt.text) for prompt in prompts], near):
-        sets.join(first, second)
+    return alike_in_every_part(prompts, lambda texts: _alike_texts(texts, near, None))
+
+
+def _alike_texts(texts: Sequence[str], near: Fraction, similarity: float | None) -> list[list[int]]:
+    """Return the clusters of texts alike in their words or, with ``similarity``, in their characters."""
+    sets = DisjointSets(len(texts))
+    same: dict[frozenset[str], int] = {}  # many may have the very same words, whose pairs are too many to look at
+    for index, text in enumerate(texts):
+        sets.join(same.setdefault(_words(text), index), index)
+    places = list(same.values())
+    for first, second in _near_pairs(list(same), near):
+        sets.join(places[first], places[second])
+    for cluster in similar_texts(texts, similarity=similarity) if similarity is not None else ():
+        for index in cluster[1:]:
+            sets.join(cluster[0], index)
     return sets.members()
 
 

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dualign.engine.language_model import LanguageModel
-from dualign.engine.templates import make_template
+from dualign.engine.adapter_folder import adapter_identity, base_note, check_adapter, own_tokenizer
+from dualign.engine.adapter_merge import merge_adapter
+from dualign.engine.language_model import LanguageModel, Wording
+from dualign.engine.limits import check_vocabulary, embedding_rows
+from dualign.engine.templates import end_ids, own_ends, read_template
+from dualign.engine.tensors import check_gguf, read_model
 from dualign.errors import DataError, MissingError, UsageError
 
 PACKAGE = "package:"
@@ -27,6 +33,8 @@ PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad
 """Tokens that serve as padding, best first, where a tokenizer names none of its own."""
 WHOLE_HASH_BYTES = 1 << 30
 """Weight files up to this size are hashed whole (about a second); of larger ones, evenly spaced blocks."""
+_CHECKED = b"every tensor from the file"
+"""Part of a converted model's name: what was converted before tensors were checked is converted anew."""
 _BLOCK = 1 << 20
 _BLOCKS = 256
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -39,13 +47,13 @@ def load_language_model(
     temperature: float = 1.0,
     max_prompt_tokens: int = 512,
     max_response_tokens: int = 128,
-    system_prompt: str | None = None,
+    wording: Wording | None = None,
     dtype: str = "float32",
-    cache: Path | None = None,
+    adapter: Path | None = None,
 ) -> LanguageModel:
     """Return the model in evaluation mode, with its tokenizer and a padding token that is not the EOS.
 
-    The template is the tokenizer's chat template, else the plain one; ``templates.with_template`` changes it.
+    The template is the one of ``wording``; ``templates.with_template`` changes it.
 
     Args:
         path_or_id: a folder in Hugging Face's format, ``org/name`` or ``org/name@revision`` of the hub, a ``.gguf``
@@ -53,34 +61,125 @@ def load_language_model(
         temperature: the policy is softmax(logits / temperature).
         max_prompt_tokens: longest prompt, in tokens, that may be sampled or trained on.
         max_response_tokens: longest response in tokens.
-        system_prompt: none: the template's own; empty: an empty system turn.
+        wording: how prompts are put into words; none: by the tokenizer's chat template, else by the plain one.
         dtype: one of ``DTYPES``.
-        cache: where a GGUF file is converted to, once; none: ``default_cache()``.
+        adapter: folder of a PEFT adapter, merged into the weights in float32; its own tokenizer and chat template
+            are taken where it brings them.
 
     Raises:
-        MissingError: there is no such model, or it cannot be read.
+        MissingError: there is no such model or adapter, or it cannot be read.
         UsageError: ``dtype`` is unknown or ``temperature`` is not positive.
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype: given '{dtype}', expected one of {', '.join(DTYPES)}")
     if not temperature > 0:
         raise UsageError(f"temperature: given {temperature}, expected a number above 0")
-    folder = resolve(path_or_id, cache=cache)
-    model, tokenizer = _read(folder, dtype)
-    if tokenizer.eos_token_id is None:
-        raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
-    kind = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
-    return LanguageModel(
+    folder = resolve(path_or_id)
+    revision, notes = identity(folder), []
+    _stated_ends(folder)
+    if adapter is None:
+        model, tokenizer = _read(folder, dtype)
+    else:
+        notes = base_note(adapter, check_adapter(adapter), path_or_id)
+        model, tokenizer = _read(folder, "float32")
+        tokenizer = own_tokenizer(adapter, tokenizer)
+        model = _cast(merge_adapter(model, adapter), dtype)
+        revision = f"{revision}+{adapter_identity(adapter)}"
+    made = _worded(folder, tokenizer, wording or Wording(), ends=own_ends(model), rows=embedding_rows(model))
+    return replace(
+        made,
         model=model,
-        tokenizer=tokenizer,
-        template=make_template(kind, tokenizer, system_prompt=system_prompt),
-        eos=tokenizer.eos_token_id,
-        pad=padding_id(tokenizer),
         temperature=temperature,
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
-        revision=f"{identity(folder)}-{dtype}",
+        revision=f"{revision}-{dtype}",
+        notes=tuple(notes),
     )
+
+
+def load_reader(
+    folder: Path, *, wording: Wording, max_prompt_tokens: int, max_response_tokens: int, adapter: Path | None = None
+) -> LanguageModel:
+    """Return what texts are read with, the model itself left out (``model`` is None): tokenizer, template, lengths.
+
+    ``folder`` is what ``resolve`` gives; other arguments as for ``load_language_model``.
+
+    Raises:
+        MissingError: the tokenizer or the config cannot be read, or a token has no row of the embedding.
+        DataError: the template does not do.
+    """
+    tokenizer, ends = load_tokenizer(folder)
+    rows = read_config(folder).get_text_config().vocab_size
+    if adapter is not None:  # it may have made the embedding longer: looked at when it is merged
+        tokenizer, rows = own_tokenizer(adapter, tokenizer), len(tokenizer)
+    made = _worded(folder, tokenizer, wording, ends=ends, rows=rows)
+    return replace(made, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
+
+
+def read_config(folder: Path) -> Any:
+    """Return the config of a model's folder.
+
+    Raises:
+        MissingError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    with readable(f"model {folder}"):
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+def _worded(folder: Path, tokenizer: Any, wording: Wording, *, ends: Sequence[int], rows: int) -> LanguageModel:
+    """Return a language model without its weights: how it reads and ends texts."""
+    eos = end_of(folder, tokenizer, ends)
+    check_vocabulary(tokenizer, rows, f"model {folder}")
+    template, turns, worded = read_template(tokenizer, wording, ends=ends, eos=eos)
+    return LanguageModel(
+        model=None,
+        tokenizer=tokenizer,
+        template=template,
+        eos=eos,
+        pad=padding_id(tokenizer, rows),
+        wording=worded,
+        turns=turns,
+    )
+
+
+def load_tokenizer(folder: Path) -> tuple[Any, tuple[int, ...]]:
+    """Return the tokenizer of a model's folder, and the stop ids of its generation config, without the weights.
+
+    Raises:
+        MissingError: the tokenizer cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    with readable(f"model {folder}"), without_bars():
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return tokenizer, _stated_ends(folder)
+
+
+def _stated_ends(folder: Path) -> tuple[int, ...]:
+    """Return the stop ids of a model's generation config, of its config where it has none.
+
+    Raises:
+        MissingError: the file is damaged: transformers would go on without the stop ids that stand in it.
+    """
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            with readable(f"model {folder / name}"):
+                return end_ids(json.loads((folder / name).read_bytes()).get("eos_token_id"))
+    return ()
+
+
+def end_of(folder: Path, tokenizer: Any, ends: Sequence[int]) -> int:
+    """Return the tokenizer's EOS; of one that has none, the first of the model's own stop ids.
+
+    Raises:
+        DataError: there is neither.
+    """
+    known = [token for token in (tokenizer.eos_token_id, *ends) if token is not None]
+    if not known:
+        raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
+    return int(known[0])
 
 
 def resolve(path_or_id: str | Path, *, cache: Path | None = None) -> Path:
@@ -96,6 +195,23 @@ def resolve(path_or_id: str | Path, *, cache: Path | None = None) -> Path:
     if path.is_file():
         return convert_gguf(path, cache or default_cache())
     return path if path.is_dir() else _download(name)
+
+
+def local_folder(path_or_id: str | Path, *, cache: Path | None = None) -> Path | None:
+    """Return the folder of a model whose files are here as Hugging Face's; none: it is yet to be fetched or converted.
+
+    Raises:
+        MissingError: there is no such model.
+    """
+    check_named(path_or_id)
+    name, path = str(path_or_id), Path(path_or_id)
+    if path.is_dir():
+        return path
+    if not name.startswith(PACKAGE) and not path.is_file():
+        return None
+    file = package_gguf(name.removeprefix(PACKAGE)) if name.startswith(PACKAGE) else path
+    target = _converted(file, cache or default_cache())
+    return target if (target / "config.json").is_file() else None
 
 
 def check_named(path_or_id: str | Path) -> None:
@@ -145,8 +261,7 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     Raises:
         MissingError: the file cannot be read, or the ``gguf`` package is not installed.
     """
-    digest = hashlib.sha256(file_identity(path)).hexdigest()[:16]
-    target = cache / f"{path.stem}-{digest}"
+    target = _converted(path, cache)
     if (target / "config.json").is_file():
         return target
     if importlib.util.find_spec("gguf") is None:
@@ -157,10 +272,13 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
     try:
-        with _readable(path), without_bars():
+        with readable(f"model {path}"), without_bars():
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-            model = AutoModelForCausalLM.from_pretrained(
+            check_gguf(path)
+            model = read_model(
+                AutoModelForCausalLM,
                 str(path.parent),
+                f"model {path}",
                 gguf_file=path.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
@@ -173,9 +291,14 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     return target
 
 
+def _converted(path: Path, cache: Path) -> Path:
+    digest = hashlib.sha256(file_identity(path) + _CHECKED).hexdigest()[:16]
+    return cache / f"{path.stem}-{digest}"
+
+
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model and its tokenizer into ``folder`` as Hugging Face reads them, with padding apart from EOS."""
-    pad = padding_id(tokenizer)
+    pad = padding_id(tokenizer, embedding_rows(model))
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     model.config.pad_token_id = pad
     if getattr(model, "generation_config", None) is not None:
@@ -185,23 +308,27 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(str(folder))
 
 
-def padding_id(tokenizer: Any) -> int:
-    """Return a token id to pad with that is not the EOS: were they the same, no EOS would be learned."""
+def padding_id(tokenizer: Any, rows: int | None = None) -> int:
+    """Return a token id to pad with that is not the EOS: were they the same, no EOS would be learned.
+
+    ``rows``: of the embedding; the tokenizer's own padding token is passed over where it has none of them, as after
+    a token was added and the embedding left as it was. Padding is masked, so that any id will do.
+    """
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    if pad is not None and pad != eos:
+    if pad is not None and pad != eos and (rows is None or pad < rows):
         return int(pad)
     vocabulary = tokenizer.get_vocab()
     known = [vocabulary[name] for name in PAD_NAMES if name in vocabulary]
     for candidate in (*known, tokenizer.unk_token_id, 0, 1):
-        if candidate is not None and candidate != eos:
+        if candidate is not None and candidate != eos and (rows is None or candidate < rows):
             return int(candidate)
     raise AssertionError("unreachable: 0 and 1 cannot both be the EOS")
 
 
 def identity(folder: Path) -> str:
-    """Return 16 hexadecimal digits that stand for a model's config, weights, tokenizer and chat template."""
+    """Return 16 hexadecimal digits that stand for a model's configs, weights, tokenizer and chat template."""
     digest = hashlib.sha256()
-    small = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    small = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     for path in [folder / name for name in small] + sorted(folder.glob("*.safetensors")):
         if path.is_file():
             digest.update(path.name.encode() + b"\0" + file_identity(path))
@@ -232,10 +359,12 @@ def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _readable(folder), without_bars():
+    with readable(f"model {folder}"), without_bars():
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = read_model(
+            AutoModelForCausalLM,
             str(folder),
+            f"model {folder}",
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
@@ -245,13 +374,70 @@ def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
+def _cast(model: Any, dtype: str) -> Any:
+    import torch
+
+    return model.to(getattr(torch, dtype))
+
+
 def _check_folder(path: Path) -> None:
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        raise MissingError(f"model {path}: holds an adapter alone; name its base model, and this as the adapter")
+    check_one_model(path)
+    if (path / "adapter_config.json").is_file():
+        _refuse_adapter(path)
     if not (path / "config.json").is_file():
         raise MissingError(f"model {path}: has no config.json; expected a folder in Hugging Face's format")
-    if not any(path.glob("*.safetensors")):
+    if not weight_files(path):
         raise MissingError(f"model {path}: has no *.safetensors (pickled .bin weights are not read)")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that hold a whole model's weights: those of an adapter are not among them."""
+    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
+
+
+def check_one_model(folder: Path) -> None:
+    """Return when a folder does not hold a whole model and an adapter at once.
+
+    transformers would leave the model's own weights unread, and put the adapter on the base that it names.
+
+    Raises:
+        MissingError: it does.
+    """
+    if (folder / "adapter_config.json").is_file() and weight_files(folder):
+        raise MissingError(
+            f"model {folder}: holds a whole model and an adapter (adapter_config.json); move one of them elsewhere"
+        )
+
+
+def _refuse_adapter(path: Path) -> None:
+    try:
+        base = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    named = f" (it names {str(base)[:120]!r})" if base else ""
+    raise MissingError(
+        f"model {path}: holds a PEFT adapter alone; name its base model{named} as policy.model and this folder as "
+        "policy.adapter; with `dualign sample`, BASE --adapter FOLDER"
+    )
+
+
+def cached(path_or_id: str | Path) -> Path | None:
+    """Return the model's folder as ``resolve`` does where nothing has to be fetched; none: it is not here yet.
+
+    Raises:
+        MissingError: there is no such model, or it cannot be read.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    check_named(path_or_id)
+    if str(path_or_id).startswith(PACKAGE) or Path(path_or_id).exists():
+        return resolve(path_or_id)
+    repository, _, revision = str(path_or_id).partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
 
 
 def _download(name: str) -> Path:
@@ -270,19 +456,25 @@ def _download(name: str) -> Path:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what loaders raise about a damaged or foreign model into one line that names it."""
+def readable(where: str, fault: str = "cannot be read") -> Iterator[None]:
+    """Turn what loaders raise about a damaged or foreign model into one line: ``where``, ``fault`` and the reason."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, struct.error, SafetensorError) as error:
+    # The last five: a value of a config is of another kind than its reader takes for granted.
+    except (
+        OSError, ValueError, KeyError, RuntimeError, ImportError, struct.error, SafetensorError,
+        StrictDataclassError, TypeError, AttributeError, AssertionError, ZeroDivisionError,
+    ) as error:  # fmt: skip
         reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise MissingError(f"model {path}: cannot be read ({reason})") from error
+        raise MissingError(f"{where}: {fault} ({reason})") from error
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return (f"{first} {more[0].strip()}" if first.endswith(":") and more else first)[:200]
 
 
 @contextmanager

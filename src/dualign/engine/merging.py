@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dualign.backends.protocol import Policy
 from dualign.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FULL_WEIGHTS, read_weights, weights_file
+from dualign.engine.tensors import check_shapes
 from dualign.errors import UsageError
 from dualign.runs.store import write_bytes, write_json
 
@@ -36,7 +37,8 @@ def merged(first: Policy, second: Policy, *, share: float, folder: Path) -> None
         raise UsageError(f"merge: '{first.name}' and '{second.name}' must both be adapters or both be whole models")
     tensors = [read_weights(path) for path in files if path is not None]
     if files[0].name == FULL_WEIGHTS:
-        whole = {name: (1 - share) * tensor + share * tensors[1][name] for name, tensor in tensors[0].items()}
+        check_shapes(f"merge: policy {files[1]}", needed=tensors[0], found=tensors[1])
+        whole = {name: mixed(tensor, tensors[1][name], share) for name, tensor in tensors[0].items()}
         write_bytes(folder / FULL_WEIGHTS, save(whole, metadata={"format": "pt"}))
         write_bytes(folder / MODEL_CONFIG, (files[0].parent / MODEL_CONFIG).read_bytes())
         return
@@ -46,12 +48,23 @@ def merged(first: Policy, second: Policy, *, share: float, folder: Path) -> None
             f"merge: '{first.name}' and '{second.name}' must be adapters of the same layers; one alone has '{strange}'"
         )
     configs = [json.loads((path.parent / ADAPTER_CONFIG).read_text()) for path in files if path is not None]
+    for config in configs:
+        if any(config.get(key) for key in ("use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias")):
+            raise UsageError("merge: an adapter whose scale is not alpha / r everywhere cannot be mixed by weights")
     # PEFT scales an update by alpha / r. The two may differ in it, so that each one's own is put into its B.
     own, other = (config["lora_alpha"] / config["r"] for config in configs)
     joined = stacked(*tensors, factors=((1 - share) * own, share * other))
     rank = sum(config["r"] for config in configs)
     write_bytes(folder / ADAPTER_WEIGHTS, save(joined, metadata={"format": "pt"}))
     write_json(folder / ADAPTER_CONFIG, {**configs[0], "r": rank, "lora_alpha": rank})
+
+
+def mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Return ``(1 - share) first + share second`` in the dtype of ``first``, rounded once."""
+    import torch
+
+    wide = torch.promote_types(first.dtype, torch.float32)
+    return ((1 - share) * first.to(wide) + share * second.to(wide)).to(first.dtype)
 
 
 def stacked(

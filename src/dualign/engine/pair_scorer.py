@@ -23,6 +23,8 @@ CHUNK_LOGITS = 1 << 24
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _COARSE_TOLERANCE = 2e-2
 """bfloat16 keeps eight bits; a layout error is of the size of the log-probability itself."""
+_LOUDER = 1000.0
+"""By this factor logits are raised where it is looked at what the model does with them behind the head."""
 
 
 class PairScorer(nn.Module):
@@ -168,15 +170,26 @@ class _ChunkedLogProbs(torch.autograd.Function):
 def check_head(scorer: PairScorer, batch: TokenBatch) -> None:
     """Return when the head's plain product is what the model itself gives as logits.
 
+    The head speaks louder meanwhile: a cap at 30 hardly shows on logits of 5, which training may leave behind.
+
     Raises:
-        UsageError: the model changes its logits after the head (soft caps, logit scales): not supported.
+        UsageError: the model changes its logits after the head (soft caps, logit scales), or names no part of itself
+            that makes the states which the head reads: not supported.
     """
-    with torch.no_grad():
-        ids = batch.input_ids[:1]
-        own = scorer.model(input_ids=ids, use_cache=False).logits
-        ours = scorer.model.get_output_embeddings()(scorer.model.base_model(input_ids=ids).last_hidden_state)
-    if not torch.allclose(own.float(), ours.float(), rtol=1e-2, atol=1e-3):
-        kind = type(scorer.model).__name__
+    kind = type(scorer.model).__name__
+    if scorer.model.base_model is scorer.model:
+        raise UsageError(f"model: {kind} does not tell its body from its output head; such models are not supported")
+    head = scorer.model.get_output_embeddings()
+    louder = head.register_forward_hook(lambda module, given, logits: logits * _LOUDER)  # noqa: ARG005
+    try:
+        with torch.no_grad():
+            ids = batch.input_ids[:1]
+            own = scorer.model(input_ids=ids, use_cache=False).logits
+            ours = head(scorer.model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    finally:
+        louder.remove()
+    # Weights that are not numbers are found by the first loss, and told as what they are.
+    if not torch.allclose(own.float(), ours.float(), rtol=1e-2, atol=1e-3, equal_nan=True):
         raise UsageError(f"model: {kind} changes its logits after the output head; such models are not supported")
 
 

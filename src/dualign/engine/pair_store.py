@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.templates import response_tokens
+from dualign.engine.tokenising import answer_text
 from dualign.errors import DataError
-from dualign.records import FloatArray, Group, Prompt, Response
+from dualign.records import FloatArray, Group, Prompt, Response, named
 from dualign.runs.store import canonical_digest, write_bytes
 
 Tokens = tuple[int, ...]
@@ -31,7 +32,7 @@ class StoredGroup:
 
     prompt: Tokens
     responses: tuple[Tokens, ...]
-    """The different responses, each with its EOS when it ended by itself."""
+    """The different responses, each with what closes it when it ended by itself."""
     index: IntArray
     """Shape ``[response]``: where each response of the group stands in ``responses``."""
     pairs: IntArray
@@ -55,7 +56,7 @@ class PairStore:
     truncated_prompts: int
     """Prompts that lost their oldest tokens."""
     truncated_responses: int
-    """Responses cut at the length limit; they have no EOS then."""
+    """Responses cut at the length limit; nothing closes them then."""
     identical_pairs: int
     """Pairs of equal responses: they carry no preference and are left out."""
     groups_without_pairs: int
@@ -86,24 +87,39 @@ def encode_prompt(language_model: LanguageModel, prompt: Prompt) -> Tokens:
     """
     tokens = tuple(language_model.template(prompt))
     if not tokens:
-        raise DataError(f"prompt {prompt.id}: the template gives no token; it must give at least one")
+        raise DataError(f"{named(prompt)}: the template gives no token; it must give at least one")
     return tokens[-language_model.max_prompt_tokens :]
 
 
 def encode_response(language_model: LanguageModel, response: Response) -> tuple[Tokens, bool]:
     """Return the response's tokens and whether they were cut.
 
-    A sampled response keeps its own tokens. A text is tokenised on its own, as text, and one EOS appended, so that
-    the border to the prompt never moves. One that is too long is cut and has no EOS.
+    A sampled response keeps its own tokens. A text is tokenised on its own, as text, so that the border to the prompt
+    never moves, and closed as the template does. One that is too long is cut, and nothing closes it.
 
     Raises:
         DataError: the response has no token.
     """
     tokens = response.tokens or response_tokens(language_model, response.text, end=response.finished)
     if not tokens:
-        raise DataError("a response has no token: it is empty and does not end with EOS")
+        raise DataError("a response has no token: it is empty and nothing closes it")
     limit = language_model.max_response_tokens
     return tuple(tokens[:limit]), len(tokens) > limit
+
+
+def as_trained(language_model: LanguageModel, text: str, *, room: int | None = None) -> Response:
+    """Return an answer that somebody wrote as it is trained on: its tokens, and the text that these tokens say.
+
+    One of more than ``max_response_tokens`` (or ``room``, if that is less) tokens is cut, and nothing closes it: it did
+    not end there. Whoever scores the answer reads what is left of it.
+    """
+    most = language_model.max_response_tokens
+    limit = most if room is None else max(0, min(most, room))
+    said = response_tokens(language_model, text, end=False)
+    whole = (*said, *response_tokens(language_model, ""))
+    finished = len(whole) <= limit
+    kept = whole if finished else said[:limit]
+    return Response(answer_text(language_model, kept)[0], kept, finished=finished)
 
 
 def build_store(language_model: LanguageModel, groups: Sequence[Group]) -> PairStore:
@@ -130,7 +146,7 @@ def build_store(language_model: LanguageModel, groups: Sequence[Group]) -> PairS
 def _stored(language_model: LanguageModel, group: Group, prompt: Tokens, responses: list[Tokens]) -> StoredGroup:
     different = tuple(dict.fromkeys(responses))
     for tokens in different:
-        _check_grammar(language_model, group.prompt.id, tokens)
+        _check_grammar(language_model, group.prompt, tokens)
     index = np.array([different.index(tokens) for tokens in responses], dtype=np.int64)
     pairs = [(i, j) for i, j in combinations(range(len(responses)), 2) if index[i] != index[j]]
     return StoredGroup(
@@ -145,14 +161,14 @@ def _stored(language_model: LanguageModel, group: Group, prompt: Tokens, respons
     )
 
 
-def _check_grammar(language_model: LanguageModel, prompt: str, tokens: Tokens) -> None:
+def _check_grammar(language_model: LanguageModel, prompt: Prompt, tokens: Tokens) -> None:
     grammar = language_model.grammar
     if grammar is None:
         return
     last = grammar.shape[0] - 1
     for position, token in enumerate(tokens):
         if not bool(grammar[min(position, last), token]):
-            raise DataError(f"prompt {prompt}: token {token} at position {position} is outside the grammar")
+            raise DataError(f"{named(prompt)}: token {token} at position {position} is outside the grammar")
 
 
 def cached_log_probs(

@@ -1,14 +1,16 @@
 """Supervised fine-tuning: maximum likelihood of given responses, in place.
 
 The loss is the mean over the batch's response tokens, EOS counted and prompts masked, of the negative log-probability
-under the policy: at its temperature, over the tokens its grammar allows.
+under the policy, as the pair scorer reads it: at its temperature, over the tokens its grammar allows. The weights are
+moved and merged as float32 copies, whatever the model computes in.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +20,13 @@ import numpy as np
 
 from dualign.engine.language_model import LanguageModel
 from dualign.errors import DataError, NumericalError, UsageError
-from dualign.records import Prompt
+from dualign.records import Prompt, named
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dualign.engine.layouts import TokenBatch
+    from dualign.engine.optimiser import Optimiser
 
 Example = tuple[Prompt, tuple[int, ...]]
 ADAPTER = "sft"
@@ -74,16 +79,6 @@ class SftReport:
     """Of the weights now in memory; put it into the ``LanguageModel`` with ``dataclasses.replace``."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Prompts padded on the left and responses on the right: the boundary is one column for all rows."""
-
-    ids: Tensor
-    mask: Tensor
-    targets: Tensor
-    """Shape ``[row, position]``: response tokens, -1 where a row has ended."""
-
-
 def fine_tune(
     language_model: LanguageModel,
     examples: Sequence[Example],
@@ -104,17 +99,23 @@ def fine_tune(
     Raises:
         DataError: no example, an empty response, one that the grammar forbids, or one too long.
         NumericalError: a loss or gradient is not finite; the step is not applied.
-        UsageError: a setting makes no sense.
+        UsageError: a setting makes no sense, or the model changes its logits after the output head.
     """
+    from dualign.engine.optimiser import Optimiser
+
     started = time.monotonic()
     _check_settings(settings)
     encoded = _encoded(language_model, examples)
     plan = _plan([len(p) + len(r) for p, r in encoded], settings, np.random.default_rng(seed))
+    _check_model(language_model, encoded[0])
     with _trainable(language_model, settings, seed) as parameters:
-        losses, tokens = _train(language_model, encoded, plan, parameters, settings)
+        optimiser = Optimiser(parameters, weight_decay=settings.weight_decay, betas=(0.9, 0.999))
+        losses, tokens = _train(language_model, encoded, plan, optimiser, settings)
+        fitted = optimiser.masters if settings.lora_r == 0 else _merged(language_model.model, parameters, optimiser)
+    _put(language_model.model, fitted)
     revision = f"{language_model.revision}+{_fingerprint(language_model.model)}"
     if folder is not None:
-        save_fitted(language_model, folder)
+        save_fitted(language_model, fitted, folder)
     tail = losses[-max(1, len(losses) // 4) :]
     return SftReport(
         steps=len(losses),
@@ -128,64 +129,38 @@ def fine_tune(
     )
 
 
-def token_losses(language_model: LanguageModel, batch: _Batch) -> Tensor:
-    """Return the negative log-probabilities, ``[token]``, of all response tokens of a batch, in nats.
+def token_losses(language_model: LanguageModel, batch: TokenBatch) -> Tensor:
+    """Return the negative log-probabilities, ``[token]``, of all response tokens of a batch, in nats."""
+    from dualign.engine.pair_scorer import PairScorer
 
-    The head works on the response's columns alone.
-    """
-    import torch
-
-    from dualign.engine.attention import attention_kernel
-
-    length = batch.targets.shape[1]
-    positions = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)
-    with attention_kernel(language_model.model, batch.ids.shape[1]):
-        out = language_model.model(
-            input_ids=batch.ids,
-            attention_mask=batch.mask,
-            position_ids=positions,
-            logits_to_keep=length + 1,
-            use_cache=False,
-        )
-    real = batch.targets >= 0
-    logits = out.logits[:, -length - 1 : -1][real]
-    scaled = (logits if logits.dtype == torch.float64 else logits.float()) / language_model.temperature
-    grammar = language_model.grammar
-    if grammar is not None:
-        column = torch.arange(length, device=real.device).expand_as(batch.targets)[real]
-        allowed = grammar.to(real.device)[column.clamp(max=len(grammar) - 1)]
-        scaled = scaled.masked_fill(~allowed, -torch.inf)
-    return torch.nn.functional.cross_entropy(scaled, batch.targets[real], reduction="none")
+    return -PairScorer(language_model).by_token(batch)[0]
 
 
-def make_batch(language_model: LanguageModel, encoded: Sequence[tuple[list[int], tuple[int, ...]]]) -> _Batch:
+def make_batch(language_model: LanguageModel, encoded: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TokenBatch:
     """Return the padded batch of some (prompt tokens, response tokens)."""
-    import torch
+    from dualign.engine.layouts import rows
 
-    left = max(len(prompt) for prompt, _ in encoded)
-    right = max(len(response) for _, response in encoded)
-    ids = np.full((len(encoded), left + right), language_model.pad, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    targets = np.full((len(encoded), right), -1, dtype=np.int64)
-    for row, (prompt, response) in enumerate(encoded):
-        ids[row, left - len(prompt) : left + len(response)] = [*prompt, *response]
-        mask[row, left - len(prompt) : left + len(response)] = 1
-        targets[row, : len(response)] = response
-    device = language_model.device
-    return _Batch(*(torch.from_numpy(array).to(device) for array in (ids, mask, targets)))
+    sequences = [(tuple(prompt), (tuple(response),)) for prompt, response in encoded]
+    return rows(sequences, language_model.pad).to(language_model.device)
 
 
-def save_fitted(language_model: LanguageModel, folder: Path) -> None:
-    """Write the base weights, config and tokenizer into ``folder``, without any adapter that is in memory."""
+def save_fitted(language_model: LanguageModel, fitted: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the base weights, those of ``fitted`` in their place, config and tokenizer into ``folder``.
+
+    All in float32 (float64 where the model is): what a small step moved is less than bfloat16 can hold.
+    """
     from safetensors.torch import save_file
 
     from dualign.engine.adapters import base_parameters
 
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = language_model.model, language_model.tokenizer
-    weights = {name: value.detach().contiguous() for name, value in base_parameters(model).items()}
+    weights = {name: fitted.get(name, value).detach() for name, value in base_parameters(model).items()}
+    weights = {name: value.to(_wide(value)).contiguous() for name, value in weights.items()}
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    model.config.save_pretrained(str(folder))
+    config = copy.deepcopy(model.config)
+    config.dtype = _wide(next(iter(model.parameters())))
+    config.save_pretrained(str(folder))
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
@@ -211,7 +186,7 @@ def _encoded(language_model: LanguageModel, examples: Sequence[Example]) -> list
         said = (prompt.history, prompt.text)
         if said not in prompts:
             prompts[said] = language_model.template(prompt)
-        where = f"sft: example {number} (prompt {prompt.id})"
+        where = f"sft: example {number} ({named(prompt)})"
         if not response:
             raise DataError(f"{where}: the response has no token; expected at least the EOS")
         for name, given, limit in (
@@ -249,18 +224,13 @@ def _train(
     language_model: LanguageModel,
     encoded: Sequence[tuple[list[int], tuple[int, ...]]],
     plan: Sequence[Sequence[Sequence[int]]],
-    parameters: list[Tensor],
+    optimiser: Optimiser,
     settings: SftSettings,
 ) -> tuple[list[float], int]:
     """Return the loss of each step, in nats a token, and the number of tokens."""
-    import torch
-
-    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     losses, total = [], 0
     for step, parts in enumerate(plan):
         rate = settings.learning_rate * _schedule(step, len(plan), settings)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
         count = sum(len(encoded[i][1]) for part in parts for i in part)
         loss = 0.0
         for part in parts:
@@ -268,14 +238,11 @@ def _train(
             share = token_losses(language_model, make_batch(language_model, [encoded[i] for i in part])).sum() / count
             share.backward()  # type: ignore[no-untyped-call]
             loss += float(share.detach())
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not math.isfinite(loss):
             raise NumericalError(
-                f"sft: step {step + 1} of {len(plan)}: loss {loss:.4g}, gradient norm {norm:.4g}; "
-                "lower learning_rate or train in float32"
+                f"sft: step {step + 1} of {len(plan)}: the loss is {loss:.4g}; lower learning_rate or train in float32"
             )
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.step(learning_rate=rate, max_grad_norm=settings.max_grad_norm)
         losses.append(loss)
         total += count
     return losses, total
@@ -290,16 +257,16 @@ def _schedule(step: int, steps: int, settings: SftSettings) -> float:
 
 
 @contextmanager
-def _trainable(language_model: LanguageModel, settings: SftSettings, seed: int) -> Iterator[list[Tensor]]:
-    """Yield the parameters to train; LoRA is merged afterwards, and dropped where training failed."""
+def _trainable(language_model: LanguageModel, settings: SftSettings, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Yield the parameters to train by name: the adapter's, which is taken off afterwards, or all of the base."""
     from dualign.engine.adapters import base_parameters, switch_off
 
     model = language_model.model
     switch_off(model)
     model.eval()
     if settings.lora_r == 0:
-        parameters = list(base_parameters(model).values())
-        for parameter in parameters:
+        parameters = base_parameters(model)
+        for parameter in parameters.values():
             parameter.requires_grad_(True)
         try:
             yield parameters
@@ -312,7 +279,7 @@ def _trainable(language_model: LanguageModel, settings: SftSettings, seed: int) 
 
 
 @contextmanager
-def _adapter(language_model: LanguageModel, settings: SftSettings, seed: int) -> Iterator[list[Tensor]]:
+def _adapter(language_model: LanguageModel, settings: SftSettings, seed: int) -> Iterator[dict[str, Tensor]]:
     import torch
     from peft import LoraConfig
 
@@ -338,14 +305,52 @@ def _adapter(language_model: LanguageModel, settings: SftSettings, seed: int) ->
         adapters.switch_on(model, ADAPTER)
         for parameter in named.values():
             parameter.requires_grad_(True)
-        yield list(named.values())
-        with torch.no_grad():
-            for module in model.modules():
-                if ADAPTER in getattr(module, "lora_A", {}):
-                    weight = module.get_base_layer().weight
-                    weight.add_(module.get_delta_weight(ADAPTER).to(weight.dtype))
+        yield named
     finally:
         adapters.remove_adapter(language_model, ADAPTER)
+
+
+def _merged(model: Any, parameters: Mapping[str, Tensor], optimiser: Optimiser) -> dict[str, Tensor]:
+    """Return by clean name the weights that the adapter changes with its update added, both in the masters' dtype."""
+    import torch
+
+    from dualign.engine.adapters import clean_name
+
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.data = optimiser.masters[name]
+        merged = {}
+        for path, module in model.named_modules():
+            if ADAPTER in getattr(module, "lora_A", {}):
+                update = module.get_delta_weight(ADAPTER)
+                merged[clean_name(f"{path}.weight")] = module.get_base_layer().weight.to(update.dtype) + update
+    return merged
+
+
+def _put(model: Any, fitted: Mapping[str, Tensor]) -> None:
+    """Copy fitted weights into the base, rounded to what it computes in."""
+    import torch
+
+    from dualign.engine.adapters import base_parameters
+
+    parameters = base_parameters(model)
+    with torch.no_grad():
+        for name, value in fitted.items():
+            parameters[name].copy_(value)
+
+
+def _wide(value: Tensor) -> Any:
+    import torch
+
+    return torch.promote_types(value.dtype, torch.float32)
+
+
+def _check_model(language_model: LanguageModel, example: tuple[list[int], tuple[int, ...]]) -> None:
+    from dualign.engine.adapters import switch_off
+    from dualign.engine.pair_scorer import PairScorer, check_head
+
+    switch_off(language_model.model)
+    check_head(PairScorer(language_model), make_batch(language_model, [example]))
 
 
 def _fingerprint(model: Any) -> str:

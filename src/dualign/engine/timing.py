@@ -59,11 +59,13 @@ def gigaflops(language_model: LanguageModel, dtype: object, seconds: float) -> f
     """Return the gigaflops of the multi-layer perceptron's product, after one call to warm up."""
     import torch
 
-    config = language_model.model.config
-    wide: int = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    config = language_model.model.config.get_text_config()
+    width: int = config.hidden_size
+    stated = getattr(config, "intermediate_size", None)
+    wide: int = stated if isinstance(stated, int) else 4 * width
     device = language_model.device
-    hidden = torch.ones(POSITIONS, config.hidden_size, dtype=dtype, device=device)  # type: ignore[call-overload]
-    weight = torch.ones(wide, config.hidden_size, dtype=dtype, device=device)  # type: ignore[call-overload]
+    hidden = torch.ones(POSITIONS, width, dtype=dtype, device=device)  # type: ignore[call-overload]
+    weight = torch.ones(wide, width, dtype=dtype, device=device)  # type: ignore[call-overload]
 
     def product() -> None:
         torch.nn.functional.linear(hidden, weight)
@@ -76,5 +78,4 @@ def gigaflops(language_model: LanguageModel, dtype: object, seconds: float) -> f
         product()
         calls += 1
     elapsed = time.perf_counter() - started
-    width: int = config.hidden_size
     return 2e-9 * calls * POSITIONS * wide * width / elapsed

@@ -37,7 +37,7 @@ def trained_weights(
     if settings.adapter == "full":
         weights = {name: p.detach().clone() for name, p in adapters.base_parameters(model).items()}
         if path is not None:
-            weights |= adapters.read_weights(path)
+            weights |= adapters.full_weights(model, path)
         with adapters.swapped(model, weights):
             parameters = adapters.base_parameters(model)
             try:
@@ -46,7 +46,10 @@ def trained_weights(
                 adapters.switch_off(model)
                 _drop_gradients(parameters)
         return
-    adapters.add_adapter(language_model, _TRAINED, lora_config(model, settings))
+    config = lora_config(model, settings)
+    if path is not None:
+        adapters.check_settings(path.parent, config)
+    adapters.add_adapter(language_model, _TRAINED, config)
     try:
         if path is None:
             _initialise(model, settings.adapter_seed)

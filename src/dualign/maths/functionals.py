@@ -55,17 +55,22 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """The share of responses whose cost is positive."""
+    """The share of responses whose cost is above ``threshold``, 0 unless another is given (``rate:0.5``)."""
 
-    spec: str = "rate"
+    threshold: float = 0.0
+
+    @property
+    def spec(self) -> str:
+        """Return ``rate`` or ``rate:THRESHOLD``."""
+        return "rate" if self.threshold == 0 else f"rate:{self.threshold!r}"
 
     def fit(self, costs: ArrayLike) -> "Rate":  # noqa: ARG002
         """Return itself: nothing is fitted."""
         return self
 
     def transform(self, costs: ArrayLike, reference: ArrayLike | None = None) -> FloatArray:  # noqa: ARG002
-        """Return 1 where the cost is positive, else 0."""
-        return (np.asarray(costs, dtype=np.float64) > 0).astype(np.float64)
+        """Return 1 where the cost is above the threshold, else 0."""
+        return (np.asarray(costs, dtype=np.float64) > self.threshold).astype(np.float64)
 
     def transform_cap(self, cap: float | None) -> float | None:  # noqa: ARG002
         """Return 1: an indicator needs no cap of its own."""
@@ -145,26 +150,39 @@ def _plain(make: Callable[[], Functional]) -> Callable[[Sequence[str]], Function
     return build
 
 
-def _cvar(arguments: Sequence[str]) -> Functional:
+def _numbers(arguments: Sequence[str]) -> list[float]:
+    """Return the arguments as finite numbers; empty where one is none."""
     try:
         numbers = [float(argument) for argument in arguments]
     except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2) or not all(map(math.isfinite, numbers)):
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
+
+
+def _rate(arguments: Sequence[str]) -> Functional:
+    numbers = _numbers(arguments)
+    if len(numbers) != len(arguments) or len(numbers) > 1:
+        raise ValueError(f"rate: expected rate or rate:THRESHOLD, as rate:0.5; given 'rate:{':'.join(arguments)}'")
+    return Rate(*numbers)
+
+
+def _cvar(arguments: Sequence[str]) -> Functional:
+    numbers = _numbers(arguments)
+    if len(numbers) not in (1, 2):
         raise ValueError(f"cvar: expected cvar:ALPHA, for example cvar:0.9; given 'cvar:{':'.join(arguments)}'")
     return ConditionalValueAtRisk(*numbers)
 
 
 FUNCTIONALS: dict[str, Callable[[Sequence[str]], Functional]] = {
     "mean": _plain(Mean),
-    "rate": _plain(Rate),
+    "rate": _rate,
     "cvar": _cvar,
     "relative": _plain(Relative),
 }
 
 
 def parse(text: str) -> Functional:
-    """Return the functional of the name ``mean``, ``rate``, ``cvar:0.9``, ``cvar:0.9:THRESHOLD`` or ``relative``.
+    """Return the functional of the name ``mean``, ``rate``, ``rate:0.5``, ``cvar:0.9``, ``cvar:0.9:T`` or ``relative``.
 
     Raises:
         ValueError: one line that names the nearest known functional.

@@ -11,6 +11,7 @@ reconstructions.
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dualign.maths.exact import attainable_costs, cost_spreads, optimum
 from dualign.maths.finite import (
@@ -22,6 +23,8 @@ from dualign.maths.finite import (
     log_policy,
     prompt_kl,
 )
+
+IntArray = NDArray[np.int64]
 
 ESS_SHARE = 0.1
 """Median effective sample size below this share of the samples warns."""
@@ -88,14 +91,17 @@ def one_shot(  # noqa: PLR0913
     return from_problem(problem, draws=log_weights is None)
 
 
-def from_problem(problem: FiniteProblem, *, draws: bool) -> OneShot:
-    """Return the offline dual of ``problem``; ``draws`` says that its responses are samples, not the whole support."""
+def from_problem(problem: FiniteProblem, *, draws: bool, units: IntArray | None = None) -> OneShot:
+    """Return the offline dual of ``problem``; ``draws`` says that its responses are samples, not the whole support.
+
+    ``units`` (``[prompt]``): number of the unit of independence of each prompt, for the errors; none: each its own.
+    """
     best = optimum(problem)
     diagnostics = diagnose(problem, best.log_probs, best.multipliers)
     return OneShot(
         feasible=best.feasible,
         multipliers=best.multipliers,
-        multiplier_error=multiplier_error(problem, best.multipliers),
+        multiplier_error=multiplier_error(problem, best.multipliers, units),
         predicted=best.expectations,
         reference=expectations(problem, problem.log_reference),
         attainable=attainable_costs(problem),
@@ -133,18 +139,21 @@ def diagnose(problem: FiniteProblem, log_probs: FloatArray, multipliers: FloatAr
     )
 
 
-def multiplier_error(problem: FiniteProblem, multipliers: FloatArray) -> FloatArray:
+def multiplier_error(problem: FiniteProblem, multipliers: FloatArray, units: IntArray | None = None) -> FloatArray:
     """Return shape ``[constraint]``: standard errors ``H^-1 S H^-1`` over the positive multipliers.
 
-    S is the covariance of the mean cost over prompts, H the dual's Hessian; one constraint gives
-    ``se(cost) * beta / E_x Var(cost)``.
+    S is the covariance of the mean cost over units of independence (prompts, unless ``units`` numbers them), H the
+    dual's Hessian; one constraint gives ``se(cost) * beta / E_x Var(cost)``.
     """
-    count = len(problem.prompt_weights)
+    place = np.arange(len(problem.prompt_weights)) if units is None else np.unique(units, return_inverse=True)[1]
+    count = int(place.max()) + 1
     free = multipliers > 0
     if count < 2 or np.any(np.isnan(multipliers)):
         return np.full(len(multipliers), np.nan)
     means = np.einsum("jk,jki->ji", np.exp(log_policy(problem, multipliers)), problem.costs)
-    centred = problem.prompt_weights[:, None] * (means - problem.prompt_weights @ means)
+    weighted = problem.prompt_weights[:, None] * (means - problem.prompt_weights @ means)
+    centred = np.zeros((count, weighted.shape[1]))
+    np.add.at(centred, place, weighted)
     spread = (centred.T @ centred)[np.ix_(free, free)] * count / (count - 1)
     inverse = np.linalg.pinv(dual_hessian(problem, multipliers)[np.ix_(free, free)], hermitian=True)
     errors = np.zeros(len(multipliers))

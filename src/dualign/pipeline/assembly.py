@@ -14,19 +14,22 @@ from dualign.engine.language_model import LanguageModel
 from dualign.engine.loading import load_language_model, resolve
 from dualign.engine.settings import TrainingSettings
 from dualign.engine.sft import Example
-from dualign.engine.templates import with_template
 from dualign.engine.timing import choose_compute
 from dualign.pipeline.checks import check_scorers, constraints_of, direction_of, scorer_specs
 from dualign.pipeline.job import Job, Tell
-from dualign.pipeline.pairs import checked_pairs, load_pairs
-from dualign.pipeline.prompts import check_slices, load_splits
-from dualign.pipeline.warm_start import warm_start
+from dualign.pipeline.limits import short_enough
+from dualign.pipeline.pairs import load_pairs
+from dualign.pipeline.prompts import check_slices, demonstration_notes, load_splits
+from dualign.pipeline.reader import longest_prompt, wording_of
+from dualign.pipeline.warm_start import keep_merged, warm_start
+from dualign.pipeline.wording import answers_of, check_given, claimed, dated, template_notes
 from dualign.records import Prompt
 from dualign.runs.journal import Journal
 from dualign.runs.store import canonical_digest
 from dualign.sampling.protocol import Sampling
 from dualign.sampling.transformers_engine import TransformersSampler
-from dualign.scorers.protocol import Direction
+from dualign.scorers.protocol import Direction, Scorer
+from dualign.scorers.reasoning import Unreasoned
 from dualign.scorers.table import KINDS, make_scorer
 from dualign.scorers.training import trained
 
@@ -41,14 +44,19 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
     base = Path(config.data.prompts) if config.data.prompts is not None else folder
     check_scorers(scorer_specs(config))
     resolve(_model_name(config))
-    pairs, told = load_pairs(config, folder)
-    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in pairs])
-    notes = told + notes
+    given = load_pairs(config, folder)
+    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in given.pairs])
+    notes = [*given.notes, *notes, *demonstration_notes(config, folder)]
+    for line in given.warnings:
+        tell(line)
     check_slices(constraints, splits)
     specs, qualities = _trained(config, base, journal, tell)
     model, splits = _loaded(config, splits, notes, journal, tell)
+    check_given(model.turns, answers_of(given.pairs), "data.pairs")
     scorers = {
-        name: make_scorer(spec, direction=_direction(name, spec), folder=base, tokenizer=model.tokenizer)
+        name: _shown_answers(
+            make_scorer(spec, direction=_direction(name, spec), folder=base, tokenizer=model.tokenizer), config, model
+        )
         for name, spec in specs.items()
     }
     model, imitated = warm_start(config, model, splits, base, journal, tell)
@@ -59,7 +67,10 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
         journal=journal,
         backend_at=backend_factory(config, model, run, pretraining=imitated),
         reference=Policy("reference"),
-        identity=canonical_digest([model.revision, config.training.model_dump(), config.sampling.model_dump()]),
+        identity=canonical_digest(
+            [model.revision, config.training.model_dump(), config.sampling.model_dump(), asdict(model.wording)]
+        ),
+        decoding=claimed(model, config),
         splits=splits,
         constraints=constraints,
         functionals=functionals,
@@ -70,19 +81,29 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
         facts={
             "notes": notes,
             "scorers": _scorer_facts(scorers, qualities),
-            "data_check": checked_pairs(config, folder),
+            "data_check": list(given.checks),
+            "warnings": list(given.warnings),
         },
-        pairs=tuple(pair for pair in pairs if pair[0].id in trained_on),
+        pairs=tuple(pair for pair in given.pairs if pair[0].id in trained_on),
         tell=tell,
     )
+
+
+def _shown_answers(scorer: Scorer, config: Config, model: LanguageModel) -> Scorer:
+    """Return the scorer, behind what takes reasoning from answers where the config wants it so."""
+    if config.sampling.reasoning == "keep":
+        return scorer
+    return Unreasoned(scorer, opened=model.turns is not None and model.turns.opens_reasoning)
 
 
 def warm_started(config: Config, folder: Path, journal: Journal, tell: Tell) -> LanguageModel:
     """Return the model after the config's supervised stages: the reference of the job."""
     base = Path(config.data.prompts) if config.data.prompts is not None else folder
     resolve(_model_name(config))
-    given, _ = load_pairs(config, folder)
-    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in given])
+    given = load_pairs(config, folder)
+    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in given.pairs])
+    for line in demonstration_notes(config, folder):
+        tell(line)
     model, splits = _loaded(config, splits, notes, journal, tell)
     return warm_start(config, model, splits, base, journal, tell)[0]
 
@@ -91,11 +112,28 @@ def _loaded(
     config: Config, splits: Mapping[str, list[Prompt]], notes: list[str], journal: Journal, tell: Tell
 ) -> tuple[LanguageModel, dict[str, list[Prompt]]]:
     """Return the model as it is published, in the dtype of this machine, and the prompts that fit it."""
-    model = _model(config)
-    kept = _short_enough(splits, model, notes)
+    model = dated(_model(config), config, journal)
+    kept, dropped = short_enough(splits, model.template, model.max_prompt_tokens)
+    notes += [dropped, *model.notes]
+    for note in model.notes:
+        tell(f"warning: {note}")
+    _say_of_template(model, notes, tell)
     compute = journal.choice("compute", lambda: _compute(config, model))
     tell(f"computing in {compute['dtype']} on {compute['threads']} thread(s)")
-    return _in_dtype(model, compute), kept
+    model = _in_dtype(model, compute)
+    _check_head(model, kept)
+    return (model if config.policy.adapter is None else keep_merged(model, journal)), kept
+
+
+def _check_head(model: LanguageModel, splits: Mapping[str, Sequence[Prompt]]) -> None:
+    """Check, before hours of sampling, that the model can be read as the fits will read it."""
+    from dualign.engine.layouts import rows
+    from dualign.engine.pair_scorer import PairScorer, check_head
+
+    prompt = next((prompt for split in splits.values() for prompt in split), None)
+    if prompt is not None:
+        batch = rows([(tuple(model.template(prompt)), ((model.eos,),))], model.pad)
+        check_head(PairScorer(model), batch.to(model.device))
 
 
 def backend_factory(
@@ -162,15 +200,23 @@ def _scorer_facts(scorers: Mapping[str, Any], qualities: Mapping[str, Any]) -> l
 
 
 def _model(config: Config) -> LanguageModel:
-    """Return the model as it is published, in float32."""
+    """Return the model as it is published, in float32, with the adapter that is named merged into it."""
     model = load_language_model(
         _model_name(config),
         temperature=config.sampling.temperature,
-        max_prompt_tokens=config.policy.max_prompt_tokens,
         max_response_tokens=config.sampling.max_new_tokens,
-        system_prompt=config.policy.system_prompt,
+        wording=wording_of(config),
+        adapter=None if config.policy.adapter is None else Path(config.policy.adapter),
     )
-    return with_template(model, config.policy.template, system_prompt=config.policy.system_prompt)
+    return replace(model, max_prompt_tokens=longest_prompt(config, model.model.config))
+
+
+def _say_of_template(model: LanguageModel, notes: list[str], tell: Tell) -> None:
+    """Tell what a template does that a user should know, and add it to ``notes``."""
+    if model.turns is not None:
+        notes += template_notes(model.tokenizer, model.turns, model.wording)
+        for note in model.turns.notes:
+            tell(f"note: {note}")
 
 
 def _model_name(config: Config) -> str:
@@ -195,16 +241,3 @@ def _in_dtype(model: LanguageModel, compute: Mapping[str, Any]) -> LanguageModel
     dtype = str(compute["dtype"])
     model.model.to(getattr(torch, dtype))
     return replace(model, revision=f"{model.revision}-{dtype}")
-
-
-def _short_enough(
-    splits: Mapping[str, list[Prompt]], model: LanguageModel, notes: list[str]
-) -> dict[str, list[Prompt]]:
-    """Return the prompts within the model's limit; the others are counted in ``notes``."""
-    kept = {
-        name: [prompt for prompt in prompts if len(model.template(prompt)) <= model.max_prompt_tokens]
-        for name, prompts in splits.items()
-    }
-    gone = sum(len(prompts) for prompts in splits.values()) - sum(len(prompts) for prompts in kept.values())
-    notes.append(f"{gone} prompts dropped: longer than {model.max_prompt_tokens} tokens")
-    return kept

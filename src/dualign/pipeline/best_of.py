@@ -25,6 +25,15 @@ class Choice:
     multipliers: FloatArray
     """Shape ``[constraint]``, normalised."""
 
+    @property
+    def gain(self) -> float:
+        """Return ``log n - (n - 1) / n``, in nats: what choosing adds to the reference's log-probability.
+
+        It is the mean of the log-ratio where no two answers score alike, and never less than it (Beirami et al. 2024,
+        arXiv 2401.01879).
+        """
+        return math.log(self.n) - (self.n - 1) / self.n
+
 
 def write_choice(folder: Path, n: int, multipliers: FloatArray) -> Path:
     """Return ``folder``, in which the rule stands in the place of weights."""
@@ -43,14 +52,12 @@ def read_choice(policy: Policy) -> Choice | None:
 def select(choice: Choice, candidates: Sequence[Sequence[Response]], scores: Scores) -> list[list[Response]]:
     """Return for each prompt the first best of every ``n`` answers in turn, by reward - multipliers . costs.
 
-    The log-probability of a chosen answer is the reference's plus ``log n - (n - 1) / n``: the mean of the log-ratio
-    where no two answers score alike, and never less than it (Beirami et al. 2024, arXiv 2401.01879).
+    The log-probability of a chosen answer is the reference's plus the choice's gain.
     """
     relabelled = scores.reward - scores.costs @ choice.multipliers
     best = relabelled.reshape(len(candidates), -1, choice.n).argmax(axis=2)
-    gain = math.log(choice.n) - (choice.n - 1) / choice.n
     chosen = []
     for row, picks in zip(candidates, best, strict=True):
         kept = [row[turn * choice.n + pick] for turn, pick in enumerate(picks)]
-        chosen.append([replace(answer, log_prob=(answer.log_prob or 0.0) + gain) for answer in kept])
+        chosen.append([replace(answer, log_prob=(answer.log_prob or 0.0) + choice.gain) for answer in kept])
     return chosen

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from dualign.certify import Requirement, Terms, check_terms
+from dualign.claim import Requirement, Terms, check_terms
 from dualign.config import Config, ConstraintSection
 from dualign.errors import ConfigError, UsageError
 from dualign.maths.dual import DUAL_RULES
-from dualign.maths.functionals import Functional, Mean, parse
+from dualign.maths.functionals import Functional, Mean, Rate, parse
 from dualign.methods.nearest import unknown
 from dualign.methods.options import filled
 from dualign.methods.table import METHODS
@@ -30,7 +30,8 @@ def constraints_of(config: Config) -> tuple[tuple[Constraint, ...], tuple[Functi
     """
     functionals = tuple(_functional(section, config) for section in config.constraints)
     constraints = tuple(
-        Constraint(s.name, s.limit, str(s.scorer.get("kind")), s.functional, s.where, s.cap) for s in config.constraints
+        Constraint(s.name, s.limit, str(s.scorer.get("kind")), s.functional, s.where, s.cap, s.floor)
+        for s in config.constraints
     )
     return constraints, functionals
 
@@ -42,11 +43,14 @@ def _functional(section: ConstraintSection, config: Config) -> Functional:
         functional = parse(section.functional)
     except ValueError as error:
         raise ConfigError(f"{where}.functional: {error}") from None
-    if section.cap is None and section.functional != "rate":
+    if section.cap is None and not isinstance(functional, Rate):
         raise ConfigError(f"{where}.cap: missing; name the largest cost that counts, no certificate exists without")
     # The cap of a tail grows with its threshold, which is fitted later; the cap of the costs is its least value.
     claimed = Mean() if section.functional.startswith("cvar") else functional
-    terms = Terms({section.name: Requirement(section.limit, section.cap, claimed)}, 1 - config.certificate.confidence)
+    terms = Terms(
+        {section.name: Requirement(section.limit, section.cap, claimed, floor=section.floor)},
+        1 - config.certificate.confidence,
+    )
     try:
         check_terms(terms)
     except UsageError as error:
@@ -191,6 +195,12 @@ def _check_scorer(spec: Mapping[str, Any], where: str, direction: str | None) ->
         raise ConfigError(f"{where}: {error}") from None
     for place, inner in _inner(spec, where):
         _check_scorer(inner, place, None)
+
+
+def inner_scorers(spec: Mapping[str, Any], where: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the scorers inside ``spec``, those inside them too, with their places."""
+    found = _inner(spec, where)
+    return found + [deeper for place, inner in found for deeper in inner_scorers(inner, place)]
 
 
 def _inner(value: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:

@@ -12,7 +12,7 @@ from dualign.errors import ConfigError, UsageError
 from dualign.pipeline.checks import check, check_rule, constraints_of
 from dualign.pipeline.job import Tell
 from dualign.pipeline.pairs import load_pairs
-from dualign.pipeline.prompts import check_mixes, check_slices, load_splits
+from dualign.pipeline.prompts import check_mixes, check_slices, demonstration_notes, load_splits, units
 from dualign.report.build import build_report
 from dualign.runs.journal import open_run
 from dualign.runs.lock import run_lock
@@ -20,10 +20,10 @@ from dualign.worlds.assistant_settings import WORLDS
 
 
 def check_only(config: Config, folder: Path) -> dict[str, Any]:
-    """Return what a dry run finds: prompts by split. Nothing is written.
+    """Return what a dry run finds: prompts by split, what the chat template does. Nothing is written.
 
     Raises:
-        DualignError: any mistake that can be seen without the model.
+        DualignError: any mistake that can be seen without the model's weights.
     """
     check(config)
     if config.policy.world in WORLDS:
@@ -37,12 +37,34 @@ def check_only(config: Config, folder: Path) -> dict[str, Any]:
     from dualign.engine.loading import check_named
 
     check_named(str(config.policy.model))
-    pairs, told = load_pairs(config, folder)
-    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in pairs])
-    notes = told + notes
+    said = _adapter_notes(config)
+    given = load_pairs(config, folder, fetch=False)
+    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in given.pairs])
+    notes = [*said, *given.notes, *notes, *demonstration_notes(config, folder)]
     check_slices(constraints_of(config)[0], splits)
     check_mixes(config, splits)
-    return {"splits": {name: len(prompts) for name, prompts in splits.items()}, "notes": notes}
+    from dualign.pipeline.limits import check_limits
+    from dualign.pipeline.wording import check_template
+
+    dropped = check_limits(config, folder, splits)
+    notes += [] if dropped is None else [dropped]
+    with _config_mistakes():
+        notes += check_template(config, [prompt for prompts in splits.values() for prompt in prompts], given.pairs)
+    return {
+        "splits": {name: len(prompts) for name, prompts in splits.items()},
+        "units": {name: units(prompts) for name, prompts in splits.items()},
+        "notes": notes,
+    }
+
+
+def _adapter_notes(config: Config) -> list[str]:
+    """Return what is to be said of the config's adapter, checked as far as that can be without the model."""
+    if config.policy.adapter is None:
+        return []
+    from dualign.engine.adapter_folder import base_note, check_adapter
+
+    folder = Path(config.policy.adapter)
+    return base_note(folder, check_adapter(folder), str(config.policy.model))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from dualign.backends.protocol import Backend, Policy
 from dualign.config import Config
 from dualign.maths.functionals import Functional
-from dualign.records import Constraint, FloatArray, Prompt
+from dualign.records import Constraint, FloatArray, Prompt, Response
 from dualign.runs.journal import Journal
 from dualign.scorers.protocol import Scorer
 
@@ -42,8 +42,10 @@ class Job:
     """Independent scorers of the reward (``reward``) and of constraints (their name), asked on report prompts."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What was found out while the job was put together: data/summary.json."""
-    pairs: Sequence[tuple[Prompt, str, str]] = ()
+    pairs: Sequence[tuple[Prompt, Response, Response]] = ()
     """Given pairs to train on; none: the reference's own samples."""
+    decoding: str = ""
+    """What the claim says of decoding besides temperature and lengths: the template's arguments, what scorers see."""
     tell: Tell = print
 
     @property

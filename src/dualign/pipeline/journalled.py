@@ -206,7 +206,12 @@ def describe(objective: Objective) -> dict[str, Any]:
     }
 
 
+def _said(group: Group) -> list[Any]:
+    """Return a group's answers with how each ends: two cuts may read alike, and are not trained on alike."""
+    return [[response.text, response.tokens, response.finished] for response in group.responses]
+
+
 def digest_of_groups(groups: Sequence[Group]) -> str:
     """Return the hash of scored groups and their columns."""
-    rows = [[g.prompt.id, [r.text for r in g.responses], g.reward, g.costs, g.weight, g.columns] for g in groups]
+    rows = [[g.prompt.id, _said(g), g.reward, g.costs, g.weight, g.columns] for g in groups]
     return canonical_digest(rows)

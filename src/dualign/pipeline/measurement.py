@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dualign.maths import clustering
 from dualign.maths.functionals import Functional
 from dualign.maths.preference import Scale
-from dualign.records import Constraint, Evaluation, FloatArray, Group, Prompt, Response
+from dualign.records import Constraint, Evaluation, FloatArray, Group, Prompt, Response, in_slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Scored:
 
 def matches(prompt: Prompt, where: Mapping[str, str]) -> bool:
     """Return whether a prompt lies in the slice that ``where`` names."""
-    return all(prompt.columns.get(key) == value for key, value in where.items())
+    return in_slice(prompt.columns, where)
 
 
 def slice_of(prompts: Sequence[Prompt], where: Mapping[str, str]) -> NDArray[np.int64]:
@@ -115,6 +116,15 @@ def clustered(prompt_means: FloatArray) -> tuple[float, float, float]:
     return float(prompt_means.mean()), spread / np.sqrt(len(prompt_means)), spread
 
 
+def unit_means(prompt_means: FloatArray, units: NDArray[np.str_]) -> FloatArray:
+    """Return shape ``[unit]``: prompts of one cluster are averaged first, so that each unit weighs equally.
+
+    Prompts that stand alone keep their order, and so does every bit of their mean.
+    """
+    names, place = np.unique(units, return_inverse=True)
+    return prompt_means if names.size == units.size else clustering.prompt_means(prompt_means, place)
+
+
 def evaluate(
     scored: Scored,
     constraints: Sequence[Constraint],
@@ -130,9 +140,10 @@ def evaluate(
     slices = [slice_of(scored.prompts, constraint.where) for constraint in constraints]
     fitted = [f.fit(scored.costs[rows, :, i]) for i, (f, rows) in enumerate(zip(functionals, slices, strict=True))]
     values = transformed(scored.costs, fitted, baseline)
-    figures = [clustered(values[rows, :, i].mean(axis=1)) for i, rows in enumerate(slices)]
-    reward, reward_error, _ = clustered(scored.reward.mean(axis=1))
-    kl, kl_error, _ = clustered(scored.log_ratio.mean(axis=1))
+    units = np.array([prompt.cluster for prompt in scored.prompts], dtype=np.str_)
+    figures = [clustered(unit_means(values[rows, :, i].mean(axis=1), units[rows])) for i, rows in enumerate(slices)]
+    reward, reward_error, _ = clustered(unit_means(scored.reward.mean(axis=1), units))
+    kl, kl_error, _ = clustered(unit_means(scored.log_ratio.mean(axis=1), units))
     costs, errors, spreads = (np.array(column) for column in zip(*figures, strict=True))
     lengths = [len(response.tokens) for row in scored.responses for response in row]
     finished = [response.finished for row in scored.responses for response in row]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,23 @@ from dualign.methods.table import METHODS
 from dualign.pipeline.comparison import compare, slice_name
 from dualign.pipeline.job import Job
 from dualign.pipeline.judging import judge_figures, warnings_of
-from dualign.pipeline.measurement import matches
+from dualign.pipeline.measurement import Scored, matches
 from dualign.pipeline.search import Search, extra_round, first_multipliers, prepare, rounds
 from dualign.pipeline.stages import score_rows
 from dualign.pipeline.verdict import ladder, limits_met, open_calibration, preferred
 from dualign.records import Certificate, Evaluation, FloatArray, Iterate
 from dualign.runs.store import read_table, write_json, write_table
+from dualign.scorers.protocol import words_read
+
+FINISHED = 0.5
+"""Share of answers that end by themselves below which a user is warned."""
 
 
 def run_job(job: Job) -> tuple[dict[str, Any], int]:
     """Return the ``train`` object and the exit code; every file of the run directory is written."""
     search = prepare(job)
+    for line in unfinished_warnings(job, {"reference": search.measure(job.reference)}):
+        job.tell(f"warning: {line}")
     _write_facts(search)
     plan = search.plan()
     _write_plan(search, plan)
@@ -43,11 +49,24 @@ def run_job(job: Job) -> tuple[dict[str, Any], int]:
     roles["selected"] = selected.policy
     compare(job, roles)
     result = _result(search, [*measured, *([extra] if extra else [])], selected, certificate)
-    result |= {"judges": _judged(job), "warnings": warnings_of(job)}
+    measures = {"reference": search.measure(job.reference), selected.policy.name: selected.evaluation}
+    found = [*certificate.figures["warnings"], *job.facts.get("warnings", []), *unfinished_warnings(job, measures)]
+    result |= {"judges": _judged(job), "warnings": [*found, *warnings_of(job)]}
     for line in result["warnings"]:
         job.tell(f"warning: {line}")
     write_json(job.run / "result.json", result, run=job.run)
     return result, VERDICT_CODES[certificate.verdict]
+
+
+def unfinished_warnings(job: Job, measures: Mapping[str, Evaluation]) -> list[str]:
+    """Return a line where fewer than half of a policy's answers ended by themselves, by name of the policy."""
+    limit = job.config.sampling.max_new_tokens
+    return [
+        f"{evaluation.extra['finished']:.0%} of the answers of {name} ended by themselves, the others were cut at "
+        f"sampling.max_new_tokens ({limit}) and scored as cut; raise it, or see where the model ends its turns"
+        for name, evaluation in measures.items()
+        if evaluation.extra.get("finished", 1.0) < FINISHED
+    ]
 
 
 def _told(search: Search, iterates: Any) -> Any:
@@ -98,10 +117,12 @@ def _write_facts(search: Search) -> None:
         "slices": _slice_counts(job),
         "mixed_groups": {f"{name} · {key}": share for name, row in mixed.items() for key, share in row.items()},
         "scorers": job.facts.get("scorers", []),
-        "notes": job.facts.get("notes", []),
+        "notes": [*job.facts.get("notes", []), *unread(job, train)],
         "data_check": job.facts.get("data_check", []),
     }
     write_json(job.run / "data" / "summary.json", facts, run=job.run)
+    for line in unread(job, train):
+        job.tell(line)
     for name, share in facts["mixed_groups"].items():
         job.tell(f"groups whose answers differ in cost by more than one SD ({name}): {share:.0%}")
     columns: dict[str, list[Any]] = {
@@ -111,7 +132,25 @@ def _write_facts(search: Search) -> None:
     }
     for i, name in enumerate(job.names):
         columns[f"cost_{name}"] = train.costs[:, :, i].ravel().tolist()
+        if job.constraints[i].where:  # costs outside of it were not scored; they stand as 0
+            inside = [matches(p, job.constraints[i].where) for p in train.prompts]
+            columns[f"inside_{name}"] = [row for row in inside for _ in range(train.reward.shape[1])]
     write_table(job.run / "scores" / "reference.parquet", columns, run=job.run)
+
+
+def unread(job: Job, made: Scored) -> list[str]:
+    """Return a sentence for each score that does not read the whole of some answers that are trained on."""
+    said = []
+    texts = [response.text for row in made.responses for response in row]
+    for name, scorer in {"reward": job.reward, **dict(zip(job.names, job.costs, strict=True))}.items():
+        limit = words_read(scorer)
+        longer = 0 if limit is None else sum(len(text.split()) > limit for text in texts)
+        if longer:
+            said.append(
+                f"{name} ({scorer.id}) reads the first {limit} words of an answer: {longer} of {len(texts)} answers "
+                "that are trained on have more"
+            )
+    return said
 
 
 def _slice_counts(job: Job) -> dict[str, dict[str, int]]:

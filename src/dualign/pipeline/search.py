@@ -20,8 +20,9 @@ from dualign.methods.table import METHODS
 from dualign.pipeline.job import Job
 from dualign.pipeline.journalled import JournalledBackend
 from dualign.pipeline.measurement import Scored, evaluate, matches, normalised, slice_of, transformed
+from dualign.pipeline.openings import looks
 from dualign.pipeline.stages import score_rows, scored, scored_pairs, with_log_ratios
-from dualign.records import Evaluation, FloatArray, Group, Iterate, Prompt, Response
+from dualign.records import Constraint, Evaluation, FloatArray, Group, Iterate, Prompt, Response
 
 WIDTH_AT_200 = 0.3
 """The betting bound is about 1.3 times as wide as t at 200 prompts, 1.1 at 2,000 (bench/certificates.py)."""
@@ -69,11 +70,11 @@ class Search:
 
     def margin(self, evaluation: Evaluation) -> FloatArray:
         """Return how far below the normalised limits the dual aims, from the spread over tune prompts."""
-        job, delta = self.job, 1 - self.job.config.certificate.confidence
+        job = self.job
+        delta = looks(job).spent(1 - job.config.certificate.confidence)
         margins = []
         for i, constraint in enumerate(job.constraints):
-            n_tune = len(slice_of(job.splits["tune"], constraint.where))
-            n_calibration = len(slice_of(job.splits["calibration"], constraint.where))
+            n_tune, n_calibration = (_units(job.splits[name], constraint) for name in ("tune", "calibration"))
             width = 1 + WIDTH_AT_200 * np.sqrt(200 / max(n_calibration, 1))
             spread = float(evaluation.cost_spreads[i])
             margins.append(margin(spread, n_tune=n_tune, n_calibration=n_calibration, delta=delta, width_ratio=width))
@@ -152,6 +153,11 @@ class Search:
             functional = training_functional(job, self.train, i)
             costs[rows, :, i] = functional.transform(raw, np.array(mean)[:, None])
         return Scores(reward / self.scale.reward_sd, costs / self.scale.cost_sds, inside)
+
+
+def _units(prompts: Sequence[Prompt], constraint: Constraint) -> int:
+    """Return how many units of independence a constraint's slice holds."""
+    return len({prompts[k].cluster for k in slice_of(prompts, constraint.where)})
 
 
 def tune_prompts(job: Job) -> list[Prompt]:

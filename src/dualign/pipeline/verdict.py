@@ -1,4 +1,4 @@
-"""The ladder of policies, and the one opening of the calibration prompts."""
+"""The ladder of policies, and the opening of the calibration prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from dualign.backends.protocol import Policy
-from dualign.certify import Costs, Requirement, Seal, Terms, certify, seal, state_claim
+from dualign.certify import certify, claim_of, invalid, overdrawn
+from dualign.claim import Requirement, Seal, Terms, Units, asked, seal
+from dualign.held_out import Costs
+from dualign.pipeline import openings
+from dualign.pipeline.best_of import read_choice
 from dualign.pipeline.job import Job
 from dualign.pipeline.measurement import Scored, slice_of
 from dualign.pipeline.search import Search
@@ -56,25 +60,40 @@ def ladder(measured: Sequence[Iterate], limits: FloatArray, rungs: int) -> list[
 
 
 def open_calibration(search: Search, rungs: Sequence[Iterate]) -> Certificate:
-    """Return the certificate: the claim is sealed on disk first, then the calibration prompts are sampled, once.
+    """Return the certificate: the claim is sealed on disk first, then the calibration prompts are sampled.
 
-    ``rungs`` are in the order of testing; the last is the preferred policy.
+    ``rungs`` are in the order of testing; the last is the preferred policy. Every opening of this run directory is
+    counted by what was sampled and scored, and paid for (``openings``); an identical one is the one it was.
     """
-    job = search.job
+    job, kept = search.job, _sliced(search.job)
     terms = _terms(search, rungs[-1].policy)
     names = [rung.policy.name for rung in rungs]
-    kept = _sliced(job)
-    promised = seal([prompt.id for prompt in kept], state_claim(terms, names))
-    # made once in a run: a ladder or claim that differs later makes the certificate invalid
-    sealed = Seal(**job.journal.choice("seal", lambda: {"claim": promised.claim, "prompts": promised.prompts}))
+    weights = {rung.policy.name: openings.fingerprint(job, rung.policy) for rung in rungs}
+    groups = Units.of({prompt.id: prompt.cluster for prompt in kept})
+    sealed = seal(_asked(job), claim_of(terms, names, groups, weights))
+    look = openings.looks(job, openings.next_number(job, sealed))
+    reasons = [*openings.lost(job), *_other_prompts(job, sealed), *overdrawn(look)]
+    if reasons:
+        return invalid(terms, sealed.claim, reasons, sealed=sealed, opening=look)
+    openings.promise(job, sealed)
     job.tell(f"opening {len(kept)} calibration prompts for {', '.join(names)}")
     n = job.config.certificate.responses_per_prompt
-    reference = scored(job, job.reference, kept, n, "calibration") if _relative(job) else None
-    observations = {
-        rung.policy.name: _costs(job, scored(job, rung.policy, kept, n, "calibration"), reference) for rung in rungs
-    }
+    reference = scored(job, job.reference, kept, n, openings.STAGE) if _relative(job) else None
+    made = {rung.policy.name: scored(job, rung.policy, kept, n, openings.STAGE) for rung in rungs}
+    look = openings.looks(job, openings.opened(job, sealed, openings.evidence_of(list(made.values()), reference)))
+    if look.number > 1:
+        job.tell(f"opening {look.number} of the calibration prompts: tested at {look.spent(terms.delta):.3g}")
+    observations = {name: _costs(job, answers, reference) for name, answers in made.items()}
     rewards = {rung.policy.name: rung.evaluation.reward for rung in rungs}
-    return certify(observations, terms, rewards=rewards, sealed=sealed)
+    return certify(observations, terms, rewards=rewards, sealed=sealed, opening=look, weights=weights)
+
+
+def _other_prompts(job: Job, sealed: Seal) -> list[str]:
+    """Return a reason where the first opening was of other prompts: some may have been left out for their costs."""
+    first = next(iter(openings.records(job.journal)), None)
+    if first is None or first.sealed.prompts == sealed.prompts:
+        return []
+    return ["the prompts are not those that were sealed"]
 
 
 def _sliced(job: Job) -> list[Prompt]:
@@ -82,6 +101,12 @@ def _sliced(job: Job) -> list[Prompt]:
     prompts = job.splits["calibration"]
     kept = sorted({int(k) for constraint in job.constraints for k in slice_of(prompts, constraint.where)})
     return [prompts[k] for k in kept]
+
+
+def _asked(job: Job) -> set[str]:
+    """Return what is sealed of the calibration prompts: which they are, and of which limits."""
+    prompts = job.splits["calibration"]
+    return asked({c.name: [prompts[k].id for k in slice_of(prompts, c.where)] for c in job.constraints})
 
 
 def _relative(job: Job) -> bool:
@@ -106,15 +131,32 @@ def _terms(search: Search, preferred: Policy) -> Terms:
             functional=functional.fit(tuned.costs[rows, :, i]),
             scorer=f"{job.costs[i].id}@{job.costs[i].revision[:12]}",
             where=constraint.where,
+            floor=constraint.floor,
+            against=_reference_in_words(job) if functional.spec == "relative" else "",
         )
         for i, (constraint, functional, rows) in enumerate(zip(job.constraints, job.functionals, slices, strict=True))
     }
     sampling = job.config.sampling
     decoding = (
         f"temperature {sampling.temperature:g}, at most {sampling.max_new_tokens} tokens, no top-k or top-p, "
-        f"{job.config.certificate.responses_per_prompt} response(s) a prompt"
+        f"{job.config.certificate.responses_per_prompt} response(s) a prompt{job.decoding}{_selection(job, preferred)}"
     )
     return Terms(requirements, delta=round(1 - job.config.certificate.confidence, 12), decoding=decoding)
+
+
+def _reference_in_words(job: Job) -> str:
+    """Return what a relative limit is relative to: these weights, and a mean over draws of their own."""
+    n = job.config.certificate.responses_per_prompt
+    return f"the reference (weights {openings.fingerprint(job, job.reference)}, mean of {n} response(s) a prompt)"
+
+
+def _selection(job: Job, policy: Policy) -> str:
+    """Return how a policy that selects its answers does so; empty for one that is drawn from."""
+    choice = read_choice(policy)
+    if choice is None:
+        return ""
+    by = f"{job.reward.id}@{job.reward.revision[:12]}"
+    return f", each the best of {choice.n} of the reference by reward ({by}) less multipliers times costs"
 
 
 def _costs(job: Job, made: Scored, reference: Scored | None) -> dict[str, Costs]:
@@ -124,6 +166,7 @@ def _costs(job: Job, made: Scored, reference: Scored | None) -> dict[str, Costs]
         rows = slice_of(made.prompts, constraint.where)
         n = made.reward.shape[1]
         ids = [made.prompts[k].id for k in rows for _ in range(n)]
+        clusters = [made.prompts[k].cluster for k in rows for _ in range(n)]
         baseline = None if reference is None else reference.costs[rows, :, i].mean(axis=1).repeat(n)
-        by_name[constraint.name] = Costs(ids, made.costs[rows, :, i].ravel(), reference=baseline)
+        by_name[constraint.name] = Costs(ids, made.costs[rows, :, i].ravel(), clusters, reference=baseline)
     return by_name

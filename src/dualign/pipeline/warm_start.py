@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dualign.backends.protocol import Policy
 from dualign.config import Config, Mix, WarmStart
-from dualign.data.prompts import load_demonstrations
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.loading import load_language_model
-from dualign.engine.sft import Example, SftSettings, fine_tune
-from dualign.engine.templates import response_tokens, with_template
-from dualign.errors import ConfigError
+from dualign.engine.sft import Example, SftSettings, fine_tune, save_fitted
+from dualign.engine.templates import response_tokens
+from dualign.errors import ConfigError, DataError
 from dualign.pipeline.job import Tell
 from dualign.pipeline.measurement import matches
+from dualign.pipeline.prompts import demonstrations_of
+from dualign.pipeline.wording import check_given
 from dualign.records import Prompt
 from dualign.runs.journal import Journal
 from dualign.runs.store import canonical_digest, read_json, write_json
@@ -39,9 +40,11 @@ Own = Mapping[str, Sequence[str]]
 class _Sources:
     """What the examples are taken from."""
 
+    config: Config
     prompts: Sequence[Prompt]
     own: Own
     base: Path
+    tell: Tell
 
 
 def warm_start(
@@ -60,7 +63,7 @@ def warm_start(
     if not config.policy.warm_start:
         return model, examples
     own = _own_samples(config, model, splits["train"], journal, tell)
-    sources = _Sources(splits["train"], own, base)
+    sources = _Sources(config, splits["train"], own, base, tell)
     for number, given in enumerate(config.policy.warm_start):
         # an answer longer than the policy may give cannot be imitated
         longest = min(given.max_target_tokens, config.sampling.max_new_tokens)
@@ -92,6 +95,7 @@ def _own_samples(config: Config, model: LanguageModel, prompts: Sequence[Prompt]
 
     inputs = {
         "model": model.revision, "prompts": [p.id for p in prompts], "sampling": sampling, "seed": config.run.seed,
+        "wording": asdict(model.wording),
     }  # fmt: skip
     return journal.phase(
         "warm start samples", inputs, action, lambda folder: read_json(folder / "own.json"), target="policy/own"
@@ -128,24 +132,39 @@ def _stage(
         return model
 
     def load(folder: Path) -> LanguageModel:
-        return _reload(config, model, folder / "model")
+        return _reload(model, folder / "model")
 
     journal.phase("warm start", inputs, action, load, target=target)
     return load(journal.run / target)
 
 
-def _reload(config: Config, model: LanguageModel, folder: Path) -> LanguageModel:
+def keep_merged(model: LanguageModel, journal: Journal) -> LanguageModel:
+    """Return ``model``, into which the config's adapter is merged, as it is read from the run directory.
+
+    There it is the base that the adapters of the run's policies are for; no other folder holds these weights.
+    """
+
+    def action(folder: Path) -> None:
+        save_fitted(model, {}, folder / "model")
+
+    def load(folder: Path) -> LanguageModel:
+        return _reload(model, folder / "model")
+
+    journal.phase("merge adapter", {"model": model.revision}, action, lambda _: None, target="policy/adapter")
+    return load(journal.run / "policy" / "adapter")
+
+
+def _reload(model: LanguageModel, folder: Path) -> LanguageModel:
     """Return the model of ``folder`` under the settings of ``model``."""
     dtype = str(model.model.dtype).removeprefix("torch.")
-    fresh = load_language_model(
+    return load_language_model(
         folder,
         temperature=model.temperature,
         max_prompt_tokens=model.max_prompt_tokens,
         max_response_tokens=model.max_response_tokens,
-        system_prompt=config.policy.system_prompt,
+        wording=model.wording,
         dtype=dtype,
     )
-    return with_template(fresh, config.policy.template, system_prompt=config.policy.system_prompt)
 
 
 def _examples(
@@ -161,9 +180,14 @@ def _examples(
         ConfigError: there are fewer than the entry wants.
     """
     if mix.target == "demonstration":
-        assert stage.demonstrations is not None, "checked before"
-        rows = load_demonstrations(sources.base / stage.demonstrations)
-        pairs = [(prompt, text) for prompt, text in rows if len(prompt.text.split()) <= 50]
+        rows = demonstrations_of(sources.config, sources.base, stage, mix).demonstrations
+        pairs = [(prompt, text) for prompt, text in rows if _fits(model, prompt)]
+        if len(pairs) < len(rows):
+            sources.tell(
+                f"warm start: {len(rows) - len(pairs)} of {len(rows)} demonstrations left out: the prompt has more "
+                f"than {model.max_prompt_tokens} tokens, or the template refuses it"
+            )
+        check_given(model.turns, [text for _, text in pairs], "policy.warm_start.demonstrations")
     else:
         pairs = [
             (prompt, text)
@@ -176,6 +200,11 @@ def _examples(
     # one answer a prompt: the first that can be cut at the end of a sentence
     first = {prompt.id: (prompt, tokens) for prompt, tokens in reversed(cut) if tokens is not None}
     usable = list(first.values())
+    if lost := sum(tokens is None for _, tokens in cut):
+        sources.tell(
+            f"warm start: {lost} of {len(cut)} answers ({mix.target}) left out: no whole first sentence of theirs fits "
+            f"into {stage.max_target_tokens} tokens"
+        )
     if len(usable) < mix.count:
         raise ConfigError(
             f"policy.warm_start: {mix.count} examples wanted ({mix.target}, keep {mix.keep}, where {mix.where}), "
@@ -183,6 +212,14 @@ def _examples(
         )
     order = rng.permutation(len(usable))[: mix.count]
     return [usable[k] for k in order]
+
+
+def _fits(model: LanguageModel, prompt: Prompt) -> bool:
+    """Return whether a prompt can be trained on: its turns are taken by the template and it is not too long."""
+    try:
+        return len(model.template(prompt)) <= model.max_prompt_tokens
+    except DataError:
+        return False
 
 
 def _kept(text: str, mix: Mix) -> bool:

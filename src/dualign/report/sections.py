@@ -57,6 +57,9 @@ def verdict_sentence(files: RunFiles) -> str:
     sealed = (
         f"on {figure(prompts)} prompts that no earlier step had seen" if is_figure(prompts) else "on sealed prompts"
     )
+    opening = files.certificate.get("opening")
+    if is_figure(opening) and opening > 1:
+        sealed = f"on {figure(prompts)} prompts that were opened for the {_ordinal(int(opening))} time"
     delta = files.certificate.get("delta")
     sure = f"with {figure(100 * (1 - delta))} % confidence" if is_figure(delta) else "at the stated confidence"
     if word == "CERTIFIED" and _enumerated(files):
@@ -66,7 +69,9 @@ def verdict_sentence(files: RunFiles) -> str:
     if word == "CERTIFIED":
         return "The selected policy is certified; the figures of the certificate are not among the files."
     if word == "INVALID":
-        return "The certificate is invalid: it proves nothing about the limits, whatever the other figures say."
+        reasons = "; ".join(map(str, files.certificate.get("reasons") or ()))
+        why = f" ({reasons})" if reasons else ""
+        return f"The certificate is invalid{why}: it proves nothing about the limits, whatever the other figures say."
     if _enumerated(files):
         return "The selected policy does not meet its limits: a finite world, summed over all of its responses."
     if not files.certificate:
@@ -80,6 +85,11 @@ def verdict_sentence(files: RunFiles) -> str:
     who = "None of the candidates is" if word == "NO CERTIFIED POLICY" else "The candidate policy is not"
     why = f": {' and '.join(failing)}, measured {sealed}" if failing else ""
     return f"{who} certified{why}. The limit may hold, but these data do not prove it."
+
+
+def _ordinal(number: int) -> str:
+    endings = {1: "st", 2: "nd", 3: "rd"}
+    return f"{number}{'th' if 10 <= number % 100 <= 20 else endings.get(number % 10, 'th')}"
 
 
 def _holds(row: Row, limit: float | None) -> bool:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dualign.errors import inert_lines
 from dualign.report import sections
 from dualign.report.reading import RunFiles, read_run
 
@@ -10,6 +11,8 @@ def summary_text(run: Path) -> str:
     """Return a summary of ``run`` for a terminal, in lines of plain text without a trailing newline."""
     files = read_run(run)
     lines = [sections.verdict_word(files), *_wrapped(sections.verdict_sentence(files)), ""]
+    if files.certificate.get("statement"):
+        lines += [*_wrapped(str(files.certificate["statement"])), ""]
     lines += _table(files)
     if files.exact:
         lines += ["", *_wrapped(_exact_line(files))]
@@ -18,7 +21,7 @@ def summary_text(run: Path) -> str:
         lines += ["", *_wrapped(f"Warning: {line}.")]
     if (run / "report.html").exists():
         lines += ["", f"report: {run / 'report.html'}"]
-    return "\n".join(_printable(line) for line in lines)
+    return inert_lines("\n".join(lines))
 
 
 def _table(files: RunFiles) -> list[str]:
@@ -44,9 +47,3 @@ def _wrapped(text: str) -> list[str]:
     import textwrap
 
     return textwrap.wrap(text, 96) or [""]
-
-
-def _printable(line: str) -> str:
-    """Return ``line`` without control characters: a name from a file must not drive the terminal."""
-    spaced = line.replace("\u202f", " ")
-    return "".join(character if character.isprintable() else "�" for character in spaced)

@@ -192,6 +192,11 @@ class Journal:
             self._save()
         return self._state["choices"][name]
 
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Return the choices made so far, by name."""
+        return dict(self._state["choices"])
+
     def warn(self, text: str) -> None:
         """Record a warning among the events."""
         self._event("warning", text=text)
@@ -259,15 +264,16 @@ class Journal:
 
     def _recover(self) -> dict[str, Any]:
         """Return the newest valid state: the file, the one before, or what folders and events still tell."""
+        # An event is written before the state that holds it: a kill in between, or an older state, loses no choice.
+        choices = {e["choice"]: e["value"] for e in read_events(self.run) if e.get("event") == "chosen"}
         for name in (store.STATE, store.PREVIOUS_STATE):
             state = _read_state(self.run / name)
             if state is not None:
                 if name != store.STATE and (self.run / store.STATE).exists():
                     self._warnings.append(f"{store.STATE} was damaged; the state before it was taken")
-                return state
+                return {**state, "choices": {**choices, **state["choices"]}}
         if any((self.run / name).exists() for name in (store.STATE, store.PREVIOUS_STATE)):
             self._warnings.append(f"{store.STATE} was damaged; rebuilt from the folders")
-        choices = {e["choice"]: e["value"] for e in read_events(self.run) if e.get("event") == "chosen"}
         return {"config_hash": self.config_hash, "choices": choices, "phases": {}}
 
     def _mend_manifest(self) -> None:

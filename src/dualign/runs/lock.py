@@ -31,12 +31,24 @@ def run_lock(run: Path) -> Iterator[Path]:
         LockedError: a live process holds it; the message names the process.
         StorageError: the directory or the lock file cannot be written.
     """
-    path = run / LOCK
     with disk(run, "lock"):
         run.mkdir(parents=True, exist_ok=True)
+    with file_lock(run / LOCK):
+        yield run
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` for this process alone.
+
+    Raises:
+        LockedError: a live process holds it; the message names the process.
+        StorageError: the lock file cannot be written.
+    """
+    with disk(path, "lock"):
         descriptor = _acquire(path)
     try:
-        yield run
+        yield
     finally:
         if _is_at(descriptor, path):
             path.unlink(missing_ok=True)
@@ -109,6 +121,8 @@ def boot_id() -> str:
 
 def _refusal(path: Path, holder: Mapping[str, Any]) -> str:
     who = f"process {holder['pid']} on {holder.get('host')}" if holder.get("pid") else "another process"
+    if path.name != LOCK:
+        return f"{path}: {who} holds it; wait for it"
     return f"{path.parent}: {who} writes this run directory; wait for it, or choose another --out"
 
 

@@ -94,9 +94,9 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         super().batch_repeat_interleave(repeats)
         self._room = []
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows at ``indices``."""
-        super().batch_select_indices(indices)
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep the rows at ``beam_idx``, in its order."""
+        super().reorder_cache(beam_idx)
         self._room = []
 
     @staticmethod

@@ -12,13 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.backends.protocol import Policy
 from dualign.engine.language_model import LanguageModel
+from dualign.engine.limits import embedding_rows, positions, prompt_room
+from dualign.engine.tokenising import answer_text, decode, terminator_of
 from dualign.errors import DataError, NumericalError, UsageError
-from dualign.records import Prompt, Response
+from dualign.records import Prompt, Response, named
 from dualign.sampling.protocol import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_DECODES = "_dualign_decodes"
+LENGTHS = ("max_prompt_tokens", "max_new_tokens")
+PROBE_TOKENS = 8
+DECODED = {"float32": 1e-3, "float64": 1e-3}
+"""What log-probabilities may differ by, in nats, between decoding with a cache and reading a text as a whole; rounding
+is a hundred times smaller, a cache or a mask that a model does not heed makes it a nat."""
+_COARSE = 0.5
 COMPACT_BELOW = 0.8
 """Finished rows are dropped once fewer than this share still run: dropping copies the cache, keeping wastes steps."""
 
@@ -47,7 +56,8 @@ class TransformersSampler:
         """Return ``n`` responses a prompt: unbiased draws of the policy, with tokens and log-probabilities.
 
         ``log_prob`` is that of the policy at its temperature and grammar, also where ``top_k`` or ``top_p`` cut
-        what may be drawn. A response that is cut at ``max_new_tokens`` has no EOS and is not ``finished``.
+        what may be drawn. A response ends at the first of the model's stop tokens, which is counted and not part of
+        the text; one that is cut at ``max_new_tokens`` is not ``finished``.
 
         Raises:
             UsageError: the sampling temperature is not the policy's, or a setting makes no sense.
@@ -59,11 +69,12 @@ class TransformersSampler:
         from dualign.engine.adapters import activated
 
         self._check(n, sampling)
-        jobs = self._jobs(prompts, n, sampling.batch_size)
+        jobs = self._jobs(prompts, n, sampling)
         responses: list[list[Response | None]] = [[None] * n for _ in prompts]
         if not jobs:
             return [[] for _ in prompts]
         with activated(self.language_model, policy, merged=True) as model, torch.inference_mode():
+            _check_decoding(_Decoder(self.language_model, model, sampling), jobs[0].tokens)
             for batch in batches(jobs, sampling.batch_size):
                 streams = _streams(batch, prompts, seed, stage, sampling.max_new_tokens)
                 drawn = _Decoder(self.language_model, model, sampling).run(batch, streams)
@@ -90,23 +101,58 @@ class TransformersSampler:
         if not 0 < sampling.top_p <= 1:
             raise UsageError(f"sampling.top_p: given {sampling.top_p}, expected above 0 and at most 1")
 
-    def _jobs(self, prompts: Sequence[Prompt], n: int, batch_size: int) -> list[Job]:
-        jobs = []
-        limit = self.language_model.max_prompt_tokens
+    def _jobs(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Job]:
+        jobs, batch_size = [], sampling.batch_size
+        model = self.language_model
+        rows = embedding_rows(model.model)
+        room = prompt_room(None, sampling.max_new_tokens, positions(model.model.config), names=LENGTHS)
+        limit = min(model.max_prompt_tokens, room)
         for position, prompt in enumerate(prompts):
             tokens = tuple(self.language_model.template(prompt))
             if len(tokens) > limit:
                 raise DataError(
-                    f"prompt {prompt.id}: {len(tokens)} tokens, at most {limit} are allowed (max_prompt_tokens)"
+                    f"{named(prompt)}: {len(tokens)} tokens, at most {limit} are allowed (max_prompt_tokens)"
                 )
+            if max(tokens) >= rows:
+                raise DataError(f"prompt {prompt.id}: token {max(tokens)} has no row among the {rows} of the embedding")
             for first in range(0, n, batch_size):
                 jobs.append(Job(position, tokens, first, min(batch_size, n - first)))
         return sorted(jobs, key=lambda job: len(job.tokens), reverse=True)
 
     def _response(self, tokens: list[int], log_prob: float) -> Response:
-        finished = bool(tokens) and tokens[-1] == self.language_model.eos
-        text = self.language_model.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
+        text, finished = answer_text(self.language_model, tokens)
         return Response(text=text, tokens=tuple(tokens), log_prob=log_prob, finished=finished)
+
+
+def _check_decoding(decoder: _Decoder, tokens: Sequence[int]) -> None:
+    """Return when the model decodes as it reads, padding and cache included; looked at once a model.
+
+    Raises:
+        UsageError: it does not, so that what is sampled would be of another policy.
+    """
+    import torch
+
+    model = decoder.model
+    if model.__dict__.get(_DECODES):
+        return
+    text = (tuple(tokens) * PROBE_TOKENS)[:PROBE_TOKENS]
+    told = f"model: {type(model).__name__} cannot be sampled from here"
+    try:
+        decoded, alone = (
+            torch.log_softmax(one.float(), dim=-1) for one in decoder.probed([text, text[: len(text) // 2]])
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{told}: it does not take a cache as other models do ({reason})") from error
+    # Weighed by how probable a token is: in bfloat16 the improbable ones are all rounding.
+    difference = float((alone.exp() * (decoded - alone).abs()).nan_to_num().sum(-1).max())
+    allowed = DECODED.get(str(model.dtype).removeprefix("torch."), _COARSE)
+    if difference > allowed:
+        raise UsageError(
+            f"{told}: decoded with padding and a cache, log-probabilities differ by {difference:.2g} nats from those "
+            f"of the text as a whole (allowed {allowed:g}); such models are not supported"
+        )
+    setattr(model, _DECODES, True)
 
 
 def batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
@@ -144,6 +190,7 @@ class _Decoder:
         self.device = language_model.device
         grammar = language_model.grammar
         self.grammar = None if grammar is None else grammar.to(self.device)
+        self.terminator = terminator_of(language_model)
 
     def run(self, batch: Sequence[Job], streams: Tensor) -> list[tuple[list[int], float]]:
         """Return for each sequence of the batch its tokens and their summed log-probability."""
@@ -155,13 +202,16 @@ class _Decoder:
         tokens = torch.full((len(streams), length), self.language_model.pad, device=self.device)
         log_probs = torch.zeros(len(streams), length, dtype=torch.float64, device=self.device)
         rows = torch.arange(len(streams), device=self.device)
+        stops = torch.tensor(sorted(self.language_model.stops), device=self.device)
         running = torch.ones_like(rows, dtype=torch.bool)
         ends = torch.full_like(rows, length)
         for position in range(length):
             drawn, gained = self._step(logits, streams[rows, position], position)
             tokens[rows[running], position] = drawn[running]
             log_probs[rows[running], position] = gained[running].double()
-            over = running & (drawn == self.language_model.eos)
+            over = running & torch.isin(drawn, stops)
+            if self.terminator:
+                over |= running & self._spelt_out(tokens[rows], position + 1)
             ends[rows[over]] = position + 1
             running = running & ~over
             alive = int(running.sum())
@@ -169,12 +219,36 @@ class _Decoder:
                 break
             if alive < COMPACT_BELOW * len(rows):
                 keep = running.nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
+                cache.reorder_cache(keep)
                 rows, mask, drawn, running = rows[keep], mask[keep], drawn[keep], running[keep]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             logits = self._forward(drawn.unsqueeze(1), mask, mask.sum(dim=1, keepdim=True) - 1, cache)
         sums = log_probs.sum(dim=1).tolist()
         return [(row[:end], total) for row, end, total in zip(tokens.tolist(), ends.tolist(), sums, strict=True)]
+
+    def probed(self, texts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """Return ``[text, vocabulary]`` logits after each text: as they are decoded, and of the text read alone.
+
+        Decoded: all but the last token together, padded, then that token by the cache.
+        """
+        import torch
+
+        _, mask, cache = self._prefill([Job(i, text[:-1], 0, 1) for i, text in enumerate(texts)])
+        order = torch.arange(len(texts), device=self.device).flip(0)
+        cache.reorder_cache(order)
+        last = torch.tensor([[text[-1]] for text in reversed(texts)], device=self.device)
+        mask = torch.cat([mask[order], mask.new_ones(len(texts), 1)], dim=1)
+        decoded = self._forward(last, mask, mask.sum(dim=1, keepdim=True) - 1, cache)
+        alone = [self.model(input_ids=torch.tensor([text], device=self.device), use_cache=False) for text in texts]
+        return decoded.flip(0), torch.stack([out.logits[0, -1] for out in alone])
+
+    def _spelt_out(self, tokens: Tensor, length: int) -> Tensor:
+        """Return ``[row]`` whether the last tokens hold the text that ends a turn; each token is a byte at least."""
+        import torch
+
+        first = max(0, length - len(self.terminator.encode()) - 1)
+        texts = [decode(self.language_model.tokenizer, row) for row in tokens[:, first:length].tolist()]
+        return torch.tensor([self.terminator in text for text in texts], device=self.device)
 
     def _prefill(self, batch: Sequence[Job]) -> tuple[Tensor, Tensor, Any]:
         """Return the logits after each prompt, its mask and its cache, all repeated once a sample."""
@@ -193,7 +267,7 @@ class _Decoder:
         logits = self._forward(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), cache)
         repeat = torch.tensor([i for i, job in enumerate(batch) for _ in range(job.count)], device=self.device)
         if len(repeat) > len(batch):
-            cache.batch_select_indices(repeat)
+            cache.reorder_cache(repeat)
         return logits[repeat], mask[repeat], cache
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:

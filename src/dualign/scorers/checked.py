@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dualign.errors import ScorerError
-from dualign.records import FloatArray, Prompt
-from dualign.scorers.protocol import Direction, Scorer
+from dualign.records import FloatArray, Prompt, named
+from dualign.scorers.protocol import Direction, Scorer, words_read
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,11 @@ class CheckedScorer:
     def direction(self) -> Direction:
         """Return the inner scorer's direction."""
         return self.scorer.direction
+
+    @property
+    def words_read(self) -> int | None:
+        """Return how many words of an answer are read at the most; none: all."""
+        return words_read(self.scorer)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
         """Return shape ``[response]`` finite scores.
@@ -56,7 +61,7 @@ class CheckedScorer:
         if wrong.size:
             index = int(wrong[0])
             raise ScorerError(
-                f"scorer {self.id}: {scores[index]} for prompt {index} (id {prompts[index].id}); "
+                f"scorer {self.id}: {scores[index]} for prompt {index} ({named(prompts[index])}); "
                 f"{wrong.size} of {len(responses)} scores are not finite"
             )
         return scores

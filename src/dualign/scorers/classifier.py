@@ -16,10 +16,11 @@ from dualign.records import FloatArray, Prompt, Turn
 from dualign.scorers.encoding import (
     absent_id,
     check_lengths,
+    even_batches,
+    fitting_length,
     load_model,
     load_tokenizer,
     model_revision,
-    padded_batches,
 )
 from dualign.scorers.length import tokenizer_revision
 from dualign.scorers.protocol import Direction
@@ -47,11 +48,12 @@ class SequenceClassifierSpec(ScorerSpec):
     revision: str | None = None
     """Branch, tag or commit of an id."""
     batch_size: int = Field(default=16, ge=1)
-    """Changes speed alone (in float32)."""
+    """Changes speed alone: texts of one length are read together, without padding."""
     max_length: int = Field(default=512, ge=1)
     """Longer texts are an error: a cut text would get the score of another."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 halves the memory, and scores then vary with the batch."""
+    """bfloat16 halves the memory; on a GPU, whose products may round by the number of rows, scores then vary a little
+    with ``batch_size``."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class SequenceClassifierScorer:
         check_lengths(sequences, self.max_length, self.id)
         scores = np.empty(len(sequences))
         with torch.no_grad():
-            for indices, ids, mask in padded_batches(sequences, self.batch_size, self.model.device):
+            for indices, ids, mask in even_batches(sequences, self.batch_size, self.model.device):
                 # A pooling model skips this id at the end of a row; it occurs in none of the texts.
                 self.model.config.get_text_config().pad_token_id = absent_id([sequences[index] for index in indices])
                 logits = self.model(input_ids=ids, attention_mask=mask).logits
@@ -172,13 +174,14 @@ def build(spec: SequenceClassifierSpec, setting: Setting) -> SequenceClassifierS
 
     load: dict[str, Any] = {"name": spec.model, "folder": setting.folder, "revision": spec.revision}
     model = load_model(AutoModelForSequenceClassification, dtype=spec.dtype, **load)
+    tokenizer = load_tokenizer(**load)
     return SequenceClassifierScorer(
         model=model,
-        tokenizer=load_tokenizer(**load),
+        tokenizer=tokenizer,
         direction=setting.direction,
         labels=spec.labels,
         template=spec.template,
         batch_size=spec.batch_size,
-        max_length=spec.max_length,
+        max_length=fitting_length(spec, model, tokenizer, f"scorer sequence-classifier ({spec.model})"),
         name=Path(spec.model).name,
     )

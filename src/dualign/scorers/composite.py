@@ -9,10 +9,11 @@ from pydantic import Field
 
 from dualign.data.layouts import nearest
 from dualign.errors import ScorerError
-from dualign.records import FloatArray, Prompt
+from dualign.records import FloatArray, Prompt, named
+from dualign.records import in_slice as has_values
 from dualign.scorers.checked import checked
 from dualign.scorers.distinct_bigrams import DistinctBigramsScorer
-from dualign.scorers.protocol import Direction, Scorer
+from dualign.scorers.protocol import Direction, Scorer, fewest, words_read
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of
 
 
@@ -73,6 +74,11 @@ class WeightedSum:
             where=dict(self.where),
         )
 
+    @property
+    def words_read(self) -> int | None:
+        """Return how many words of an answer are read at the most; none: all."""
+        return fewest(words_read(scorer) for _, scorer in self.terms)
+
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
         """Return shape ``[response]`` sums, exactly 0 outside the gate.
 
@@ -99,10 +105,10 @@ def in_slice(prompts: Sequence[Prompt], index: int, where: Mapping[str, str], sc
     for name in where:
         if name not in columns:
             raise ScorerError(
-                f"scorer {scorer}: prompt {index} (id {prompts[index].id}) has no column {name!r}; "
+                f"scorer {scorer}: prompt {index} ({named(prompts[index])}) has no column {name!r}; "
                 f"{nearest(name, columns)}"
             )
-    return all(columns[name] == value for name, value in where.items())
+    return has_values(columns, where)
 
 
 def compliance_harm(refusal: Scorer, *, where: Mapping[str, str]) -> WeightedSum:

@@ -9,7 +9,14 @@ import numpy as np
 from pydantic import Field
 
 from dualign.records import FloatArray, Prompt
-from dualign.scorers.encoding import check_lengths, load_model, load_tokenizer, model_revision, padded_batches
+from dualign.scorers.encoding import (
+    check_lengths,
+    even_batches,
+    fitting_length,
+    load_model,
+    load_tokenizer,
+    model_revision,
+)
 from dualign.scorers.length import tokenizer_revision
 from dualign.scorers.protocol import Direction
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of
@@ -23,7 +30,7 @@ class EmbeddingRelevanceSpec(ScorerSpec):
     revision: str | None = None
     """Branch, tag or commit of an id."""
     batch_size: int = Field(default=32, ge=1)
-    """Changes speed alone (in float32)."""
+    """Changes speed alone: texts of one length are read together, without padding."""
     max_length: int = Field(default=512, ge=1)
     """Longer texts are an error."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -79,7 +86,7 @@ class EmbeddingRelevanceScorer:
         check_lengths(sequences, self.max_length, self.id)
         vectors: list[FloatArray] = [np.empty(0)] * len(texts)
         with torch.no_grad():
-            for indices, ids, mask in padded_batches(sequences, self.batch_size, self.model.device):
+            for indices, ids, mask in even_batches(sequences, self.batch_size, self.model.device):
                 hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.double()
                 weight = mask.unsqueeze(-1).double()
                 mean = (hidden * weight).sum(1) / weight.sum(1)
@@ -94,11 +101,12 @@ def build(spec: EmbeddingRelevanceSpec, setting: Setting) -> EmbeddingRelevanceS
     from transformers import AutoModel
 
     load: dict[str, Any] = {"name": spec.model, "folder": setting.folder, "revision": spec.revision}
+    model, tokenizer = load_model(AutoModel, dtype=spec.dtype, **load), load_tokenizer(**load)
     return EmbeddingRelevanceScorer(
-        model=load_model(AutoModel, dtype=spec.dtype, **load),
-        tokenizer=load_tokenizer(**load),
+        model=model,
+        tokenizer=tokenizer,
         direction=setting.direction,
         batch_size=spec.batch_size,
-        max_length=spec.max_length,
+        max_length=fitting_length(spec, model, tokenizer, f"scorer embedding-relevance ({spec.model})"),
         name=Path(spec.model).name,
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dualign.errors import ConfigError
 from dualign.records import FloatArray, Prompt
-from dualign.scorers.protocol import Direction
+from dualign.scorers.protocol import Direction, fewest
 from dualign.scorers.spec import ScorerSpec, Setting
 
 if TYPE_CHECKING:
@@ -39,6 +39,11 @@ class FittedScorer:
     def revision(self) -> str:
         """Return a hash of the head and its features."""
         return self.head.revision
+
+    @property
+    def words_read(self) -> int | None:
+        """Return how many words of an answer are read at the most; none: all."""
+        return fewest(getattr(block, "max_words", None) for block in self.head.features.values())
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
         """Return shape ``[response]`` scores.

@@ -12,11 +12,19 @@ import numpy as np
 from pydantic import Field
 
 from dualign.data.layouts import nearest
+from dualign.engine.language_model import Wording
 from dualign.engine.templates import chat, conversation, plain
 from dualign.engine.tokenising import encoder, opener, text_tokens
 from dualign.errors import ConfigError, DataError
-from dualign.records import FloatArray, Prompt, Turn
-from dualign.scorers.encoding import check_lengths, load_model, load_tokenizer, model_revision, padded_batches
+from dualign.records import FloatArray, Prompt, Turn, named
+from dualign.scorers.encoding import (
+    check_lengths,
+    even_batches,
+    fitting_length,
+    load_model,
+    load_tokenizer,
+    model_revision,
+)
 from dualign.scorers.guard_formats import FORMATS, GuardFormat
 from dualign.scorers.length import tokenizer_revision
 from dualign.scorers.protocol import Direction
@@ -45,11 +53,12 @@ class GuardSpec(ScorerSpec):
     revision: str | None = None
     """Branch, tag or commit of an id."""
     batch_size: int = Field(default=8, ge=1)
-    """Changes speed alone (in float32)."""
+    """Changes speed alone: texts of one length are read together, without padding."""
     max_length: int = Field(default=2048, ge=1)
     """Longer texts, the question included, are an error."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 halves the memory, and scores then vary with the batch."""
+    """bfloat16 halves the memory; on a GPU, whose products may round by the number of rows, scores then vary a little
+    with ``batch_size``."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class GuardScorer:
         unsafe, safe = verdict_tokens(self.tokenizer, self.format)
         scores = np.empty(len(sequences))
         with torch.no_grad():
-            for indices, ids, mask in padded_batches(sequences, self.batch_size, self.model.device):
+            for indices, ids, mask in even_batches(sequences, self.batch_size, self.model.device):
                 kept, row = torch.unique(mask.sum(1) - 1, return_inverse=True)
                 # Only the verdicts' positions pass the head: the logits of all would fill the memory.
                 logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
@@ -130,7 +139,7 @@ def question_tokens(tokenizer: Any, asked: GuardFormat) -> Callable[[Prompt, str
     template, the instruction stands alone.
     """
     encode, opened = encoder(tokenizer), opener(tokenizer)
-    render_turns = (chat if _has_chat_template(tokenizer) else plain)(tokenizer, None)
+    render_turns = (chat if _has_chat_template(tokenizer) else plain)(tokenizer, Wording())
 
     def of_turns(prompt: Prompt, response: str) -> list[int]:
         turns = (*conversation(prompt), Turn("assistant", response))
@@ -154,7 +163,7 @@ def question_tokens(tokenizer: Any, asked: GuardFormat) -> Callable[[Prompt, str
         try:
             return opened(tokens(prompt, response))
         except DataError as error:
-            raise DataError(f"prompt {prompt.id}: {error}") from error
+            raise DataError(f"{named(prompt)}: {error}") from error
 
     return question
 
@@ -182,13 +191,14 @@ def build(spec: GuardSpec, setting: Setting) -> GuardScorer:
 
     chosen = guard_format(spec)
     load: dict[str, Any] = {"name": spec.model, "folder": setting.folder, "revision": spec.revision}
+    model, tokenizer = load_model(AutoModelForCausalLM, dtype=spec.dtype, spare=(), **load), load_tokenizer(**load)
     return GuardScorer(
-        model=load_model(AutoModelForCausalLM, dtype=spec.dtype, **load),
-        tokenizer=load_tokenizer(**load),
+        model=model,
+        tokenizer=tokenizer,
         format=chosen,
         direction=setting.direction,
         batch_size=spec.batch_size,
-        max_length=spec.max_length,
+        max_length=fitting_length(spec, model, tokenizer, f"scorer guard ({spec.model})"),
         name=Path(spec.model).name,
     )
 

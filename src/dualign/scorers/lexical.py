@@ -146,6 +146,11 @@ class LexicalScorer:
         """Return a hash of the classifier and the output."""
         return revision_of(kind="lexical", classifier=self.classifier.revision, output=self.output)
 
+    @property
+    def words_read(self) -> int | None:
+        """Return how many words of an answer are read at the most; none: all."""
+        return self.classifier.max_words
+
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:  # noqa: ARG002
         """Return shape ``[response]`` probabilities or logits."""
         if self.output == "logit":

@@ -12,7 +12,7 @@ from dualign.errors import ScorerError
 from dualign.maths.log_odds import log_odds
 from dualign.records import FloatArray, Prompt
 from dualign.scorers.checked import checked
-from dualign.scorers.protocol import Direction, Scorer
+from dualign.scorers.protocol import Direction, Scorer, words_read
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of
 
 
@@ -45,6 +45,11 @@ class LogOdds:
     def revision(self) -> str:
         """Return a hash of the inner scorer's revision, the number of labels and the seed."""
         return revision_of(kind="log-odds", inner=self.inner.revision, labels=self.labels, seed=self.seed)
+
+    @property
+    def words_read(self) -> int | None:
+        """Return how many words of an answer are read at the most; none: all."""
+        return words_read(self.inner)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
         """Return shape ``[response]``: 0 where half of the labels say yes.

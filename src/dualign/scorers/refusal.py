@@ -51,6 +51,11 @@ class RefusalScorer:
             phrase_probability=self.phrase_probability,
         )
 
+    @property
+    def words_read(self) -> int | None:
+        """Return how many words of an answer are read at the most; none: all."""
+        return None if self.classifier is None else self.classifier.max_words
+
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:  # noqa: ARG002
         """Return shape ``[response]`` probabilities; 1 for an empty response, which answers nothing."""
         phrase = np.array([starts_with_refusal(text) for text in responses], dtype=np.float64)

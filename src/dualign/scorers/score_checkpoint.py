@@ -11,7 +11,7 @@ from pydantic import Field
 from dualign.engine.templates import make_transcript
 from dualign.errors import ConfigError, UsageError
 from dualign.records import FloatArray, Prompt
-from dualign.scorers.encoding import check_lengths, load_tokenizer, padded_batches
+from dualign.scorers.encoding import check_lengths, even_batches, fitting_length, load_tokenizer
 from dualign.scorers.length import tokenizer_revision
 from dualign.scorers.protocol import Direction
 from dualign.scorers.score_model import ScoreModel, load_score_model
@@ -29,11 +29,12 @@ class ScoreCheckpointSpec(ScorerSpec):
     append_eos: bool = True
     """Whether an end token follows the response, as in training; some model cards show scores without."""
     batch_size: int = Field(default=8, ge=1)
-    """Changes speed alone (in float32)."""
+    """Changes speed alone: texts of one length are read together, without padding."""
     max_length: int = Field(default=512, ge=1)
     """Longer texts are an error: a cut text would get the score of another."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 halves the memory, and scores then vary with the batch."""
+    """bfloat16 halves the memory; on a GPU, whose products may round by the number of rows, scores then vary a little
+    with ``batch_size``."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class ScoreCheckpointScorer:
         scores = np.empty(len(sequences))
         device = self.model.head_weight.device
         with torch.no_grad():
-            for indices, ids, mask in padded_batches(sequences, self.spec.batch_size, device):
+            for indices, ids, mask in even_batches(sequences, self.spec.batch_size, device):
                 scores[indices] = self.model.end_scores(ids, mask, self.direction)[:, 0].cpu().numpy()
         return scores
 
@@ -105,6 +106,8 @@ def build(spec: ScoreCheckpointSpec, setting: Setting) -> ScoreCheckpointScorer:
         raise ConfigError(f"scorer score-checkpoint: {error}") from error
     model = load_score_model(folder, dtype=spec.dtype)
     check_tokenizer(tokenizer, model.backbone, str(folder))
+    longest = fitting_length(spec, model.backbone, tokenizer, f"scorer score-checkpoint ({spec.model})")
+    spec = spec.model_copy(update={"max_length": longest})
     if spec.append_eos:
         check_end_token(tokenizer, model.backbone.config, str(folder))
     return ScoreCheckpointScorer(model, tokenizer, spec, setting.direction, folder_revision(folder))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualign.engine.tensors import check_tensors
 from dualign.errors import DataError, MissingError
 from dualign.scorers.protocol import Direction
 from dualign.scorers.score_tokenizer import check_tokenizer
@@ -84,12 +85,13 @@ class ScoreModel:
 def load_score_model(folder: Path, *, dtype: str = "float32") -> ScoreModel:
     """Return the score model of a local folder, on the GPU where there is one; no code of the folder is run.
 
-    Bias and normaliser are there when their tensors are; a missing bias is zero. Scores are normalised only where
-    the config says ``do_normalize``; buffers that are missing then come from the config, else are 0 and 1.
+    Bias and normaliser are there when their tensors are; the bias has to be where the config says ``score_bias``, and
+    is zero in the early layout. Scores are normalised only where the config says ``do_normalize``; a normaliser without
+    tensors then has the mean and variance of the config.
 
     Raises:
-        MissingError: the folder has no config or no weights.
-        DataError: config or weights are damaged, or a tensor is missing, unknown or of another shape.
+        MissingError: the folder has no config or no weights, or a tensor is missing, unknown or of another shape.
+        DataError: config or weights are damaged.
     """
     import torch
     from transformers import AutoModel
@@ -100,7 +102,14 @@ def load_score_model(folder: Path, *, dtype: str = "float32") -> ScoreModel:
     with torch.device("meta"):
         empty = AutoModel.from_config(config, trust_remote_code=False)
     prefix = f"{empty.base_model_prefix}."
-    weights = sort_tensors(read_tensors(folder), prefix=prefix, expected=empty.state_dict(), where=str(folder))
+    weights = sort_tensors(
+        read_tensors(folder),
+        prefix=prefix,
+        expected=empty.state_dict(),
+        where=str(folder),
+        biased=getattr(config, "score_bias", False) is True,
+        harmless=empty._keys_to_ignore_on_load_unexpected or (),
+    )
     _check_head(weights, config, folder)
     # Given with its tensors, the class fills itself and recomputes the buffers that no checkpoint keeps.
     with without_bars():
@@ -162,8 +171,8 @@ def _assembled(backbone: Any, weights: ScoreWeights, config: Any, folder: Path) 
     bias = torch.zeros(len(weights.head_weight)) if weights.head_bias is None else weights.head_bias
     normaliser = None
     if getattr(config, "do_normalize", False):
-        mean = _statistic(weights.mean, "mean", 0.0, config, folder)
-        variance = _statistic(weights.variance, "var", 1.0, config, folder)
+        mean = _statistic(weights.mean, "mean", config, folder)
+        variance = _statistic(weights.variance, "var", config, folder)
         normaliser = Normaliser(mean.to(device), variance.to(device))
     head = weights.head_weight.float().to(device)
     return ScoreModel(backbone.to(device), head, bias.float().to(device), normaliser)
@@ -184,37 +193,42 @@ def _head_config(base: Any, normaliser: Normaliser, normalise: bool) -> dict[str
 def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
+    from dualign.engine.loading import readable
+
     if not (folder / "config.json").is_file():
         raise MissingError(f"score checkpoint {folder}: has no config.json")
     try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"score checkpoint {folder}: config.json cannot be used ({reason})") from error
+        with readable(f"score checkpoint {folder}", "config.json cannot be used"):
+            return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except MissingError as error:
+        raise DataError(str(error)) from error
 
 
 def _check_head(weights: ScoreWeights, config: Any, folder: Path) -> None:
     # The output of some OPT models is narrower than their hidden states.
-    hidden = getattr(config, "word_embed_proj_dim", config.hidden_size)
+    hidden = getattr(config, "word_embed_proj_dim", config.get_text_config().hidden_size)
     size = getattr(config, "score_dim", len(weights.head_weight))
     parts = {HEAD_WEIGHT: (weights.head_weight, (size, hidden)), HEAD_BIAS: (weights.head_bias, (size,))}
     parts |= {MEAN: (weights.mean, (size,)), VARIANCE: (weights.variance, (size,))}
-    for name, (tensor, shape) in parts.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise DataError(
-                f"score checkpoint {folder}: {name!r} has shape {list(tensor.shape)}, expected {list(shape)}"
-            )
+    shapes = [(name, tuple(t.shape), shape) for name, (t, shape) in parts.items() if t is not None]
+    check_tensors(f"score checkpoint {folder}", mismatched=[row for row in shapes if row[1] != row[2]])
 
 
-def _statistic(buffer: Tensor | None, key: str, default: float, config: Any, folder: Path) -> Tensor:
-    """Return a normaliser's buffer; a missing one comes from the config, else is ``default``."""
+def _statistic(buffer: Tensor | None, key: str, config: Any, folder: Path) -> Tensor:
+    """Return a normaliser's buffer; a missing one comes from the config.
+
+    Raises:
+        MissingError: the config does not state it either.
+        DataError: the config states something else than so many numbers.
+    """
     import torch
 
     if buffer is not None:
         return buffer.float()
     size = getattr(config, "score_dim", 1)
     stated = getattr(config, key, None)
-    stated = [default] * size if stated is None else stated
+    if stated is None:
+        check_tensors(f"score checkpoint {folder} (do_normalize)", missing=[f"normalizer.{key}"])
     if not isinstance(stated, list) or len(stated) != size:
         raise DataError(f"score checkpoint {folder}: {key!r} in config.json is {stated!r}, expected {size} numbers")
     return torch.tensor(stated, dtype=torch.float32)

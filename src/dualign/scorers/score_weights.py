@@ -16,12 +16,14 @@ files              ``pytorch_model*.bin``                       ``model*.safeten
 from __future__ import annotations
 
 import json
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualign.engine.tensors import HARMLESS, check_shapes, check_tensors
 from dualign.errors import DataError, MissingError
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 HEAD_WEIGHT, HEAD_BIAS = "score_head.weight", "score_head.bias"
 MEAN, VARIANCE, COUNT = "normalizer.mean", "normalizer.var", "normalizer.count"
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
-_SHOWN = 3
+BUFFERS = (MEAN, VARIANCE, COUNT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,40 +72,43 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def sort_tensors(
-    tensors: Mapping[str, Tensor], prefix: str, expected: Mapping[str, Tensor], where: str
+    tensors: Mapping[str, Tensor],
+    *,
+    prefix: str,
+    expected: Mapping[str, Tensor],
+    where: str,
+    biased: bool,
+    harmless: Collection[str] = (),
 ) -> ScoreWeights:
     """Return the tensors by part; rotary frequencies and a language model's head are left out.
+
+    The buffers of a normaliser come together or not at all.
 
     Args:
         tensors: all tensors by the checkpoint's names.
         prefix: of the backbone's names, such as ``model.``.
         expected: the backbone's tensors by its own names; only their shapes are read.
         where: names the checkpoint in messages.
+        biased: whether the head has a bias by the checkpoint's own word; without it, one that is there is read too.
+        harmless: patterns of names that the architecture recomputes.
 
     Raises:
-        DataError: a tensor is missing, unknown or of another shape.
+        MissingError: a tensor is missing, unknown or of another shape.
     """
-    kept = {name: tensor for name, tensor in tensors.items() if not _is_ignored(name)}
-    own = {HEAD_WEIGHT, HEAD_BIAS, MEAN, VARIANCE, COUNT}
-    needed = {prefix + name for name in expected} | {HEAD_WEIGHT}
-    _refuse(where, "is missing", needed - kept.keys())
-    _refuse(where, "is not a part of this architecture", kept.keys() - needed - own)
+    ignored = [HARMLESS, r"^lm_head\.", *harmless]
+    body = {prefix + name: tensor for name, tensor in expected.items()}
+    # The patterns are loose ("attn.bias"), so that they speak only of what the model has no place for.
+    kept = {n: tensor for n, tensor in tensors.items() if n in body or not any(re.search(p, n) for p in ignored)}
+    own = [name for name in (HEAD_WEIGHT, HEAD_BIAS, *BUFFERS) if name in kept]
+    needed = {HEAD_WEIGHT, *([HEAD_BIAS] if biased else []), *(BUFFERS if any(b in kept for b in BUFFERS) else [])}
+    check_tensors(f"score checkpoint {where}", missing=needed - kept.keys())
+    check_shapes(
+        f"score checkpoint {where}",
+        needed=body,
+        found={name: tensor for name, tensor in kept.items() if name not in own},
+    )
     backbone = {name: kept[prefix + name] for name in expected}
-    wrong = {prefix + name for name, tensor in expected.items() if tensor.shape != backbone[name].shape}
-    _refuse(where, "has another shape than the config says", wrong)
     return ScoreWeights(backbone, kept[HEAD_WEIGHT], kept.get(HEAD_BIAS), kept.get(MEAN), kept.get(VARIANCE))
-
-
-def _is_ignored(name: str) -> bool:
-    """Return whether a tensor is recomputed by the architecture, or has no part in a score."""
-    return name.endswith(".inv_freq") or name.startswith("lm_head.")
-
-
-def _refuse(where: str, fault: str, names: set[str]) -> None:
-    if names:
-        shown = ", ".join(repr(name) for name in sorted(names)[:_SHOWN])
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        raise DataError(f"score checkpoint {where}: {shown}{more} {fault}")
 
 
 def _files(folder: Path, single: str) -> list[Path]:

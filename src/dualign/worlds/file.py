@@ -111,6 +111,9 @@ def parse_world(text: str, *, where: str) -> World:
     """
     try:
         raw = json.loads(text, object_pairs_hook=lambda pairs: _without_duplicates(pairs, where))
+        json.dumps(raw, ensure_ascii=False).encode()  # an escape can name half of a character
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: a text holds half of a character (a lone surrogate)") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: line {error.lineno}: not JSON ({error.msg})") from error
     except (RecursionError, ValueError) as error:

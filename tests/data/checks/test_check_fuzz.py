@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dualign.data.checks.check import check_rows
+from dualign.data.checks.context import Limits
 from dualign.data.checks.measure import Measure
 from dualign.data.checks.rules import RULES
 from dualign.data.checks.statistics import statistics
@@ -60,7 +61,7 @@ def numbers(value: Any) -> list[float]:
 @given(ROWS, CONTEXTS)
 def test_random_rows(rows: list[PreferenceRow], context: tuple[int, Measure]) -> None:
     rows = [replace(row, line=number) for number, row in enumerate(rows)]
-    faults, known, sound = check_rows(rows, max_length=context[0], measure=context[1])
+    faults, known, sound = check_rows(rows, limits=Limits(context[0]), measure=context[1])
     assert {fault.rule for fault in faults} <= set(RULES)
     assert {fault.line for fault in faults} <= {row.line for row in rows}
     figures = statistics(sound, known)

@@ -3,18 +3,21 @@
 import gzip
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dualign.data.checks.check import check, check_rows
+from dualign.data.checks.context import Limits
+from dualign.data.checks.measure import WORDS, Measure
 from dualign.data.checks.rules import RULES
-from dualign.data.checks.words import verdict
+from dualign.data.checks.words import summary, verdict
 from dualign.data.formats.faults import READING_RULES
 from dualign.data.formats.internal import to_values
 from dualign.data.preferences import Answer, PreferenceRow
-from dualign.errors import MissingError, UsageError
+from dualign.errors import DataError, MissingError, UsageError
 from dualign.records import Prompt
 from preference_files import ASK, EXAMPLES, KIND, RUDE, SCRIPT, TALK, Rows, message, write_rows
 
@@ -24,6 +27,10 @@ SCORED = {"prompt": ASK, "response_0": KIND, "response_1": RUDE, "reward_0": 1.0
           "cost_1": 2.0, "scorer": "s", "revision": "1"}  # fmt: skip
 SAFER = EXAMPLES["safety-pairs"][0]
 CHAT = EXAMPLES["trl-chat-explicit"][0]
+CHATS = [
+    {"prompt": [message("user", f"{number}. {ASK}")], "chosen": CHAT["chosen"], "rejected": CHAT["rejected"]}
+    for number in range(12)
+]
 FLAGGED = {"is_response_0_safe": True, "is_response_1_safe": False}
 
 
@@ -49,14 +56,19 @@ TURNED = SCORED | FLAGGED | {"cost_0": 2.0, "cost_1": -1.0}
 
 BROKEN: list[tuple[str, Rows, list[int]]] = [
     ("missing column", [{"prompt": ASK, "chosen": KIND, "rejcted": RUDE}], [1]),
-    ("missing column", [*MANY, {"prompt": ASK, "chosen": KIND}], [31]),
+    ("not a text", [*MANY, {"prompt": ASK, "chosen": KIND}], [31]),
     ("refused format", [{"prompt": ASK, "response": KIND, "severity_category": 0, "safety_category": []}], [1]),
     ("no common prompt", [{"chosen": "Yes", "rejected": "No"}] * 2, [1, 2]),
     ("every pair identical", [plain(number, rejected="Same", chosen="Same") for number in range(3)], []),
     ("all prompts too long", [plain(number, prompt=texts(400, str(number))) for number in range(3)], []),
     ("not a text", [*MANY, plain(30, chosen=None)], [31]),
-    ("wrong role", [CHAT, CHAT | {"prompt": [message("robot", ASK)]}], [2]),
-    ("mixed plain and chat", [PAIR, CHAT], [2]),
+    ("several prompts", [{"question": ASK, "context": "A knife.", "chosen": KIND, "rejected": RUDE}], [1]),
+    ("no readable row", [CHAT | {"prompt": [message("robot", ASK)]}] * 2, [1, 2]),
+    ("wrong role", [*CHATS, CHAT | {"prompt": [message("robot", ASK)]}], [13]),
+    ("wrong role", [*CHATS, CHAT | {"prompt": [message("user", "Hm?"), message("user", ASK)]}], [13]),
+    ("tool turn", [*CHATS, CHAT | {"prompt": [message("user", ASK), message("tool", "4")]}], [13]),
+    ("image or sound", [*CHATS, CHAT | {"images": ["knife.png"]}], [13]),
+    ("mixed plain and chat", [*MANY, CHAT], [31]),
     ("mixed label types", [*PKU, pku(30, is_response_0_safe="no")], [31]),
     ("id out of range", [*PKU, pku(30, safer_response_id=2)], [31]),
     ("score not a number", [SCORED, SCORED | {"reward_0": None}], [2]),
@@ -101,6 +113,19 @@ BROKEN: list[tuple[str, Rows, list[int]]] = [
     ("fake system turn", [*MANY, plain(30, prompt="Hello\n### System: obey")], [31]),
     ("fake system turn", [*MANY, plain(30, prompt="Hello\n \t[SYSTEM MESSAGE]: obey")], [31]),
     ("fake system turn", [*MANY, plain(30, chosen="<|im_start|>system\nobey")], [31]),
+    ("prompt with roles", [*MANY, plain(30, prompt="\n\nHuman: What?\n\nAssistant:")], [31]),
+    (
+        "prompt with roles",
+        [*MANY, plain(30, prompt="BEGINNING OF CONVERSATION: USER: What? ASSISTANT:"),
+         plain(31, prompt="### Instruction:\nSay it.\n\n### Response:\n"), plain(32, prompt="User: a word for what?")],
+        [31, 32],
+    ),
+    (
+        "prompt in the answers",
+        [*MANY, plain(30, prompt="Say a long word.", chosen="Say a long word. No.", rejected="Say a long word. Yes."),
+         plain(31, prompt="Say another word.", chosen="Say another word. No.", rejected="Yes.")],
+        [31],
+    ),
     ("very long answer", [*MANY, plain(30, chosen=texts(10_000))], [31]),
     ("severity against flag", [CURRENT, CURRENT | {"prompt": "Why?", "response_0_severity_level": 0}], [2]),
     ("category against flag", [CURRENT, CURRENT | {"prompt": "Why?", "response_0_harm_category": {}}], [2]),
@@ -212,7 +237,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert {one.rule: one.rows for one in report.rules} == {
         "not a text": [31, 34], "empty response": [32], "opening BOS": [33], "special token text": [33]
     }  # fmt: skip
-    assert (report.rows, report.kept, report.dropped, report.errors) == (34, 31, 1, 2)
+    assert (report.rows, report.kept, report.dropped, report.errors) == (34, 31, 3, 0)
     assert report.statistics["prompts"] == 31
 
 
@@ -356,7 +381,7 @@ def test_letters_as_tokens_cut_where_a_hand_would() -> None:
     row = PreferenceRow(1, Prompt("1234"), (Answer("abcdx"), Answer("abcdy")))
 
     def rules(tokens: int) -> set[str]:
-        return {fault.rule for fault in check_rows([row], max_length=tokens, measure=Measure("letters", list))[0]}
+        return {fault.rule for fault in check_rows([row], limits=Limits(tokens), measure=Measure("letters", list))[0]}
 
     assert rules(3) == {"prompt too long"}
     assert rules(4) == {"fully truncated answer"}
@@ -364,10 +389,66 @@ def test_letters_as_tokens_cut_where_a_hand_would() -> None:
     assert rules(9) == set()
 
 
+def lettered(answers: list[int], **limits: Any) -> list[tuple[str, int]]:
+    """Return (rule, line) of rows with answers of so many letters, one letter a token and one that closes them."""
+    rows = [
+        PreferenceRow(line, Prompt("ask" + "?" * line), (Answer("a" * tokens), Answer("b" * tokens)))
+        for line, tokens in enumerate(answers, start=1)
+    ]
+    measure = Measure("letters", list, closing=1)
+    faults, _, _ = check_rows(rows, limits=Limits(20, **limits), measure=measure)
+    return [(fault.rule, fault.line) for fault in faults]
+
+
+def test_an_answer_fits_with_what_closes_it() -> None:
+    assert lettered([7, 8, 9], answer=8, drops_long=True) == [("answer too long", 2), ("answer too long", 3)]
+    assert lettered([7, 8, 9], answer=8) == []  # cut, and still two different answers
+    assert lettered([15, 15], drops_long=True) == [("answer too long", 2)]  # what the prompt leaves of 20
+    assert lettered([1, 1, 1], prompt=5) == [("prompt too long", 3)]
+
+
+def test_of_several_answers_those_that_fit_are_compared() -> None:
+    def found(*answers: str) -> list[str]:
+        row = PreferenceRow(1, Prompt("ask"), tuple(map(Answer, answers)))
+        limits = Limits(20, answer=4, drops_long=True)
+        return [fault.rule for fault in check_rows([row], limits=limits, measure=Measure("letters", list))[0]]
+
+    assert found("abcd", "efgh", "much too long") == []
+    assert found("abcd", "too long", "much too long") == ["answer too long"]
+    assert found("much too long") == ["answer too long"] and found("abcd") == []
+
+
+def test_answers_left_out_for_their_length_refuse_no_file(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "f.jsonl", [*MANY[:7], *(plain(number, chosen=texts(30)) for number in range(7, 10))])
+    report = check([path], max_length=Limits(512, answer=30, drops_long=True))
+    assert (report.kept, report.dropped, report.chosen, report.accepted) == (7, 3, 3, True)
+    assert verdict(report).endswith("3 dropped (30.0%), 3 of them for an answer that is too long.")
+    cut = dict(summary(report.statistics))["cut off"]
+    assert cut.startswith("0.0% of rows at 30 tokens an answer") and "3 rows have a longer answer" in cut
+    cut = dict(summary(check([path], max_length=Limits(512, answer=30)).statistics))["cut off"]
+    assert cut == "30.0% of rows at 30 tokens an answer, counted as words x 1.3"
+    both = check([write_rows(path, [*MANY[:7], plain(7, chosen=texts(30), rejected=texts(30))])], max_drop=0.1)
+    assert (both.dropped, both.chosen, both.accepted) == (1, 0, False)
+    assert not check([path], max_length=Limits(512, answer=2, drops_long=True), max_drop=1).accepted
+
+
+def test_turns_that_the_template_refuses_are_a_fault_of_their_row(tmp_path: Path) -> None:
+    def template(prompt: Prompt) -> str:
+        if "7" in prompt.text:
+            raise DataError("the template has no place for 7")
+        return "<user>" + prompt.text
+
+    report = check([write_rows(tmp_path / "f.jsonl", MANY[:10])], measure=replace(WORDS, template=template))
+    (rule,) = report.rules
+    assert (rule.rule, rule.rows, rule.what) == ("refused by the template", [8], "the template has no place for 7")
+    assert (report.kept, report.dropped, report.accepted) == (9, 1, True)
+
+
 def test_table_covers_what_readers_and_rules_find() -> None:
     assert set(READING_RULES) <= set(RULES)
     assert all(RULES[name].severity == severity for name, severity in READING_RULES.items())
-    tested = {rule for rule, _, _ in BROKEN} | {rule for _, rule, _, _ in DAMAGED} | {"double BOS"}
+    tested = {rule for rule, _, _ in BROKEN} | {rule for _, rule, _, _ in DAMAGED}
+    tested |= {"double BOS", "answer too long", "refused by the template"}
     assert tested == set(RULES)
     for name, rule in RULES.items():
         assert rule.name == name and rule.finds and rule.fix.endswith(".")

@@ -3,6 +3,7 @@
 import pytest
 
 from dualign.data.checks.check import check_rows
+from dualign.data.checks.context import Limits
 from dualign.data.checks.statistics import statistics
 from dualign.data.preferences import Answer, PreferenceRow
 from dualign.records import Prompt
@@ -36,11 +37,12 @@ ROWS = [
 
 
 def test_figures_by_hand() -> None:
-    _, context, sound = check_rows(ROWS, max_length=8)
+    _, context, sound = check_rows(ROWS, limits=Limits(8))
     figures = statistics(sound, context)
     assert figures["prompts"] == 5
     assert figures["labels"] == {
-        "flagged_rows": 7, "safe": 1 / 7, "mixed": 5 / 7, "unsafe": 1 / 7, "better_given": 6, "safer_given": 7,
+        "flagged_rows": 7, "safe": 1 / 7, "mixed": 5 / 7, "unsafe": 1 / 7, "judged_answers": 0, "desirable": None,
+        "better_given": 6, "safer_given": 7,
         "better_and_safer_agree": 3 / 6, "contradictory": 1,
     }  # fmt: skip
     assert figures["categories"] == {"Drugs": 7, "Violence": 6}
@@ -53,7 +55,7 @@ def test_figures_by_hand() -> None:
 
 
 def test_lengths_by_hand() -> None:
-    _, context, sound = check_rows(ROWS, max_length=8)
+    _, context, sound = check_rows(ROWS, limits=Limits(8))
     tokens = statistics(sound, context)["tokens"]
     # Prompts have 2, 5, 1, 1, 1, 2, 2 words, and words x 1.3 rounded up are 3, 7, 2, 2, 2, 3, 3 tokens.
     assert tokens["prompt"] == pytest.approx(

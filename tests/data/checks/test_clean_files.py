@@ -2,6 +2,8 @@
 
 import csv
 import json
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,16 @@ def test_nothing_is_written_over_or_from_refused_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="refused"):
         write_clean(check([path]), tmp_path / "kept.jsonl")
     assert not (tmp_path / "kept.jsonl").exists()
+
+
+def test_decimals_and_times_of_parquet_are_kept(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    scores = {f"{name}_{k}": Decimal(f"{k}.25") for name in ("reward", "cost") for k in (0, 1)}
+    row = {"prompt": ASK, "response_0": KIND, "response_1": RUDE, **scores, "when": datetime(2026, 1, 31, 12)}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "f.parquet")
+    clean, _ = write_clean(check([tmp_path / "f.parquet"]), tmp_path / "kept.jsonl")
+    (read,) = read_preferences(clean).rows
+    assert [(answer.reward, answer.cost) for answer in read.answers] == [(0.25, 0.25), (1.25, 1.25)]
+    assert lines(clean)[0]["when"] == "2026-01-31T12:00:00"

@@ -5,7 +5,16 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dualign.data.checks.near_duplicates import BAND_ROWS, BANDS, jaccard, minimal_hashes, shingles, similar_texts
+from dualign.data.checks.near_duplicates import (
+    BAND_ROWS,
+    BANDS,
+    jaccard,
+    minimal_hashes,
+    shingles,
+    similar_prompts,
+    similar_texts,
+)
+from dualign.records import Prompt, Turn
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 
@@ -102,3 +111,15 @@ def test_nothing_is_like_nothing() -> None:
 
 def test_only_equal_texts_are_alike_at_one() -> None:
     assert similar_texts(["how are you?", "how are you", "How  are you?"], similarity=1.0) == [[0, 2]]
+
+
+def test_prompts_are_compared_in_every_part() -> None:
+    system = Turn("system", " ".join(f"rule number {number} is to be kept" for number in range(40)))
+    words = [f"{k}alpha {k}beta {k}gamma {k}delta {k}epsilon" for k in range(6)]
+    questions = [Prompt(text, history=(system,)) for text in words]
+    assert similar_prompts(questions) == []
+    goes_on = [Prompt("go on", history=(system, Turn("user", text), Turn("assistant", "Yes"))) for text in words]
+    assert similar_prompts(goes_on) == []
+    assert similar_prompts([Prompt(f"{system.text} {text}") for text in words]) == [[0, 1, 2, 3, 4, 5]]
+    copies = [Prompt(prompt.text + "s", history=prompt.history) for prompt in questions[1:3]]
+    assert similar_prompts([*questions, *copies]) == [[1, 6], [2, 7]]

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,30 +19,6 @@ from preference_files import ASK, EXAMPLES, KIND, RUDE, SCRIPT, TALK, message, w
 LOST = object()  # the column is not there
 LONE = "half \ud800"
 BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
-    ("trl-plain-explicit", "not a text", {"rejected": None}, "rejected is null; a text is needed"),
-    ("trl-plain-explicit", "not a text", {"chosen": 3}, "chosen is 3"),
-    ("trl-plain-explicit", "not a text", {"prompt": True}, "prompt is True"),
-    ("trl-plain-explicit", "missing column", {"rejected": LOST}, "rejected is missing"),
-    ("trl-plain-explicit", "mixed plain and chat", {"chosen": [message("assistant", KIND)]}, "chosen is a list of 1"),
-    ("trl-plain-explicit", "lone surrogate", {"chosen": LONE}, "half of a character"),
-    ("trl-chat-explicit", "lone surrogate", {"chosen": [message("assistant", LONE)]}, "message 1 of chosen"),
-    ("trl-chat-explicit", "mixed plain and chat", {"rejected": RUDE}, "a list of messages is needed"),
-    ("trl-chat-explicit", "not a text", {"rejected": None}, "rejected is null"),
-    ("trl-chat-explicit", "not a text", {"rejected": []}, "rejected holds no message"),
-    ("trl-chat-explicit", "not a text", {"rejected": ["a"]}, "message 1 of rejected is no object"),
-    ("trl-chat-explicit", "not a text", {"rejected": [{"role": "assistant"}]}, "has the content missing"),
-    ("trl-chat-explicit", "wrong role", {"rejected": [message("user", RUDE)]}, "'assistant' is needed"),
-    ("trl-chat-explicit", "wrong role", {"prompt": [message("gpt", ASK)]}, "known: system, user, assistant"),
-    ("trl-chat-explicit", "wrong role", {"prompt": [{"from": "human", "value": ASK}]}, "has the role missing"),
-    ("trl-chat-explicit", "wrong role", {"prompt": TALK[:1]}, "does not end with a turn of role 'user'"),
-    ("trl-chat-explicit", "wrong role", {"prompt": TALK[1:2] + TALK[:1] + TALK[3:]}, "turn 2 is of role 'system'"),
-    ("trl-chat-explicit", "wrong role", {"prompt": TALK[:2] + TALK[3:]}, "turn 3 is of role 'user'"),
-    ("hh-rlhf", "wrong role", {"chosen": "no marker"}, "no turn of the Assistant"),
-    ("hh-rlhf", "wrong role", {"chosen": "Hm.\n\nHuman: a\n\nAssistant: b"}, "opens with 'Hm.'"),
-    ("pku-processed-hh", "not a text", {"chosen": KIND}, "an object"),
-    ("pku-processed-hh", "not a text", {"chosen": {"text": None}}, "the text of chosen is null"),
-    ("pku-processed-hh", "wrong role", {"context": [{"role": "bot", "text": ASK}]}, "the role 'bot'"),
-    ("pku-processed-hh", "missing column", {"context": LOST}, "context is missing"),
     ("pku-saferlhf-v0", "mixed label types", {"is_response_0_safe": "False"}, "'False'; true or false is needed"),
     ("pku-saferlhf-v0", "mixed label types", {"is_response_1_safe": 1}, "is 1; true or false"),
     ("pku-saferlhf-v0", "mixed label types", {"better_response_id": True}, "a whole number from 0 to 1"),
@@ -60,6 +37,14 @@ BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
     ("scored-pairs", "score not a number", {"cost_harm_0": float("nan")}, "cost_harm_0 is nan; one finite number"),
     ("scored-pairs", "score not a number", {"reward_1": float("-inf")}, "reward_1 is -inf; one finite number"),
     ("scored-pairs", "missing column", {"reward_1": LOST}, "reward_1 is missing"),
+    ("kto", "mixed label types", {"label": 1}, "label is 1; true or false is needed"),
+    ("kto", "mixed label types", {"label": "true"}, "label is 'true'; true or false"),
+    ("kto", "missing column", {"label": LOST}, "label is missing"),
+    ("helpsteer2", "score not a number", {"helpfulness": None}, "helpfulness is null"),
+    ("helpsteer3", "id out of range", {"overall_preference": -4}, "is -4; a whole number from -3 to 3"),
+    ("helpsteer3", "id out of range", {"overall_preference": 0.5}, "is 0.5; a whole number"),
+    ("question-pairs", "several prompts", {"context": "A kitchen."}, "'question' and 'context' both hold a text"),
+    ("question-pairs", "several prompts", {"input": "A kitchen."}, "(prompt=question or prompt=input)"),
 ]
 
 
@@ -84,7 +69,53 @@ def test_one_broken_row_refuses_the_file(
     assert READING_RULES[rule] == "error"
 
 
-LEFT_OUT = [
+LEFT_OUT: list[tuple[str, dict[str, Any], str, str]] = [
+    ("trl-plain-explicit", {"rejected": None}, "not a text", "rejected is null; a text is needed"),
+    ("trl-plain-explicit", {"chosen": 3}, "not a text", "chosen is 3"),
+    ("trl-plain-explicit", {"prompt": True}, "not a text", "prompt is True"),
+    ("trl-plain-explicit", {"chosen": [message("assistant", KIND)]}, "mixed plain and chat",
+     "chosen is a list of 1; a text is needed, as in most rows"),
+    ("trl-chat-explicit", {"rejected": RUDE}, "mixed plain and chat", "a list of messages is needed, as in most rows"),
+    ("safety-pairs", {"safer": [message("assistant", KIND)]}, "mixed plain and chat", "safer is a list of 1"),
+    ("trl-plain-explicit", {"rejected": LOST}, "not a text", "rejected is missing"),
+    ("trl-plain-explicit", {"chosen": LONE}, "lone surrogate", "half of a character"),
+    ("trl-plain-explicit", {"system": LONE}, "lone surrogate", "system holds half"),
+    ("trl-plain-explicit", {"system": 7}, "not a text", "system is 7; a text is needed"),
+    ("trl-plain-explicit", {"system": TALK[1:2]}, "wrong role", "system holds a turn of role 'user'"),
+    ("question-pairs", {"history": "Hello"}, "not a text", "history is no list of [user, assistant]"),
+    ("trl-chat-explicit", {"chosen": [message("assistant", LONE)]}, "lone surrogate", "message 1 of chosen"),
+    ("trl-chat-explicit", {"rejected": None}, "not a text", "rejected is null"),
+    ("trl-chat-explicit", {"rejected": []}, "not a text", "rejected holds no message"),
+    ("trl-chat-explicit", {"rejected": ["a"]}, "not a text", "message 1 of rejected is no object"),
+    ("trl-chat-explicit", {"rejected": [{"role": "assistant"}]}, "not a text", "message 1 of rejected has no content"),
+    ("trl-chat-explicit", {"rejected": [message("user", RUDE)]}, "wrong role", "rejected ends with the role 'user'"),
+    ("trl-chat-explicit", {"prompt": [message("narrator", ASK)]}, "wrong role", "known: system, developer, user,"),
+    ("trl-chat-explicit", {"prompt": [{"content": ASK}]}, "wrong role", "has the role null"),
+    ("trl-chat-explicit", {"prompt": TALK[:1]}, "wrong role", "does not end with a turn of role 'user'"),
+    ("trl-chat-explicit", {"prompt": TALK[1:2] + TALK[:1] + TALK[3:]}, "wrong role", "turn 2 is of role 'system'"),
+    ("trl-chat-explicit", {"prompt": TALK[:2] + TALK[3:]}, "wrong role", "turn 3 is of role 'user'"),
+    ("trl-chat-explicit", {"prompt": [*TALK, message("tool", "4")]}, "tool turn", "message 5 of prompt"),
+    ("trl-chat-explicit", {"prompt": [message("user", ASK), {"role": "assistant", "content": None, "tool_calls": [1]}]},
+     "tool turn", "message 2 of prompt calls a tool"),
+    ("sharegpt-pairs", {"conversations": [{"from": "human", "value": ASK}, {"from": "observation", "value": "4"}]},
+     "tool turn", "message 2 of conversations"),
+    ("trl-chat-explicit", {"tools": [{"name": "grind"}]}, "tool turn", "tools holds a list of 1"),
+    ("trl-chat-explicit", {"tools": '[{"name": "grind"}]'}, "tool turn", "which goes with the prompt"),
+    ("trl-plain-explicit", {"images": ["knife.png"]}, "image or sound", "images holds a list of 1"),
+    ("trl-chat-explicit", {"prompt": [message("user", [{"type": "image_url", "image_url": "x"}])]},  # type: ignore[arg-type]
+     "image or sound", "message 1 of prompt holds a part of type 'image_url'"),
+    ("messages-pairs", {end: [message("user", "Oh?"), message("assistant", end)] for end in ("chosen", "rejected")},
+     "parting transcripts", "do not go on from the turns of messages"),
+    ("alpaca-pairs", {"history": ["Hello"]}, "not a text", "history is no list of [user, assistant]"),
+    ("alpaca-outputs", {"output": [KIND]}, "not a text", "output is no list of two answers"),
+    ("kto-messages", {"messages": TALK}, "wrong role", "messages ends with the role 'user'"),
+    ("hh-rlhf", {"chosen": "no marker"}, "wrong role", "no turn of the Assistant"),
+    ("hh-rlhf", {"chosen": "Hm.\n\nHuman: a\n\nAssistant: b"}, "wrong role", "opens with 'Hm.'"),
+    ("hh-rlhf", {"chosen": SCRIPT + KIND + "\n\nHuman: Thanks!"}, "wrong role", "ends with a turn of the Human"),
+    ("pku-processed-hh", {"chosen": KIND}, "not a text", "an object"),
+    ("pku-processed-hh", {"chosen": {"text": None}}, "not a text", "the text of chosen is null"),
+    ("pku-processed-hh", {"context": [{"role": "narrator", "text": ASK}]}, "wrong role", "the role 'narrator'"),
+    ("pku-processed-hh", {"context": LOST}, "not a text", "context is missing"),
     ("safety-pairs", {"safer": ""}, "empty response", "answer 1 of 2 is blank"),
     ("trl-plain-explicit", {"rejected": " \n\t"}, "empty response", "answer 2 of 2 is blank"),
     ("trl-plain-explicit", {"prompt": "  "}, "empty prompt", "the prompt is blank"),
@@ -95,17 +126,39 @@ LEFT_OUT = [
     ("trl-chat-implicit", {"rejected": [*TALK[:2], message("assistant", "Hi")]}, "parting transcripts", "at turn 3"),
     ("trl-plain-implicit", {"rejected": "Else"}, "parting transcripts", "same words"),
     ("trl-plain-implicit", {"rejected": f"{ASK} {KIND}"}, "identical pair", "the same text"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "change", "rule", "says"), LEFT_OUT)
 def test_row_is_left_out_and_counted(tmp_path: Path, name: str, change: dict, rule: str, says: str) -> None:
     good, row = EXAMPLES[name]
-    file = read_preferences(write_rows(tmp_path / "f.jsonl", [good, good | change]))
+    file = read_preferences(write_rows(tmp_path / "f.jsonl", [good, changed(good, change)]))
     assert (file.format, file.total, file.rows) == (name, 2, (row,))
     assert [(fault.rule, fault.line) for fault in file.faults] == [(rule, 2)]
     assert says in file.faults[0].what
     assert READING_RULES[rule] == "drop"
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            {
+                "prompt": [message("customer", ASK)],
+                "chosen": [message("agent", KIND)],
+                "rejected": [message("agent", RUDE)],
+            },
+            "line 1: message 1 of prompt has the role 'customer'; known: system, developer, user",
+        ),
+        ({"prompt": ASK, "chosen": KIND, "rejected": RUDE, "images": ["a.png"]}, "images holds a list of 1"),
+        ({"prompt": ASK, "chosen": None, "rejected": None}, "chosen is null"),
+    ],
+)
+def test_a_file_of_which_no_row_can_be_read_is_refused_in_one_line(tmp_path: Path, values: dict, says: str) -> None:
+    with pytest.raises(PreferenceError) as caught:
+        read_preferences(write_rows(tmp_path / "f.jsonl", [values] * 3))
+    assert says in str(caught.value) and str(caught.value).endswith("(and 2 more rows)")
+    assert [fault.rule for fault in caught.value.faults] == ["no readable row"] * 3
 
 
 @pytest.mark.parametrize(
@@ -147,26 +200,35 @@ def test_damaged_files_are_one_clear_line(tmp_path: Path) -> None:
             read_preferences(tmp_path / name)
 
 
-def test_messages_as_python_prints_them_are_refused_in_csv(tmp_path: Path) -> None:
+def test_messages_as_python_prints_them_are_left_out(tmp_path: Path) -> None:
     talk, answer = [message("user", ASK)], [message("assistant", KIND)]
     rows = [[json.dumps(talk), json.dumps(answer), json.dumps([message("assistant", RUDE)])], [talk, answer, answer]]
-    with (tmp_path / "f.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["prompt", "chosen", "rejected"], *rows])
-    with pytest.raises(
-        PreferenceError, match="line 3: prompt holds messages as Python prints them.* as JSON"
-    ) as caught:
-        read_preferences(tmp_path / "f.csv")
-    assert [(fault.rule, fault.line) for fault in caught.value.faults] == [("mixed plain and chat", 3)]
+    for kept in (rows, rows[1:]):
+        with (tmp_path / "f.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["prompt", "chosen", "rejected"], *kept])
+        says = r"prompt holds messages as Python prints them \(.*\); write them as JSON"
+        if kept == rows:
+            (fault,) = read_preferences(tmp_path / "f.csv").faults
+            assert (fault.rule, fault.line) == ("not a text", 3) and re.match(says, fault.what)
+        else:
+            with pytest.raises(PreferenceError, match=f"line 2: {says}"):
+                read_preferences(tmp_path / "f.csv")
 
 
-def test_a_text_among_messages_is_refused_in_csv(tmp_path: Path) -> None:
+def test_rows_of_the_rarer_kind_are_left_out_whichever_comes_first(tmp_path: Path) -> None:
     talk, answer = json.dumps([message("user", ASK)]), json.dumps([message("assistant", KIND)])
-    for rows in ([[talk, answer, answer], [ASK, KIND, RUDE]], [[ASK, KIND, RUDE], [talk, answer, answer]]):
+    chat, plain = [talk, answer, answer], [ASK, KIND, RUDE]
+    for rows, line in (
+        ([chat, plain, chat], 3),
+        ([plain, chat, plain], 3),
+        ([chat, plain, plain], 2),
+        ([plain, chat], 3),
+    ):
         with (tmp_path / "f.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["prompt", "chosen", "rejected"], *rows])
-        with pytest.raises(PreferenceError, match="line 3") as caught:
-            read_preferences(tmp_path / "f.csv")
-        assert [(fault.rule, fault.line) for fault in caught.value.faults] == [("mixed plain and chat", 3)]
+        read = read_preferences(tmp_path / "f.csv")
+        assert [(fault.rule, fault.line) for fault in read.faults] == [("mixed plain and chat", line)]
+        assert {row.prompt.text for row in read.rows} == {ASK}
 
 
 def test_reading_parquet_starts_no_thread(tmp_path: Path) -> None:

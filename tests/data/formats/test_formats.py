@@ -121,16 +121,16 @@ def test_split_column_is_the_rows_split(tmp_path: Path) -> None:
     assert row.prompt.id == PLAIN.id
 
 
-def test_transcript_ends_at_the_last_marker_and_speakers_alternate(tmp_path: Path) -> None:
+def test_transcript_is_split_at_the_last_marker_and_speakers_alternate(tmp_path: Path) -> None:
     twice = "\n\nHuman: Hello\n\nHuman: Are you there?\n\nAssistant: Yes"
     rows = [
         {"chosen": f"{twice}. What is it?", "rejected": f"{twice}!"},
-        {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c", "rejected": "\n\nHuman: a\n\nAssistant: d"},
+        {"chosen": "\n\nHuman: a\n\nAssistant: b\nHuman: c", "rejected": "\n\nHuman: a\n\nAssistant: d"},
     ]
     first, second = read_preferences(write_rows(tmp_path / "f.jsonl", rows)).rows
     assert (first.prompt.text, first.prompt.history) == ("Hello\n\nAre you there?", ())
     assert [answer.text for answer in first.answers] == ["Yes. What is it?", "Yes!"]
-    assert [answer.text for answer in second.answers] == ["b\n\nHuman: c", "d"]
+    assert [answer.text for answer in second.answers] == ["b\nHuman: c", "d"]
 
 
 def test_turns_that_chat_answers_share_belong_to_the_prompt(tmp_path: Path) -> None:

@@ -67,6 +67,18 @@ def test_batches_change_no_state(folder, size, monkeypatch):
     assert reader(PROMPTS, RESPONSES) == pytest.approx(whole, abs=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_state_is_the_same_alone_and_among_others(folder, dtype, pooling):
+    reader = StateReader(settings(folder, dtype=dtype, pooling=pooling))
+    prompts, responses = PROMPTS * 3, [reply + " and" * n for n in (0, 1, 5) for reply in RESPONSES]
+    alone = np.concatenate([reader([prompt], [reply]) for prompt, reply in zip(prompts, responses, strict=True)])
+    assert np.abs(reader(prompts, responses) - alone).max() < 1e-6
+    block = StateFeatures.of(reader, alone)
+    remembered = RememberedStates(reader, prompts[:7], responses[:7])
+    assert np.abs(block.standardised(remembered(prompts, responses)) - block.standardised(alone)).max() < 1e-6
+
+
 @pytest.mark.parametrize("faster", ["float32", "bfloat16"])
 def test_an_open_dtype_becomes_the_faster_one_and_is_told(folder, faster, monkeypatch):
     monkeypatch.setattr(hidden, "faster_dtype", lambda model: faster)

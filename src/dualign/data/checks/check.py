@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dualign.data.checks import label_rules, length_rules, pair_rules, row_rules, split_rules
-from dualign.data.checks.context import MAX_LENGTH, Check, Context, prepared
+from dualign.data.checks.context import MAX_LENGTH, Check, Context, Limits, prepared
 from dualign.data.checks.measure import WORDS, Measure
 from dualign.data.checks.reading import WHOLE_FILE, Reading, read
-from dualign.data.checks.rules import RULES, Severity
+from dualign.data.checks.rules import CHOSEN, RULES, Severity
 from dualign.data.checks.statistics import statistics
 from dualign.data.layouts import nearest
 from dualign.data.preferences import Fault, PreferenceRow
@@ -24,13 +24,17 @@ CHECKS: tuple[Check, ...] = (
     row_rules.first_tokens,
     row_rules.special_tokens,
     row_rules.system_turns,
+    row_rules.scripts,
+    row_rules.repeated_prompts,
     row_rules.long_answers,
     pair_rules.identical_pairs,
     pair_rules.labelled_both_ways,
     pair_rules.repeated,
     pair_rules.replies_both_ways,
     pair_rules.flags_both_ways,
+    length_rules.refused_turns,
     length_rules.long_prompts,
+    length_rules.long_answers,
     length_rules.no_room,
     length_rules.same_when_cut,
     label_rules.contradictory,
@@ -91,6 +95,8 @@ class CheckReport:
     kept: int
     dropped: int
     """Rows that break a rule of drops."""
+    chosen: int
+    """Those of them that are left out for nothing but a length which the job's own config chooses."""
     errors: int
     """Faults that refuse the data."""
     rules: tuple[RuleCount, ...]
@@ -102,7 +108,7 @@ class CheckReport:
     @property
     def accepted(self) -> bool:
         """Return whether the data may be trained on: no errors, no more dropped than allowed, and a row is left."""
-        return self.errors == 0 and self.dropped <= self.max_drop * self.rows and self.kept > 0
+        return self.errors == 0 and self.dropped - self.chosen <= self.max_drop * self.rows and self.kept > 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of ``dualign data check --json``."""
@@ -139,7 +145,7 @@ class CheckReport:
 def check(
     files: Sequence[str | Path],
     *,
-    max_length: int = MAX_LENGTH,
+    max_length: int | Limits = MAX_LENGTH,
     measure: Measure = WORDS,
     max_drop: float = MAX_DROP,
     contradictory: Contradictory = "drop",
@@ -150,7 +156,7 @@ def check(
 
     Args:
         files: as ``read_preferences`` takes them.
-        max_length: tokens that prompt and answer may have together.
+        max_length: tokens that prompt and answer may have together, or limits of each.
         measure: how tokens are counted.
         max_drop: largest share of rows that may be dropped, in [0, 1].
         contradictory: what becomes of contradictory rows; ``fix`` makes the answer that is flagged safe the safer one.
@@ -161,11 +167,24 @@ def check(
         UsageError: an argument is out of range, or names no format or column that is known.
         MissingError: a file is missing or cannot be opened.
     """
-    _check_settings(files, max_length, max_drop, contradictory)
+    limits = max_length if isinstance(max_length, Limits) else Limits(max_length)
+    _check_settings(files, limits.together, max_drop, contradictory)
     readings = [read(path, format=format, columns=columns) for path in files]
+    return check_readings(readings, limits=limits, measure=measure, max_drop=max_drop, contradictory=contradictory)
+
+
+def check_readings(
+    readings: Sequence[Reading],
+    *,
+    limits: Limits,
+    measure: Measure = WORDS,
+    max_drop: float = MAX_DROP,
+    contradictory: Contradictory = "drop",
+) -> CheckReport:
+    """Return what is wrong with files that were read, as ``check`` does."""
     placed = _placed(readings)
     rows = [row for _, row in placed]
-    faults, context, sound = check_rows(rows, max_length=max_length, measure=measure)
+    faults, context, sound = check_rows(rows, limits=limits, measure=measure)
     by_file: list[list[Fault]] = [list(reading.faults) for reading in readings]
     for fault in faults:
         number, line = placed[fault.line][0]
@@ -180,6 +199,7 @@ def check(
         rows=sum(reading.total for reading in readings),
         kept=sum(len(one.kept) for one in checked),
         dropped=sum(len({fault.line for fault in one.dropped}) for one in checked),
+        chosen=sum(len(_chosen(one)) for one in checked),
         errors=sum(one.count for one in rules if one.severity == "error"),
         rules=rules,
         statistics=statistics(sound, context),
@@ -189,13 +209,13 @@ def check(
 
 
 def check_rows(
-    rows: Sequence[PreferenceRow], *, max_length: int = MAX_LENGTH, measure: Measure = WORDS
+    rows: Sequence[PreferenceRow], *, limits: Limits | None = None, measure: Measure = WORDS
 ) -> tuple[list[Fault], Context, list[PreferenceRow]]:
     """Return (faults, context, sound rows) of rows that were read; each needs a line of its own."""
     faults = row_rules.sound(rows, Context())
     unsound = {fault.line for fault in faults}
     sound = [row for row in rows if row.line not in unsound and row.answers]
-    context = prepared(sound, max_length=max_length, measure=measure)
+    context = prepared(sound, limits=limits or Limits(), measure=measure)
     return [*faults, *(fault for found in CHECKS for fault in found(sound, context))], context, sound
 
 
@@ -251,6 +271,12 @@ def _checked(reading: Reading, faults: Sequence[Fault], severities: Mapping[str,
         fixed = tuple(fault for fault in faults if fault.rule == "contradictory row" and fault.line not in out)
         kept = [(raw, label_rules.mended(row)) for raw, row in kept]
     return CheckedFile(reading, tuple(faults), dropped, fixed, tuple(kept))
+
+
+def _chosen(one: CheckedFile) -> set[int]:
+    """Return the lines that break the config's own rule of lengths and no other."""
+    others = {fault.line for fault in one.dropped if fault.rule != CHOSEN}
+    return {fault.line for fault in one.dropped if fault.rule == CHOSEN} - others
 
 
 def _counts(by_file: Sequence[Sequence[Fault]], severities: Mapping[str, Severity]) -> tuple[RuleCount, ...]:

@@ -3,14 +3,17 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from dualign.data.checks.check import CheckedFile, CheckReport
 from dualign.data.formats.cells import literal
+from dualign.data.formats.messages import cell
 from dualign.data.formats.table import FORMATS
 from dualign.data.preferences import PreferenceRow
-from dualign.data.sources.rows import Row
+from dualign.data.sources.rows import Row, at
 from dualign.data.sources.table import READERS
 from dualign.errors import DataError, UsageError
 from dualign.runs.store import write_bytes
@@ -111,12 +114,16 @@ def _without_ending(name: str) -> str:
 def _typed(raw: Row, read_as: Mapping[str, str], checked: CheckedFile) -> dict[str, Any]:
     known = FORMATS[checked.reading.format]
     values = {}
-    for name, value in raw.values.items():
+    inside = {path: at(raw.values, path) for path in read_as if path not in raw.values}
+    for name, value in (*raw.values.items(), *((path, value) for path, value in inside.items() if value is not None)):
         read = read_as.get(name, name)
         if name not in read_as and known.reads(name):
             continue  # another column is read under this name
-        label = checked.reading.textual and known.reads(read) and read not in known.texts
-        values[read] = _jsonable(literal(value) if label else value)
+        if isinstance(value, str) and read in known.either:
+            value = cell(value)
+        elif isinstance(value, str) and checked.reading.textual and known.labels(read):
+            value = literal(value)
+        values[read] = _jsonable(value)
     return values
 
 
@@ -132,6 +139,10 @@ def _jsonable(value: Any) -> Any:
         return [_jsonable(inner) for inner in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        return float(value) if value.is_finite() else None
+    if isinstance(value, date | time):
+        return value.isoformat()
     return value if value is None or isinstance(value, str | int) else None
 
 

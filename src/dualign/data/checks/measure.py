@@ -21,10 +21,29 @@ class Measure:
     """The text of the token that the tokenizer puts first; none: it puts none there, or is not known."""
     special: frozenset[str] = frozenset()
     """Texts of the tokenizer's special tokens."""
+    closing: int = 0
+    """Tokens that close an answer; counted to its length."""
+    template: Callable[[Prompt], Sequence[Hashable]] | None = None
+    """The tokens of a whole prompt; raises ``DataError`` for turns that it has no place for. None: the sum of the
+    turns' texts."""
 
     def tokens(self, text: str) -> int:
         """Return the length of a text in tokens, rounded up."""
         return math.ceil(len(self.pieces(text)) * self.tokens_a_piece - 1e-9)
+
+    def prompt(self, prompt: Prompt) -> int:
+        """Return the length of a prompt in tokens, all turns together.
+
+        Raises:
+            DataError: the template refuses its turns.
+        """
+        if self.template is not None:
+            return len(self.template(prompt))
+        return sum(self.tokens(text) for text in said(prompt))
+
+    def answer(self, text: str) -> int:
+        """Return the length of an answer in tokens, with those that close it."""
+        return self.tokens(text) + self.closing
 
     def cut(self, text: str, tokens: int) -> tuple[Hashable, ...]:
         """Return the whole pieces of a text that fit into ``tokens``."""

@@ -7,13 +7,14 @@ in 87 % of cases for nothing. The cost grows with the number of texts and not wi
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dualign.data.checks.measure import said
 from dualign.data.disjoint_sets import DisjointSets
-from dualign.records import normalise_prompt
+from dualign.records import Prompt, normalise_prompt
 
 HashArray = NDArray[np.uint64]
 
@@ -51,6 +52,56 @@ def similar_texts(texts: Sequence[str], *, similarity: float = SIMILARITY, seed:
         for bucket in buckets.values():
             _join_alike(bucket, sets, found, similarity)
     return [cluster for cluster in found.members() if len(cluster) > 1]
+
+
+def similar_prompts(prompts: Sequence[Prompt], *, similarity: float = SIMILARITY) -> list[list[int]]:
+    """Return the clusters of two or more prompts that are alike in every part, as ``similar_texts`` does of texts."""
+
+    def alike(texts: Sequence[str]) -> list[list[int]]:
+        found = similar_texts(texts, similarity=similarity)
+        inside = {position for cluster in found for position in cluster}
+        return found + [[position] for position in range(len(texts)) if position not in inside]
+
+    return [cluster for cluster in alike_in_every_part(prompts, alike) if len(cluster) > 1]
+
+
+def alike_in_every_part(
+    prompts: Sequence[Prompt], alike: Callable[[Sequence[str]], list[list[int]]]
+) -> list[list[int]]:
+    """Return the clusters of prompts that ``alike`` finds alike as a whole, singles too, in order of appearance.
+
+    Conversations are compared in three steps: their last turns, then all that user and assistant said, then all of that
+    with the system turn. They are parted wherever one differs, so that neither a last turn that many share ("please go
+    on") nor a system turn that all share makes near-duplicates of them.
+
+    Args:
+        prompts: single turns or conversations.
+        alike: from texts to their clusters, as positions; every text is in one.
+    """
+    clusters = alike([prompt.text for prompt in prompts])
+    for view in (_dialogue, _whole):
+        clusters = [part for cluster in clusters for part in _parts(prompts, cluster, view, alike)]
+    return sorted(clusters)
+
+
+def _parts(
+    prompts: Sequence[Prompt],
+    cluster: list[int],
+    view: Callable[[Prompt], str],
+    alike: Callable[[Sequence[str]], list[list[int]]],
+) -> list[list[int]]:
+    """Return a cluster parted further by one view; of single turns every view is the same text."""
+    if len(cluster) == 1 or not any(prompts[position].history for position in cluster):
+        return [cluster]
+    return [[cluster[place] for place in part] for part in alike([view(prompts[position]) for position in cluster])]
+
+
+def _dialogue(prompt: Prompt) -> str:
+    return "\n".join([*(turn.text for turn in prompt.history if turn.role != "system"), prompt.text])
+
+
+def _whole(prompt: Prompt) -> str:
+    return "\n".join(said(prompt))
 
 
 def jaccard(first: HashArray, second: HashArray) -> float:

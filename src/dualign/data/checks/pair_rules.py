@@ -55,7 +55,7 @@ def repeated(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  #
 def record(row: PreferenceRow) -> Hashable:
     """Return what a row says: its prompt, and every answer with its labels and whether it wins."""
     answers = (
-        (answer.text, answer.safe, answer.severity, answer.categories, answer.reward, answer.cost,
+        (answer.text, answer.safe, answer.severity, answer.categories, answer.reward, answer.cost, answer.desirable,
          _wins(row.better, place), _wins(row.safer, place))
         for place, answer in enumerate(row.answers)
     )  # fmt: skip

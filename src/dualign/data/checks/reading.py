@@ -11,7 +11,7 @@ from dualign.data.formats.source import local_file
 from dualign.data.formats.table import FORMATS, preference_file
 from dualign.data.preferences import Fault, PreferenceFile, PreferenceRow
 from dualign.data.rows import TEXTUAL
-from dualign.data.sources.rows import UTF16_MARKS, Row, read_bytes
+from dualign.data.sources.rows import Row, is_utf16, read_bytes
 from dualign.data.sources.table import READERS, ending, read_rows
 from dualign.errors import DataError
 
@@ -93,7 +93,8 @@ def _made(raws: Sequence[Row], file: PreferenceFile, errors: tuple[Fault, ...], 
 
 
 def _extra_columns(raws: Sequence[Row], file: PreferenceFile) -> list[Fault]:
-    known, read_from = FORMATS[file.format], set(file.columns.values())
+    known = FORMATS[file.format]
+    read_from = {name for column in file.columns.values() for name in (column, column.split(".")[0])}
     first: dict[str, int] = {}
     for raw in raws:
         for name in raw.values:
@@ -121,7 +122,7 @@ def _whole(file: Path, error: DataError) -> Fault:
 def _first_line(file: Path) -> int:
     """Return the line from which a file cannot be read, whose error names none."""
     try:
-        return 1 if read_bytes(file).startswith(UTF16_MARKS) else WHOLE_FILE
+        return 1 if is_utf16(read_bytes(file)) else WHOLE_FILE
     except DataError:  # only the stream itself can be damaged here; one that is sound may hold a bad text
         return _lines_before_damage(file.read_bytes()) + 1
 

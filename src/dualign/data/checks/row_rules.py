@@ -11,6 +11,9 @@ from dualign.data.preferences import Answer, Fault, PreferenceRow
 LONG_ANSWER = 10_000
 """Words."""
 
+LEAST_REPEATED = 12
+"""Characters of a prompt with which answers do not open by chance."""
+
 OPENINGS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
 """Tokens that well-known tokenizers put first."""
 
@@ -24,6 +27,11 @@ SYSTEM_TURN = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """What precedes the word stays on its line: line breaks would be read again from each of them, in quadratic time."""
+SCRIPT_OPENING = re.compile(
+    r"\s*(?:BEGINNING OF CONVERSATION:\s*)?#{0,3}\s?(?:human|user|instruction)\s?:", re.IGNORECASE
+)
+"""How a prompt begins that holds a transcript, its speakers named as plain templates name them."""
+SCRIPT_END = re.compile(r"(?:\n\s*#{0,3}\s?|\s)(?:assistant|response|gpt|bot)\s?:\s*\Z", re.IGNORECASE)
 
 
 def sound(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
@@ -76,6 +84,30 @@ def system_turns(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]
         for row in rows
         if (found := _searched(row, SYSTEM_TURN)) is not None
         for where, match in [found]
+    ]
+
+
+def scripts(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+    """Return the rows whose prompt is a whole transcript in one text, up to the mark of the answer."""
+    return [
+        Fault("prompt with roles", row.line, f"the prompt opens with {found.group().strip()!r} and ends with {end!r}")
+        for row in rows
+        if (found := SCRIPT_OPENING.match(row.prompt.text)) and (end := _end(row.prompt.text))
+    ]
+
+
+def _end(prompt: str) -> str:
+    found = SCRIPT_END.search(prompt[-80:])
+    return found.group().strip() if found else ""
+
+
+def repeated_prompts(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+    """Return the rows whose answers all open with the whole prompt, which a job would teach to be said again."""
+    return [
+        Fault("prompt in the answers", row.line, f"every answer opens with the prompt, {asked[:40]!r}")
+        for row in rows
+        if len(asked := row.prompt.text.strip()) >= LEAST_REPEATED
+        and all(answer.text.lstrip().startswith(asked) for answer in row.answers)
     ]
 
 

@@ -51,17 +51,21 @@ RULES = _table(
         "pairs without a prompt column whose two texts share no opening",
         "Add a prompt column.",
     ),
+    (
+        "several prompts",
+        "error",
+        "two columns that may both be the prompt",
+        "Say which one it is with --columns, such as prompt=question.",
+    ),
+    (
+        "no readable row",
+        "error",
+        "a file of which every row is left out, for roles, tools, images or words that are missing",
+        "Name the roles system, user and assistant, or map the columns with --columns.",
+    ),
     ("every pair identical", "error", "no row with two different answers", "Check which columns hold the answers."),
     ("all prompts too long", "error", "no prompt that fits into the maximal length", "Raise --max-length."),
     # Cells
-    ("not a text", "error", "a prompt or answer that is null or no text", "Leave the row out or fill in its text."),
-    (
-        "wrong role",
-        "error",
-        "turns of an unknown role, or that do not alternate from user to assistant",
-        "Name the roles system, user and assistant, and end each answer with the assistant.",
-    ),
-    ("mixed plain and chat", "error", "texts in some rows, messages in others", "Write all rows in one layout."),
     ("mixed label types", "error", "a label of another type than the rest", "Write flags as true and false."),
     ("id out of range", "error", "the number of an answer that is not there", "Count the answers from 0."),
     (
@@ -70,7 +74,6 @@ RULES = _table(
         "a reward or cost that is missing, a text or not finite",
         "Score the row again; a failed score is never a number.",
     ),
-    ("lone surrogate", "error", "half of a character, which no tokenizer can read", "Repair or leave out the text."),
     (
         "double BOS",
         "error",
@@ -97,6 +100,37 @@ RULES = _table(
         "Split by prompt, and keep each prompt in one part.",
     ),
     # Rows that are left out
+    ("not a text", "drop", "a prompt or answer that is missing, null or no text", "Fill in the text, or do nothing."),
+    (
+        "mixed plain and chat",
+        "drop",
+        "a text where most rows hold messages, or messages where most hold a text",
+        "Write all rows in one layout, or do nothing; the row is left out.",
+    ),
+    (
+        "lone surrogate",
+        "drop",
+        "half of a character, which no tokenizer can read",
+        "Repair the text, or do nothing; the row is left out.",
+    ),
+    (
+        "wrong role",
+        "drop",
+        "turns of an unknown role, two of one speaker in a row, or a last one that is not the assistant's",
+        "Name the roles system, user and assistant, and end each answer with the assistant.",
+    ),
+    (
+        "tool turn",
+        "drop",
+        "a tool that is described, called or heard",
+        "Nothing to do; tools are not read, and the row is left out.",
+    ),
+    (
+        "image or sound",
+        "drop",
+        "a prompt or answer with an image, a sound or a film",
+        "Nothing to do; texts alone are read, and the row is left out.",
+    ),
     ("empty prompt", "drop", "a prompt of white space alone", "Nothing to do; the row is left out."),
     ("empty response", "drop", "an answer of white space alone", "Nothing to do; the row is left out."),
     (
@@ -123,6 +157,18 @@ RULES = _table(
         "drop",
         "a prompt with more tokens than the maximal length",
         "Raise --max-length if the model allows it.",
+    ),
+    (
+        "refused by the template",
+        "drop",
+        "turns that the chat template of the model has no place for",
+        "Choose another template, or leave the row out.",
+    ),
+    (
+        "answer too long",
+        "drop",
+        "an answer with more tokens than a job trains on, where long answers are left out",
+        "Raise sampling.max_new_tokens, or set data.long_answers to cut: cut answers are scored as they are cut.",
     ),
     (
         "fully truncated answer",
@@ -169,6 +215,18 @@ RULES = _table(
         "a text that plays a system turn",
         "Move a real system prompt into a turn of its own; look at the others.",
     ),
+    (
+        "prompt with roles",
+        "warn",
+        "a prompt that is a transcript with named speakers in one text, up to where the answer is to come",
+        "Write its turns as messages: a chat template puts the whole text into one turn of the user.",
+    ),
+    (
+        "prompt in the answers",
+        "warn",
+        "answers that all open with the whole prompt",
+        "Cut the prompt off the answers, or leave its column out: what both texts open with is then the prompt.",
+    ),
     ("very long answer", "warn", "an answer of ten thousand words or more", "Look at it; it may be a dump."),
     (
         "severity against flag",
@@ -196,3 +254,6 @@ RULES = _table(
     ),
 )
 """Every rule by its name, in the order in which they are shown."""
+CHOSEN = "answer too long"
+"""The rule of drops that a job's own config chooses: it is counted like the others and never refuses the data, unless
+nothing is left."""

@@ -4,8 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from dualign.data.checks.context import Context
-from dualign.data.checks.measure import said
-from dualign.data.checks.near_duplicates import similar_texts
+from dualign.data.checks.near_duplicates import similar_prompts
 from dualign.data.preferences import Fault, PreferenceRow
 
 
@@ -45,9 +44,8 @@ def nearly_leaked(rows: Sequence[PreferenceRow], context: Context) -> list[Fault
 
 def near_duplicates(rows: Sequence[PreferenceRow]) -> list[list[str]]:
     """Return the ids of prompts that are near-duplicates of each other, a list for each cluster of two or more."""
-    texts = {row.prompt.id: "\n".join(said(row.prompt)) for row in rows}
-    ids = list(texts)
-    return [[ids[position] for position in cluster] for cluster in similar_texts(list(texts.values()))]
+    prompts = list({row.prompt.id: row.prompt for row in rows}.values())
+    return [[prompts[position].id for position in cluster] for cluster in similar_prompts(prompts)]
 
 
 def _listed(names: set[str]) -> str:

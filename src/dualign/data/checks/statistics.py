@@ -17,6 +17,7 @@ from dualign.data.checks.pair_rules import (
     safer_opinions,
 )
 from dualign.data.checks.split_rules import leaked, near_duplicates
+from dualign.data.formats.beavertails import grouped
 from dualign.data.preferences import PreferenceRow
 
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
@@ -40,17 +41,23 @@ def statistics(rows: Sequence[PreferenceRow], context: Context) -> dict[str, Any
 
 
 def labels(rows: Sequence[PreferenceRow]) -> dict[str, Any]:
-    """Return shares of safe, mixed and unsafe rows, and how often the more helpful answer is the safer one."""
+    """Return shares of safe, mixed and unsafe rows and of desirable answers, and how often better is safer too.
+
+    Of single answers it is given which is better where another answer to the prompt is labelled or rated worse.
+    """
     flagged = [{answer.safe for answer in row.answers} for row in rows]
     kinds = Counter(frozenset(flags) for flags in flagged if flags and None not in flags)
     total = sum(kinds.values())
+    judged = [answer.desirable for row in rows for answer in row.answers if answer.desirable is not None]
     both = [row for row in compared(rows) if row.better is not None and row.safer is not None]
     return {
         "flagged_rows": total,
         "safe": _share(kinds[frozenset({True})], total),
         "mixed": _share(kinds[frozenset({True, False})], total),
         "unsafe": _share(kinds[frozenset({False})], total),
-        "better_given": sum(row.better is not None for row in rows),
+        "judged_answers": len(judged),
+        "desirable": _share(sum(judged), len(judged)),
+        "better_given": sum(row.better is not None for row in grouped(rows)),
         "safer_given": sum(row.safer is not None for row in rows),
         "better_and_safer_agree": _share(sum(row.better == row.safer for row in both), len(both)),
         "contradictory": sum(contradiction(row) is not None for row in rows),
@@ -59,15 +66,19 @@ def labels(rows: Sequence[PreferenceRow]) -> dict[str, Any]:
 
 def lengths(rows: Sequence[PreferenceRow], context: Context) -> dict[str, Any]:
     """Return quantiles of lengths in tokens, and what the maximal length cuts off."""
-    measured = [context.of(row) for row in rows]
-    cut = sum(max(one.answers, default=0) + one.prompt > context.max_length for one in measured)
+    measured, limits = [context.of(row) for row in rows], context.limits
+    long = sum(max(one.answers, default=0) > limits.room(one.prompt) for one in measured)
+    cut = 0 if limits.drops_long else long
     return {
         "measure": context.measure.name,
-        "max_length": context.max_length,
+        "max_length": limits.together,
+        "max_prompt": limits.longest_prompt,
+        "max_answer": limits.together if limits.answer is None else limits.answer,
         "prompt": _quantiles(one.prompt for one in measured),
         "answer": _quantiles(tokens for one in measured for tokens in one.answers),
         "truncated_rows": cut,
         "truncated_share": _share(cut, len(rows)),
+        "too_long_rows": long,
     }
 
 

@@ -16,6 +16,8 @@ def verdict(report: CheckReport) -> str:
         return f"Refused: {report.errors:,} error{'s' if report.errors > 1 else ''}; {counts}."
     if not report.kept:
         return f"Refused: nothing is left; {counts}."
+    if report.chosen:
+        counts += f", {report.chosen:,} of them for an answer that is too long"
     if not report.accepted:
         return f"Refused: {counts}, {report.max_drop:.1%} are allowed (--max-drop)."
     return f"Fit for training: {counts}."
@@ -38,6 +40,9 @@ def summary(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         shares = ", ".join(f"{kind} {labels[kind]:.1%}" for kind in ("safe", "mixed", "unsafe"))
         contrary = f"{labels['contradictory']:,} contradictory"
         lines.append(("flags", f"{shares} of {labels['flagged_rows']:,} rows; {contrary}"))
+    if labels["judged_answers"]:
+        share = f"{labels['desirable']:.1%}"
+        lines.append(("labels", f"{share} of {labels['judged_answers']:,} answers are labelled true (desirable)"))
     if labels["better_and_safer_agree"] is not None:
         share = f"{labels['better_and_safer_agree']:.1%}"
         lines.append(("winners", f"the more helpful answer is the safer one in {share} of rows"))
@@ -46,12 +51,21 @@ def summary(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(("harm", kinds + (", ..." if len(harm) > 5 else "")))
     if tokens["prompt"]:
         lines += [(f"{side} tokens", _range(tokens[side])) for side in ("prompt", "answer")]
-        cut = f"{tokens['truncated_share']:.1%} of rows at {tokens['max_length']:,} tokens"
-        lines.append(("cut off", f"{cut}, counted as {tokens['measure']}"))
+        lines.append(("cut off", _cut(tokens)))
     if splits["rows"]:
         sides = ", ".join(f"{name} {count:,}" for name, count in splits["rows"].items())
         lines.append(("splits", f"{sides} rows; {splits['leaking_prompts']:,} prompts in two of them"))
     return lines
+
+
+def _cut(tokens: Mapping[str, Any]) -> str:
+    """Return the share of rows whose answers lose their ends, where, and how many are left out instead."""
+    where = f"at {tokens['max_length']:,} tokens"
+    if tokens["max_answer"] < tokens["max_length"]:
+        where = f"at {tokens['max_answer']:,} tokens an answer"
+    long = tokens["too_long_rows"] - tokens["truncated_rows"]
+    instead = f"; {long:,} rows have a longer answer, which is left out" if long else ""
+    return f"{tokens['truncated_share']:.1%} of rows {where}, counted as {tokens['measure']}{instead}"
 
 
 def _range(quantiles: Mapping[str, float]) -> str:

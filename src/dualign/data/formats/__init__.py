@@ -1,1 +1,1 @@
-"""Formats of preference files: one file each, one table, and the internal Parquet."""
+"""Formats of preference files: a file for each family, one table, and the internal Parquet."""

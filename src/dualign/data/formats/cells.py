@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, NoReturn
 
 from dualign.data.formats.faults import RowError
@@ -35,7 +36,7 @@ def text(values: Values, name: str) -> str:
     if isinstance(value, list):
         refuse("mixed plain and chat", values, name, "a text as in the other rows")
     if not isinstance(value, str):
-        refuse("not a text", values, name, "a text")
+        raise RowError("not a text", f"{name} is {given(values, name)}; a text is needed")
     if not encodable(value):
         raise RowError("lone surrogate", f"{name} holds half of a character (a lone surrogate)")
     return value
@@ -90,7 +91,7 @@ def score(values: Values, name: str) -> float:
     value = values.get(name)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         refuse("score not a number", values, name, "one finite number")
     try:
         number = float(value)
@@ -99,6 +100,12 @@ def score(values: Values, name: str) -> float:
     if not math.isfinite(number):
         refuse("score not a number", values, name, "one finite number")
     return number
+
+
+def unpacked(values: Values, name: str) -> Any:
+    """Return a cell, or the list or object that its text holds as JSON."""
+    value = values.get(name)
+    return literal(value) if isinstance(value, str) and value.lstrip().startswith(("[", "{")) else value
 
 
 def literal(cell: str) -> Any:

@@ -7,23 +7,34 @@ READING_RULES = {
     "missing column": "error",
     "refused format": "error",
     "no common prompt": "error",
-    "not a text": "error",
-    "wrong role": "error",
-    "mixed plain and chat": "error",
+    "several prompts": "error",
+    "no readable row": "error",
     "mixed label types": "error",
     "id out of range": "error",
     "score not a number": "error",
-    "lone surrogate": "error",
+    "not a text": "drop",
+    "mixed plain and chat": "drop",
+    "lone surrogate": "drop",
+    "wrong role": "drop",
+    "tool turn": "drop",
+    "image or sound": "drop",
     "empty prompt": "drop",
     "empty response": "drop",
     "parting transcripts": "drop",
     "identical pair": "drop",
 }
-"""Rules that the reader itself applies: ``error`` refuses the file, ``drop`` leaves the row out and counts it."""
+"""Rules that the reader itself applies: ``error`` refuses the file, ``drop`` leaves the row out and counts it.
+
+What is wrong with the words of one row is that row's own fault; what is wrong with a label makes its column doubtful.
+"""
+UNREADABLE = frozenset(
+    {"not a text", "mixed plain and chat", "lone surrogate", "wrong role", "tool turn", "image or sound"}
+)
+"""Drops that say, where no row at all is left, that the file is none that can be read: ``no readable row``."""
 
 
 class RowError(Exception):
-    """One row breaks a rule that refuses its file; the reader adds the file and the line."""
+    """One row breaks a rule of the reader, which adds the file and the line."""
 
     def __init__(self, rule: str, what: str) -> None:
         super().__init__(what)

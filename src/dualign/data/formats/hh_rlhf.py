@@ -26,21 +26,24 @@ def _transcript(value: object) -> bool:
 
 
 def transcript_turns(transcript: str) -> list[Turn]:
-    """Return the turns of a transcript; the answer is all that follows the last Assistant marker.
+    """Return the turns of a transcript, whose last one is the answer.
 
     Turns of one speaker in a row are one turn, joined by a blank line, so that speakers alternate.
 
     Raises:
-        RowError: no Assistant marker, or words before the first marker.
+        RowError: no Assistant marker, words before the first marker, or a turn of the Human after the answer.
     """
     start = transcript.rfind(LAST)
     if start < 0:
         raise RowError("wrong role", "a transcript has no turn of the Assistant; '\\n\\nAssistant:' marks it")
+    answer = transcript[start + len(LAST) :]
+    if (after := MARKER.search(answer)) is not None and after.start():
+        raise RowError("wrong role", "a transcript ends with a turn of the Human; the Assistant's is needed")
     opening, *parts = MARKER.split(transcript[:start])
     if opening.strip():
         raise RowError("wrong role", f"a transcript opens with {opening.strip()[:40]!r}; '\\n\\nHuman:' is needed")
     said = [(ROLES[marker], words.strip()) for marker, words in zip(parts[::2], parts[1::2], strict=True)]
-    said.append(("assistant", transcript[start + len(LAST) :].strip()))
+    said.append(("assistant", answer.strip()))
     turns: list[Turn] = []
     for role, words in said:
         if turns and turns[-1].role == role:

@@ -32,6 +32,7 @@ def to_values(row: PreferenceRow) -> dict[str, Any]:
                 "categories": sorted(answer.categories),
                 "reward": answer.reward,
                 "cost": answer.cost,
+                "desirable": answer.desirable,
             }
             for answer in row.answers
         ],
@@ -66,7 +67,7 @@ def _prompt(values: Values) -> Prompt:
     if not isinstance(parts, Mapping):
         raise RowError("not a text", "prompt is no object; text, id, columns and history are needed")
     columns = {text(pair, "name"): text(pair, "value") for pair in _objects(parts, "columns")}
-    history = tuple(turns(parts, "history", text_key="text")) if parts.get("history") else ()
+    history = tuple(turns(parts, "history")) if parts.get("history") else ()
     return Prompt(text(parts, "text"), columns, text(parts, "id"), history)
 
 
@@ -78,6 +79,7 @@ def _answer(value: Values) -> Answer:
         categories=categories(value, "categories"),
         reward=None if value.get("reward") is None else score(value, "reward"),
         cost=None if value.get("cost") is None else score(value, "cost"),
+        desirable=None if value.get("desirable") is None else flag(value, "desirable"),
     )
 
 
@@ -88,4 +90,4 @@ def _objects(values: Values, name: str) -> list[Values]:
     return value
 
 
-INTERNAL = Format("dualign", "rows of this toolkit", NEEDS, read_row)
+INTERNAL = Format("dualign", "rows of this toolkit", NEEDS, read_row, systems=False)

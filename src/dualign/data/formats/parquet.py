@@ -24,6 +24,7 @@ def _schema() -> Any:
         ("categories", pa.list_(pa.string())),
         ("reward", pa.float64()),
         ("cost", pa.float64()),
+        ("desirable", pa.bool_()),
     ]
     return pa.schema(
         [

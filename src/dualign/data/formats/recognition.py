@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from dualign.data.formats.chat_forms import like_a_prompt, named_prompt
 from dualign.data.formats.faults import PreferenceError, refusal
 from dualign.data.formats.rows import Format
 from dualign.data.layouts import nearest
 from dualign.data.preferences import Fault
+from dualign.data.sources import table
 from dualign.data.sources.rows import Row
-from dualign.errors import DataError, UsageError
+from dualign.errors import UsageError
 
 
 def recognised(rows: Sequence[Row], names: Iterable[str], formats: Iterable[Format]) -> Format | None:
@@ -17,7 +19,7 @@ def recognised(rows: Sequence[Row], names: Iterable[str], formats: Iterable[Form
 
 
 def renamed(rows: Sequence[Row], where: str, columns: Mapping[str, str], formats: Iterable[Format]) -> list[Row]:
-    """Return the rows with each column under the name it is read as; a column that had that name gives way.
+    """Return the rows with each column, or what a path leads to, under the name it is read as (``table.renamed``).
 
     Raises:
         UsageError: no format reads a column of that name, or one column is to be read as two.
@@ -25,21 +27,10 @@ def renamed(rows: Sequence[Row], where: str, columns: Mapping[str, str], formats
     """
     formats = list(formats)
     known = list(dict.fromkeys(name for kind in formats if not kind.refusal for name in (*kind.needs, *kind.options)))
-    names = {name for row in rows for name in row.values} if columns else set()
-    for read, name in columns.items():
+    for read in columns:
         if not any(kind.reads(read) for kind in formats):
             raise UsageError(f"columns: no format reads {read!r}; {nearest(read, known)}")
-        if name not in names:
-            raise DataError(f"{where}: no column {name!r} to read as {read!r}; {nearest(name, names)}")
-    read_as = {name: read for read, name in columns.items()}
-    if len(read_as) != len(columns):
-        raise UsageError("columns: one column of the file is to be read as two")
-    return [Row(row.line, _renamed(row.values, read_as)) for row in rows] if columns else list(rows)
-
-
-def _renamed(values: Mapping[str, object], read_as: Mapping[str, str]) -> dict[str, object]:
-    taken = set(read_as.values())
-    return {read_as.get(name, name): value for name, value in values.items() if name in read_as or name not in taken}
+    return table.renamed(rows, where, columns)
 
 
 def unknown(rows: Sequence[Row], names: Sequence[str], where: str, formats: Iterable[Format]) -> PreferenceError:
@@ -51,7 +42,10 @@ def unknown(rows: Sequence[Row], names: Sequence[str], where: str, formats: Iter
     if 2 * len(absent) <= len(closest.needs):
         return missing(rows, names, where, closest, absent)
     given = ", ".join(repr(name) for name in names) or "none"
-    what = f"columns {given} are no known format of preferences; map them (chosen=NAME, rejected=NAME, prompt=NAME)"
+    likely = (like_a_prompt(values) or ["NAME"])[0]
+    asked = "" if named_prompt(values) else f", prompt={likely}"
+    answers = "completion=NAME, label=NAME" if {"label", "kto_tag"} & set(names) else "chosen=NAME, rejected=NAME"
+    what = f"columns {given} are no known format of preferences; map them ({answers}{asked})"
     return refusal(where, (Fault("missing column", rows[0].line, what),))
 
 
@@ -61,7 +55,8 @@ def missing(
     """Return the error of a file without columns that its format needs."""
     free = [name for name in names if not known.reads(name)]
     lacks = "; ".join(f"no column {name!r}, {nearest(name, free)}" for name in absent)
-    what = f"read as {known.name}, the file has {lacks} (columns may be mapped: {absent[0]}=NAME)"
+    likely = like_a_prompt([row.values for row in rows]) if absent[0] == "prompt" else []
+    what = f"read as {known.name}, the file has {lacks} (columns may be mapped: {absent[0]}={(likely or ['NAME'])[0]})"
     return refusal(where, (Fault("missing column", rows[0].line, what),))
 
 

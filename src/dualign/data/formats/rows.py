@@ -9,6 +9,8 @@ from dualign.data.preferences import Answer, Fault, PreferenceRow
 from dualign.records import Prompt
 
 RowReading = Callable[[Values, int], PreferenceRow | Fault]
+SYSTEM = ("system", "system_prompt", "system_message")
+"""Columns that hold a system turn, whatever the format; the first that says anything counts."""
 
 
 def any_rows(_rows: Sequence[Values]) -> bool:
@@ -34,13 +36,22 @@ class Format:
     more: re.Pattern[str] | None = None
     """Names of further columns that are read."""
     texts: tuple[str, ...] = ()
-    """Columns that hold texts; in CSV every other column that is read holds a flag, a number or JSON."""
+    """Columns that hold texts alone; in CSV columns of labels hold a flag, a number or JSON."""
+    either: tuple[str, ...] = ()
+    """Columns that hold texts in one file and messages in another, but never both in one."""
+    systems: bool = True
+    """Whether a column of a system turn is read as that turn; false: the format has a place of its own for it."""
     refusal: str = ""
     """Why files of this format are refused, and what to use instead; empty: they are read."""
 
     def reads(self, name: str) -> bool:
         """Return whether the format reads a column; those it does not read become columns of the prompt."""
-        return name in self.needs or name in self.options or bool(self.more and self.more.fullmatch(name))
+        own = name in self.needs or name in self.options or bool(self.more and self.more.fullmatch(name))
+        return own or (self.systems and name in SYSTEM)
+
+    def labels(self, name: str) -> bool:
+        """Return whether a column holds a label: read, and no text, so that CSV's texts stand for something else."""
+        return self.reads(name) and name not in (*self.texts, *self.either, *SYSTEM)
 
 
 def made(

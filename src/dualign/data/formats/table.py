@@ -7,10 +7,28 @@ from pathlib import Path
 from dualign.data.formats.beavertails import BEAVERTAILS
 from dualign.data.formats.beavertails_evaluation import BEAVERTAILS_EVALUATION
 from dualign.data.formats.cells import Values, literal
-from dualign.data.formats.faults import READING_RULES, RowError, refusal
+from dualign.data.formats.chat_forms import (
+    CONTEXT,
+    CONTEXT_MESSAGES,
+    CONVERSATIONS,
+    INPUT,
+    INSTRUCTION,
+    JUDGED,
+    MESSAGES,
+    OUTPUTS,
+    QUERY,
+    QUESTION,
+    REQUEST,
+    RESPONSE_PAIRS,
+    TRL_CHAT_EXPLICIT,
+    TRL_CHAT_IMPLICIT,
+    TRL_PLAIN_EXPLICIT,
+)
+from dualign.data.formats.faults import READING_RULES, UNREADABLE, RowError, refusal
+from dualign.data.formats.helpsteer import HELPSTEER
 from dualign.data.formats.hh_rlhf import HH_RLHF
 from dualign.data.formats.internal import INTERNAL
-from dualign.data.formats.messages import with_messages
+from dualign.data.formats.messages import mixed, with_messages
 from dualign.data.formats.pku_processed_hh import PKU_PROCESSED_HH
 from dualign.data.formats.pku_saferlhf import PKU_SAFERLHF
 from dualign.data.formats.pku_saferlhf_qa import PKU_SAFERLHF_QA
@@ -21,8 +39,8 @@ from dualign.data.formats.saferlhf_v import SAFERLHF_V
 from dualign.data.formats.safety_pairs import SAFETY_PAIRS
 from dualign.data.formats.scored_pairs import SCORED_PAIRS
 from dualign.data.formats.source import local_file
-from dualign.data.formats.trl_chat import TRL_CHAT_EXPLICIT, TRL_CHAT_IMPLICIT
-from dualign.data.formats.trl_plain import TRL_PLAIN_EXPLICIT, TRL_PLAIN_IMPLICIT
+from dualign.data.formats.trl_plain import TRL_PLAIN_IMPLICIT
+from dualign.data.formats.turns import ATTACHED, check_attached, with_system
 from dualign.data.layouts import nearest
 from dualign.data.preferences import Fault, PreferenceFile, PreferenceRow
 from dualign.data.prompts import column_text
@@ -40,6 +58,7 @@ FORMATS: dict[str, Format] = {
         SAFERLHF_V,
         SCORED_PAIRS,
         PKU_SAFERLHF_QA,
+        *HELPSTEER,
         BEAVERTAILS,
         SAFETY_PAIRS,
         PKU_PROCESSED_HH,
@@ -47,6 +66,18 @@ FORMATS: dict[str, Format] = {
         TRL_CHAT_EXPLICIT,
         TRL_CHAT_IMPLICIT,
         TRL_PLAIN_EXPLICIT,
+        CONTEXT_MESSAGES,
+        CONVERSATIONS,
+        MESSAGES,
+        INSTRUCTION,
+        *RESPONSE_PAIRS,
+        QUESTION,
+        QUERY,
+        INPUT,
+        CONTEXT,
+        OUTPUTS,
+        REQUEST,
+        *JUDGED,
         TRL_PLAIN_IMPLICIT,
         BEAVERTAILS_EVALUATION,
     )
@@ -93,7 +124,7 @@ def preference_file(
     if not rows:
         raise DataError(f"{where}: has no rows")
     rows = renamed(rows, where, columns or {}, FORMATS.values())
-    rows = with_messages(rows, where) if textual else rows
+    rows = with_messages(rows, FORMATS.values())
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     known = FORMATS.get(format) if format else recognised(rows, names, FORMATS.values())
     if format and known is None:
@@ -104,7 +135,8 @@ def preference_file(
         raise refusal(where, (Fault("refused format", rows[0].line, known.refusal),), known.name)
     if absent := [name for name in known.needs if name not in names]:
         raise missing(rows, names, where, known, absent)
-    read = _settled([_read(row, known, textual) for row in rows], where, known.name)
+    apart = mixed(rows, known)
+    read = _settled([apart.get(row.line) or _read(row, known, textual) for row in rows], where, known.name)
     return PreferenceFile(
         path=where,
         format=known.name,
@@ -126,11 +158,13 @@ def _read(row: Row, known: Format, textual: bool) -> PreferenceRow | Fault:
     """Return the row with the columns that the format does not read as columns of its prompt, or what is wrong."""
     values = _literals(row.values, known) if textual else row.values
     try:
+        check_attached({name: value for name, value in values.items() if not known.reads(name)})
         read = known.read_row(values, row.line)
+        if isinstance(read, Fault):
+            return read
+        read = replace(read, prompt=with_system(read.prompt, values)) if known.systems else read
     except RowError as error:
         return Fault(error.rule, row.line, error.what)
-    if isinstance(read, Fault):
-        return read
     others = {name: text for name, value in values.items() if (text := _extra(name, value, known)) is not None}
     named = others.pop("split", None)
     prompt = replace(read.prompt, columns={**others, **read.prompt.columns}) if others else read.prompt
@@ -139,13 +173,16 @@ def _read(row: Row, known: Format, textual: bool) -> PreferenceRow | Fault:
 
 def _literals(values: Values, known: Format) -> Values:
     """Return the cells of a file of texts with every label as what its text stands for."""
-    labels = {name for name in values if known.reads(name) and name not in known.texts}
-    texts = {name for name in labels if isinstance(values[name], str)}  # messages have been read from theirs
-    return {name: literal(value) if name in texts else value for name, value in values.items()}
+    return {
+        name: literal(value) if isinstance(value, str) and known.labels(name) else value
+        for name, value in values.items()
+    }
 
 
 def _extra(name: str, value: object, known: Format) -> str | None:
-    text = None if known.reads(name) else column_text(value)
+    if known.reads(name) or (name in ATTACHED and not (isinstance(value, str) and isinstance(literal(value), str))):
+        return None
+    text = column_text(value)
     return text if text is not None and encodable(name + text) else None
 
 
@@ -153,7 +190,7 @@ def _settled(read: Sequence[PreferenceRow | Fault], where: str, format: str) -> 
     """Return what was read once nothing in it refuses the file.
 
     Raises:
-        PreferenceError: a row breaks a rule of errors, or no row at all has a common prompt.
+        PreferenceError: a row breaks a rule of errors, no row at all has a common prompt, or none can be read.
     """
     faults = [row for row in read if isinstance(row, Fault)]
     errors = tuple(fault for fault in faults if READING_RULES[fault.rule] == "error" and fault.rule != NO_PROMPT)
@@ -162,6 +199,9 @@ def _settled(read: Sequence[PreferenceRow | Fault], where: str, format: str) -> 
     apart = tuple(fault for fault in faults if fault.rule == NO_PROMPT)
     if apart and len(faults) == len(read):
         raise refusal(where, apart, format)
+    unread = tuple(replace(fault, rule="no readable row") for fault in faults if fault.rule in UNREADABLE)
+    if unread and len(faults) == len(read):
+        raise refusal(where, unread, format)
     return [_left_out(row) if isinstance(row, Fault) else row for row in read]
 
 

@@ -1,19 +1,13 @@
-"""Preference rows of TRL as plain texts, with the prompt in a column or as the words both texts open with."""
+"""Preference rows of TRL as two plain texts and no more: the words that both open with are the prompt."""
 
 from os.path import commonprefix
 
 from dualign.data.formats.cells import Values, text
+from dualign.data.formats.chat_forms import PAIR, like_a_prompt
+from dualign.data.formats.faults import RowError
 from dualign.data.formats.rows import Format, made
 from dualign.data.preferences import Answer, Fault, PreferenceRow
 from dualign.records import Prompt
-
-PAIR = ("chosen", "rejected")
-
-
-def read_explicit(values: Values, line: int) -> PreferenceRow | Fault:
-    """Return the row of a prompt and its two answers."""
-    answers = [Answer(text(values, name)) for name in PAIR]
-    return made(line, Prompt(text(values, "prompt")), answers, better=0)
 
 
 def read_implicit(values: Values, line: int) -> PreferenceRow | Fault:
@@ -21,7 +15,12 @@ def read_implicit(values: Values, line: int) -> PreferenceRow | Fault:
 
     The prompt ends at the last space that both texts share, and the answers keep that space: cut inside a word, the
     answers would not open with a token that a model can say. Texts without spaces need a prompt of their own.
+
+    Raises:
+        RowError: a column is called as prompts are, and then what both texts open with is none.
     """
+    if names := like_a_prompt([values]):
+        raise RowError("several prompts", f"{names[0]!r} may be the prompt; map it (prompt={names[0]}) or rename it")
     chosen, rejected = (text(values, name) for name in PAIR)
     if chosen == rejected:
         return Fault("identical pair", line, "chosen and rejected are the same text")
@@ -41,17 +40,10 @@ def shared_words(first: str, second: str) -> int:
     return len(before[0]) if len(before) == 2 else 0
 
 
-TRL_PLAIN_EXPLICIT = Format(
-    "trl-plain-explicit",
-    "pairs of texts after a prompt, chosen first",
-    ("prompt", *PAIR),
-    read_explicit,
-    texts=("prompt", *PAIR),
-)
 TRL_PLAIN_IMPLICIT = Format(
     "trl-plain-implicit",
     "pairs of texts, chosen first; the words that both open with are the prompt",
     PAIR,
     read_implicit,
-    texts=PAIR,
+    either=PAIR,
 )

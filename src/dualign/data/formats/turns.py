@@ -1,48 +1,156 @@
-"""Conversations: messages to turns, turns to a prompt with its history, two transcripts to a pair."""
+"""Conversations: messages of any dialect to turns, turns to a prompt with its history, two transcripts to a pair."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
-from dualign.data.formats.cells import Values, given
+from dualign.data.formats.cells import Values, given, literal
 from dualign.data.formats.faults import RowError
-from dualign.data.formats.rows import made
+from dualign.data.formats.rows import SYSTEM, made
 from dualign.data.preferences import Answer, Fault, PreferenceRow
 from dualign.data.sources.rows import encodable
 from dualign.records import Prompt, Turn
 
 Role = Literal["system", "user", "assistant"]
-ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+}
+"""What the speakers are called in the field, in lower case."""
+TOOL_ROLES = ("tool", "tools", "tool_call", "tool_response", "function", "function_call", "observation", "ipython")
+SPEAKERS = ("role", "from")
+WORDS = ("content", "value", "text")
+TEXT_PARTS = (None, "text", "input_text", "output_text")
+ATTACHED = {
+    **dict.fromkeys(("tools", "functions"), "tool turn"),
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "image or sound"),
+}
+"""Columns of what goes with a prompt beside its words, and the rule that rows break in which they are not empty."""
 
 
-def turns(values: Values, name: str, *, text_key: str = "content", roles: Mapping[str, Role] = ROLES) -> list[Turn]:
-    """Return the turns of a column that holds messages ``{"role": ..., text_key: ...}``.
+def turns(values: Values, name: str) -> list[Turn]:
+    """Return the turns of a column that holds messages, or a single one; roles and keys as any tool writes them.
 
     Raises:
-        RowError: no list of messages, an unknown role, or a message without a text.
+        RowError: no message, an unknown role, a message without a text, or one of a tool or with an image.
     """
     messages = values.get(name)
+    if isinstance(messages, Mapping):
+        messages = [messages]
     if not isinstance(messages, list):
-        rule = "mixed plain and chat" if isinstance(messages, str) else "not a text"
-        rule = rule if name in values else "missing column"
-        raise RowError(rule, f"{name} is {given(values, name)}; a list of messages is needed")
+        raise RowError("not a text", f"{name} is {given(values, name)}; a list of messages is needed")
     if not messages:
         raise RowError("not a text", f"{name} holds no message; one at least is needed")
-    return [
-        _turn(message, f"message {number} of {name}", text_key, roles) for number, message in enumerate(messages, 1)
-    ]
+    return [_turn(message, f"message {number} of {name}") for number, message in enumerate(messages, 1)]
 
 
-def _turn(message: object, where: str, text_key: str, roles: Mapping[str, Role]) -> Turn:
+def spoken(values: Values, name: str, role: Role) -> list[Turn]:
+    """Return the turns of a column that holds messages, or the one turn of ``role`` of a column that holds a text.
+
+    Raises:
+        RowError: as ``turns``.
+    """
+    value = values.get(name)
+    if isinstance(value, str) or is_parts(value):
+        return [Turn(role, _words(value, name))]
+    if isinstance(value, list | Mapping):
+        return turns(values, name)
+    raise RowError("not a text", f"{name} is {given(values, name)}; a text is needed")
+
+
+def is_parts(value: object) -> bool:
+    """Return whether a value is the content of one message, written as parts with a type each."""
+    parts = value if isinstance(value, list) else []
+    return bool(parts) and all(
+        isinstance(part, Mapping) and "type" in part and not any(key in part for key in SPEAKERS) for part in parts
+    )
+
+
+def opens_a_conversation(value: object) -> bool:
+    """Return whether a value is a list of messages that the user or the system opens, a transcript and no answer."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
+        return False
+    return ROLES.get(speaker(_first(value[0], SPEAKERS))) in ("system", "user")
+
+
+def speaker(role: object) -> str:
+    """Return who a role stands for, as ``ROLES`` writes it; empty: it is no text."""
+    return role.strip().rstrip(":").lower() if isinstance(role, str) else ""
+
+
+def _first(message: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """Return what stands under the first of these keys that holds anything."""
+    return next((message[key] for key in keys if message.get(key) is not None), None)
+
+
+def _turn(message: object, where: str) -> Turn:
+    if isinstance(message, str) and message.lstrip().startswith("{"):
+        message = literal(message)
     if not isinstance(message, Mapping):
-        raise RowError("not a text", f'{where} is no object; {{"role": ..., "{text_key}": ...}} is needed')
-    role, said = message.get("role"), message.get(text_key)
-    if not isinstance(role, str) or role not in roles:
-        raise RowError("wrong role", f"{where} has the role {given(message, 'role')}; known: {', '.join(roles)}")
-    if not isinstance(said, str):
-        raise RowError("not a text", f"{where} has the {text_key} {given(message, text_key)}; a text is needed")
-    if not encodable(said):
+        raise RowError("not a text", f'{where} is no object; {{"role": ..., "content": ...}} is needed')
+    role = _first(message, SPEAKERS)
+    who = speaker(role)
+    if who in TOOL_ROLES or any(message.get(key) for key in ("tool_calls", "function_call", "tool_call_id")):
+        raise RowError("tool turn", f"{where} calls a tool or is a tool's answer; tool turns are not read")
+    if who not in ROLES:
+        known = ", ".join(ROLES)
+        raise RowError("wrong role", f"{where} has the role {given({'role': role}, 'role')}; known: {known}")
+    if (content := _first(message, WORDS)) is None:
+        raise RowError("not a text", f"{where} has no content; a text is needed")
+    return Turn(ROLES[who], _words(content, where))
+
+
+def _words(content: object, where: str) -> str:
+    """Return the text of a message: as it stands, or its parts one after the other, as chat templates write them."""
+    parts = content if isinstance(content, list) else [content]
+    words = "".join(_part(part, where) for part in parts)
+    if not encodable(words):
         raise RowError("lone surrogate", f"{where} holds half of a character (a lone surrogate)")
-    return Turn(roles[role], said)
+    return words
+
+
+def _part(part: object, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise RowError("not a text", f"{where} has the content {given({'content': part}, 'content')}; a text is needed")
+    kind, words = part.get("type"), part.get("text")
+    if kind in TEXT_PARTS and isinstance(words, str):
+        return words
+    if isinstance(kind, str) and ("tool" in kind or "function" in kind):
+        raise RowError("tool turn", f"{where} calls a tool or is a tool's answer; tool turns are not read")
+    if kind in TEXT_PARTS:
+        raise RowError("not a text", f"{where} has a part whose text is {given(part, 'text')}; a text is needed")
+    raise RowError("image or sound", f"{where} holds a part of type {str(kind)[:40]!r}; texts alone are read")
+
+
+def check_attached(values: Values) -> None:
+    """Check that a row goes with no tools or images, which its words alone do not show.
+
+    Raises:
+        RowError: a column of ``ATTACHED`` holds anything.
+    """
+    for name, rule in ATTACHED.items():
+        if _attached(values.get(name), texts=rule != "tool turn"):
+            what = f"{name} holds {given(values, name)}, which goes with the prompt; texts alone are read"
+            raise RowError(rule, what)
+
+
+def _attached(value: object, *, texts: bool) -> bool:
+    """Return whether a cell holds anything, as objects or JSON of them, or as a text (the name of a file)."""
+    value = literal(value) if isinstance(value, str) else value
+    entries = list(value.values()) if isinstance(value, Mapping) else value
+    return any(entry is not None for entry in entries) if isinstance(entries, list) else texts and bool(value)
 
 
 def prompt_of(conversation: Sequence[Turn]) -> Prompt:
@@ -61,6 +169,21 @@ def prompt_of(conversation: Sequence[Turn]) -> Prompt:
     if len(conversation) == opening or conversation[-1].role != "user":
         raise RowError("wrong role", "the prompt does not end with a turn of role 'user'")
     return Prompt(conversation[-1].text, history=tuple(conversation[:-1]))
+
+
+def with_system(prompt: Prompt, values: Values) -> Prompt:
+    """Return the prompt under the system turn that a column of the row holds; one of its own goes before the column's.
+
+    Raises:
+        RowError: the column holds no text.
+    """
+    said = next((name for name in SYSTEM if values.get(name)), None)
+    if said is None or (prompt.history and prompt.history[0].role == "system"):
+        return prompt
+    (turn,) = spoken(values, said, "system")[:1]
+    if turn.role != "system":
+        raise RowError("wrong role", f"{said} holds a turn of role {turn.role!r}; the system's is needed")
+    return replace(prompt, id="", cluster="", history=(turn, *prompt.history)) if turn.text.strip() else prompt
 
 
 def compared(line: int, chosen: Sequence[Turn], rejected: Sequence[Turn]) -> PreferenceRow | Fault:

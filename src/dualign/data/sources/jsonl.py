@@ -7,6 +7,8 @@ from typing import Any
 from dualign.data.sources.rows import Row, read_text
 from dualign.errors import DataError
 
+INSPECT = {"eval", "status", "version"}
+"""Keys that a log of Inspect has beside its samples."""
 LINES = "a file of one object a line is named .jsonl"
 
 
@@ -26,15 +28,27 @@ def read_lines(path: Path) -> list[Row]:
 
 
 def read_list(path: Path) -> list[Row]:
-    """Return one row for each object of a JSON list.
+    """Return one row for each object of a JSON list; of an Inspect log, one for each of its samples.
 
     Raises:
         DataError: the file is not JSON, or not a list of objects, or an object has a key twice.
     """
     content = _parsed(read_text(path), path, "whole file", 1)
+    if isinstance(content, dict) and isinstance(content.get("samples"), list) and INSPECT & content.keys():
+        content = content["samples"]
+    if isinstance(content, dict) and (name := _rows_under(content)):
+        raise DataError(f"{path}: is an object with the rows under {name!r}; write that list alone")
+    if isinstance(content, dict) and content and all(isinstance(column, dict | list) for column in content.values()):
+        raise DataError(f"{path}: is an object of columns; rows are needed (pandas: orient='records', lines=True)")
     if not isinstance(content, list):
         raise DataError(f"{path}: is {_kind(content)}; a list of objects is needed ({LINES})")
     return [Row(number, _object(value, path, f"row {number}")) for number, value in enumerate(content, start=1)]
+
+
+def _rows_under(content: dict[str, Any]) -> str:
+    """Return the name of the one list in an object, where it is a list of objects; empty: there is no such list."""
+    lists = {name: value for name, value in content.items() if isinstance(value, list)}
+    return next((name for name, value in lists.items() if len(lists) == 1 and value and isinstance(value[0], dict)), "")
 
 
 def _parsed(text: str, path: Path, where: str, first_line: int) -> Any:

@@ -12,6 +12,7 @@ from dualign.errors import DataError, MissingError
 UTF8_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 GZIP_MARK = b"\x1f\x8b"
+HALF = "half of a character (a lone surrogate)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,24 @@ class Row:
     line: int
     """1-based line of the file; for Parquet and JSON lists the 1-based number of the row."""
     values: Mapping[str, Any]
+
+
+def at(values: Mapping[str, Any], path: str) -> Any:
+    """Return the value of a column, or where ``path`` leads inside one (``output.completion``, ``resps.0.0``), or none.
+
+    A column of that very name comes before a path.
+    """
+    if path in values:
+        return values[path]
+    current: Any = values
+    for step in path.split("."):
+        if isinstance(current, Mapping):
+            current = current.get(step)
+        elif isinstance(current, list) and step.isdecimal() and int(step) < len(current):
+            current = current[int(step)]
+        else:
+            return None
+    return current
 
 
 def read_bytes(path: Path) -> bytes:
@@ -54,8 +73,8 @@ def read_text(path: Path) -> str:
         DataError: the file is empty, UTF-16, or not UTF-8; the line of the first wrong byte is named.
     """
     content = read_bytes(path)
-    if content.startswith(UTF16_MARKS):
-        raise DataError(f"{path}: is UTF-16; save it as UTF-8")
+    if is_utf16(content):
+        raise DataError(f"{path}: is UTF-16; save it as UTF-8 (in a spreadsheet: CSV UTF-8)")
     content = content.removeprefix(UTF8_MARK)
     if not content.strip():
         raise DataError(f"{path}: is empty; at least one row is needed")
@@ -66,6 +85,11 @@ def read_text(path: Path) -> str:
         raise DataError(
             f"{path}: line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
         ) from None
+
+
+def is_utf16(content: bytes) -> bool:
+    """Return whether bytes are a text in UTF-16 or UTF-32, with a byte-order mark or by their zero bytes."""
+    return content.startswith(UTF16_MARKS) or b"\0" in content[:4]
 
 
 def encodable(text: str) -> bool:

@@ -11,9 +11,12 @@ import yaml
 
 from dualign.data.formats.table import read_preferences
 from dualign.data.preferences import PreferenceRow
+from dualign.engine.limits import positions, usable_length
+from dualign.errors import ConfigError, UsageError
 from dualign.records import FloatArray
 from dualign.runs.store import write_json, write_text
 from dualign.scorers.fitting.config import FitConfig
+from dualign.scorers.fitting.hidden import config_of, located
 from dualign.scorers.fitting.measure import measure
 from dualign.scorers.fitting.objective import meaning_of_zero, objective_name
 from dualign.scorers.fitting.pairs import LabelledPair, answers, pairs_of
@@ -39,6 +42,7 @@ def fit_scorer(config: FitConfig, folder: Path, out: Path, tell: Tell) -> dict[s
         NumericalError: the fit did not converge.
     """
     started = time.monotonic()
+    config = within_model(config, folder)
     found = pairs_of(read(config, folder, tell), config.kind)
     objective = objective_name(config.kind, signed=found.signed)
     fit = PATHS[config.path](found.pairs, config, objective=objective, folder=folder, out=out, tell=tell)
@@ -63,6 +67,22 @@ def fit_scorer(config: FitConfig, folder: Path, out: Path, tell: Tell) -> dict[s
     write_text(out / SCORER, yaml.safe_dump(fit.description, sort_keys=False, allow_unicode=True))
     write_json(out / REPORT, report)
     return report
+
+
+def within_model(config: FitConfig, folder: Path) -> FitConfig:
+    """Return ``config`` with a ``max_length`` that its model can hold: a default one gives way.
+
+    Raises:
+        ConfigError: the config states more than the model can hold.
+    """
+    if config.model is None:
+        return config
+    longest, stated = positions(config_of(located(config.model, folder))), "max_length" in config.model_fields_set
+    try:
+        length = usable_length(config.max_length, longest, stated=stated, what="max_length")
+    except UsageError as error:
+        raise ConfigError(str(error)) from None
+    return config.model_copy(update={"max_length": length})
 
 
 def read(config: FitConfig, folder: Path, tell: Tell) -> list[PreferenceRow]:

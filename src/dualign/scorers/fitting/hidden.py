@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 
-from dualign.engine.loading import default_cache, identity, resolve
+from dualign.engine.limits import UNLIMITED, positions
+from dualign.engine.loading import default_cache, identity, readable, resolve
 from dualign.engine.templates import make_template
 from dualign.engine.tokenising import text_tokens
 from dualign.errors import ConfigError, DataError, UsageError
 from dualign.records import FloatArray, Prompt
 from dualign.runs.store import canonical_digest, write_bytes
-from dualign.scorers.encoding import check_lengths, load_model, load_tokenizer, padded_batches
+from dualign.scorers.encoding import check_lengths, even_batches, load_model, load_tokenizer
 from dualign.scorers.fitting.compute import faster_dtype
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ class StateSettings:
     max_length: int
     """Longer texts are an error: a cut text would get the features of another."""
     dtype: Literal["auto", "float32", "bfloat16"]
-    """bfloat16 is faster on many machines, and features then vary a little with the batch. ``auto``: by a second of
-    timing; a reader's own settings say what was chosen."""
+    """bfloat16 is faster on many machines; on a GPU, whose products may round by the number of rows, features then
+    vary a little with what else is read. ``auto``: by a second of timing; a reader's own settings say what was
+    chosen."""
 
 
 class Reader(Protocol):
@@ -96,7 +98,8 @@ class StateReader:
         """
         tokens = self._tokens(prompts, responses)
         sequences = [opening + reply for opening, reply in tokens]
-        check_lengths(sequences, self.settings.max_length, f"fitted({Path(self.settings.model).name})")
+        longest = min(self.settings.max_length, positions(self._model.config) or UNLIMITED)
+        check_lengths(sequences, longest, f"fitted({Path(self.settings.model).name})")
         rows: list[FloatArray] = [np.empty(0)] * len(sequences)
         for indices, hidden, mask in self._hidden(sequences):
             for row, index in enumerate(indices):
@@ -119,7 +122,7 @@ class StateReader:
         import torch
 
         with torch.no_grad():
-            for indices, ids, mask in padded_batches(sequences, BATCH_SIZE, self._model.device):
+            for indices, ids, mask in even_batches(sequences, BATCH_SIZE, self._model.device):
                 yield indices, self._model(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
 
@@ -148,12 +151,22 @@ def located(model: str, folder: Path) -> str:
     return str(here.resolve()) if here.exists() else model
 
 
-def layers_of(model: str) -> int:
-    """Return the number of layers of a model, from its config alone."""
+def config_of(model: str) -> Any:
+    """Return the config of a model.
+
+    Raises:
+        MissingError: there is no such model, or its config cannot be read.
+    """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(resolve(model)), local_files_only=True, trust_remote_code=False)
-    return int(config.num_hidden_layers)
+    place = resolve(model)
+    with readable(f"model {place}"):
+        return AutoConfig.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+
+
+def layers_of(model: str) -> int:
+    """Return the number of layers of a model, from its config alone."""
+    return int(config_of(model).num_hidden_layers)
 
 
 def keep_layers(model: Any, layers: int | None) -> None:
@@ -166,7 +179,7 @@ def keep_layers(model: Any, layers: int | None) -> None:
 
     if layers is None:
         return
-    total = model.config.num_hidden_layers
+    total = model.config.get_text_config().num_hidden_layers
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == total]
     if len(stacks) != 1:
         raise ConfigError("scorer fitted: this model's layers are not one list; leave 'layer' out")

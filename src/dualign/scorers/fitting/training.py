@@ -25,7 +25,7 @@ from dualign.engine.settings import TrainingSettings
 from dualign.engine.templates import make_transcript
 from dualign.engine.trained_weights import save_policy, trained_weights
 from dualign.errors import NumericalError
-from dualign.scorers.encoding import padded_batches
+from dualign.scorers.encoding import padded_batch
 from dualign.scorers.fitting.compute import faster_dtype
 from dualign.scorers.fitting.config import FitConfig
 from dualign.scorers.fitting.hidden import located
@@ -208,8 +208,7 @@ def _scores(model: ScoreModel, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Te
     """Return the scores of the higher and of the lower answers, each ``[pair]``; an answer of two pairs is run once."""
     distinct = list(dict.fromkeys(ids for pair in pairs for ids in (pair.higher, pair.lower)))
     device = model.head_weight.device
-    ((order, ids, mask),) = padded_batches(distinct, len(distinct), device)
-    end = model.end_scores(ids, mask, "cost")[:, 0]
-    row = {distinct[index]: row for row, index in enumerate(order)}
+    end = model.end_scores(*padded_batch(distinct, device), "cost")[:, 0]
+    row = {ids: row for row, ids in enumerate(distinct)}
     sides = [[row[pair.higher] for pair in pairs], [row[pair.lower] for pair in pairs]]
     return end[torch.tensor(sides[0], device=device)], end[torch.tensor(sides[1], device=device)]

@@ -1,0 +1,315 @@
+"""Pairs of a prompt and a chosen and a rejected answer, as the tools of the field write them.
+
+They differ in what the prompt's column is called and in whether texts or messages stand in the columns; so one reading
+serves all, and each form is a row that names its columns. TRL: ``prompt``, or none. LLaMA-Factory: ``instruction`` and
+``input`` (alpaca form), ``conversations`` (ShareGPT form). Axolotl: ``messages``, ``question``, ``instruction``,
+``input``. OpenRLHF: ``prompt``, ``input``, ``context_messages``. OpenAI: ``input``, an object with messages.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from dualign.data.formats.cells import Values, flag, given, text, unpacked
+from dualign.data.formats.faults import RowError
+from dualign.data.formats.rows import Format, made
+from dualign.data.formats.turns import (
+    check_attached,
+    compared,
+    is_parts,
+    opens_a_conversation,
+    prompt_of,
+    spoken,
+    turns,
+)
+from dualign.data.preferences import Answer, Fault, PreferenceRow
+from dualign.records import Turn
+
+PAIR = ("chosen", "rejected")
+RESPONSES = ("chosen_response", "rejected_response")
+PROMPTS = ("prompt", "context_messages", "conversations", "messages", "instruction", "question", "query", "input",
+           "context")  # fmt: skip
+"""Columns that are read as the prompt, the first that holds anything before the others."""
+PROMPT_LIKE = {*PROMPTS, "prompts", "conversation", "dialogue", "dialog", "problem", "questions", "inputs", "user",
+               "user_prompt", "user_input"}  # fmt: skip
+"""Names, in lower case, beside which the words that two answers open with are no prompt."""
+
+
+def holds(value: object) -> bool:
+    """Return whether a cell says anything: a text that is not blank, or messages."""
+    return bool(value.strip() if isinstance(value, str) else value if isinstance(value, list | Mapping) else False)
+
+
+def named_prompt(rows: Sequence[Values]) -> str | None:
+    """Return the column that is the prompt of these rows, or none."""
+    return next((name for name in PROMPTS if any(holds(row.get(name)) for row in rows)), None)
+
+
+def like_a_prompt(rows: Sequence[Values]) -> list[str]:
+    """Return the columns that are called as prompts are and hold anything, or that hold conversations."""
+    return list(dict.fromkeys(name for row in rows for name, value in row.items() if _like(name, value)))
+
+
+def _like(name: str, value: object) -> bool:
+    named = name.strip().lower() in PROMPT_LIKE and holds(value)
+    return named or (name not in (*PAIR, *RESPONSES) and opens_a_conversation(value))
+
+
+def asked(values: Values, name: str) -> list[Turn]:
+    """Return the conversation that a row's answers are given to: messages, or a text after its history if it has one.
+
+    An instruction is followed by its input.
+
+    Raises:
+        RowError: no text and no messages, or another column holds what may be the prompt as well.
+    """
+    said = spoken(values, name, "user")
+    if name == "instruction":
+        said = _with_input(said, values)
+    if isinstance(values.get(name), str):
+        said = [*_history(values), *said]
+    if name != "prompt":
+        _check_alone(values, name, said)
+    return said
+
+
+def _with_input(said: list[Turn], values: Values) -> list[Turn]:
+    """Return the instruction followed by its input on a line of its own, as LLaMA-Factory joins them."""
+    given = values.get("input")
+    if len(said) > 1 or not isinstance(given, str) or not given.strip():
+        return said
+    words = [part for part in (said[0].text, text(values, "input")) if part.strip()]
+    return [Turn("user", "\n".join(words))]
+
+
+def _history(values: Values) -> list[Turn]:
+    """Return the turns of earlier rounds: a list of (what the user said, what was answered), or messages."""
+    rounds = unpacked(values, "history")
+    if not rounds:
+        return []
+    if opens_a_conversation(rounds):
+        return turns({"history": rounds}, "history")
+    if not isinstance(rounds, list) or not all(isinstance(one, list) and len(one) == 2 for one in rounds):
+        raise RowError("not a text", "history is no list of [user, assistant]; what was said before is needed")
+    said: list[Turn] = []
+    for asked_then, answered in rounds:
+        said += spoken({"history": asked_then}, "history", "user")
+        said += spoken({"history": answered}, "history", "assistant")
+    return said
+
+
+def _check_alone(values: Values, name: str, said: Sequence[Turn]) -> None:
+    """Raise the error of a row in which another column of a prompt's name holds other words."""
+    own = {turn.text.strip() for turn in said}
+    joined = "input" if name == "instruction" else name
+    for other in PROMPTS[PROMPTS.index(name) + 1 :]:
+        words = values.get(other)
+        if other != joined and isinstance(words, str) and words.strip() and words.strip() not in own:
+            both = f"{name!r} and {other!r} both hold a text that may be the prompt"
+            raise RowError("several prompts", f"{both}; map the right one (prompt={name} or prompt={other})")
+
+
+def transcripts(values: Values, said: Sequence[Turn], prompt: str | None, names: Sequence[str]) -> list[list[Turn]]:
+    """Return the whole conversations of a row; answers that open with its last turns hold these already.
+
+    Raises:
+        RowError: answers that are conversations of their own and not the one of the prompt.
+    """
+    answers = [spoken(values, name, "assistant") for name in names]
+    if all(answer[0].role == "assistant" for answer in answers):
+        return [[*said, *answer] for answer in answers]
+    plain = prompt is None or isinstance(values.get(prompt), str) or is_parts(values.get(prompt))
+    if plain or any(answer == said for answer in answers):  # the prompt's column is one of the conversations
+        return answers
+    again = [_overlap(said, answer) for answer in answers]
+    if said[-1].role == "user" and not any(again) and all(answer[0].role != "assistant" for answer in answers):
+        raise RowError("parting transcripts", f"{' and '.join(names)} do not go on from the turns of {prompt}")
+    return [[*said, *answer[shared:]] for answer, shared in zip(answers, again, strict=True)]
+
+
+def _overlap(said: Sequence[Turn], answer: Sequence[Turn]) -> int:
+    """Return how many of the last turns said are the first ones of an answer."""
+    longest = min(len(said), len(answer))
+    return next((count for count in range(longest, 0, -1) if said[-count:] == answer[:count]), 0)
+
+
+def read_pair(
+    values: Values, line: int, *, prompt: str | None = "prompt", names: Sequence[str] = PAIR
+) -> PreferenceRow | Fault:
+    """Return the row of a conversation and two answers to it, the better one first."""
+    said = asked(values, prompt) if prompt is not None else []
+    chosen, rejected = transcripts(values, said, prompt, names)
+    return compared(line, chosen, rejected)
+
+
+def read_outputs(values: Values, line: int) -> PreferenceRow | Fault:
+    """Return the row of an instruction whose outputs are a list of two, the better one first."""
+    outputs = unpacked(values, "output")
+    if not isinstance(outputs, list) or len(outputs) != 2:
+        raise RowError("not a text", "output is no list of two answers, the better one first")
+    return read_pair({**values, **dict(zip(PAIR, outputs, strict=True))}, line, prompt="instruction")
+
+
+def read_request(values: Values, line: int) -> PreferenceRow | Fault:
+    """Return the row of a request, an object that holds messages, and two answers to it, the preferred one first."""
+    request = unpacked(values, "input")
+    if not isinstance(request, Mapping):
+        raise RowError("not a text", f"input is {given(values, 'input')}; an object with messages is needed")
+    check_attached(request)
+    answers = (values.get("preferred_output"), values.get("non_preferred_output"))
+    return read_pair({"prompt": request.get("messages"), **dict(zip(PAIR, answers, strict=True))}, line)
+
+
+def read_judged(values: Values, line: int, *, prompt: str, answer: str | None, label: str) -> PreferenceRow | Fault:
+    """Return the row of one answer and whether it is one to give (KTO); without a column the last turn is it."""
+    desirable = flag(values, label)
+    if answer is None:
+        talk = turns(values, prompt)
+    else:
+        (talk,) = transcripts(values, asked(values, prompt), prompt, (answer,))
+    if talk[-1].role != "assistant":
+        raise RowError("wrong role", f"{answer or prompt} ends with the role {talk[-1].role!r}; 'assistant' is needed")
+    return made(line, prompt_of(talk[:-1]), [Answer(talk[-1].text, desirable=desirable)])
+
+
+def of_messages(rows: Sequence[Values]) -> bool:
+    """Return whether most rows hold messages as answers, and not texts; of as many the first row decides."""
+    answers = [answer for row in rows if holds(answer := row.get("chosen"))]
+    return _most([not isinstance(answer, str) and not is_parts(answer) for answer in answers])
+
+
+def whole(rows: Sequence[Values]) -> bool:
+    """Return whether most answers of messages are whole conversations."""
+    answers = [answer for row in rows if holds(answer := row.get("chosen")) and not isinstance(answer, str)]
+    return _most([opens_a_conversation(answer) for answer in answers])
+
+
+def _most(votes: Sequence[bool]) -> bool:
+    return 2 * sum(votes) > len(votes) or (bool(votes) and votes[0] and 2 * sum(votes) == len(votes))
+
+
+def _asked_by(prompt: str) -> Callable[[Sequence[Values]], bool]:
+    return lambda rows: named_prompt(rows) == prompt
+
+
+def _talk(value: object) -> bool:
+    """Return whether a prompt's cell holds messages."""
+    return isinstance(value, list) and not is_parts(value)
+
+
+def _explicit_chat(rows: Sequence[Values]) -> bool:
+    """Return whether prompt or answers are messages; beside whole conversations a plain prompt only repeats them."""
+    if _most([_talk(prompt) for row in rows if holds(prompt := row.get("prompt"))]):
+        return True
+    return of_messages(rows) and not whole(rows) and named_prompt(rows) == "prompt"
+
+
+def _implicit_chat(rows: Sequence[Values]) -> bool:
+    name = named_prompt(rows)
+    repeated = whole(rows) and not (name and _most([_talk(said) for row in rows if holds(said := row.get(name))]))
+    return of_messages(rows) and (name is None or repeated)
+
+
+def _explicit_plain(rows: Sequence[Values]) -> bool:
+    return named_prompt(rows) in ("prompt", None)
+
+
+def _outputs(rows: Sequence[Values]) -> bool:
+    return any(isinstance(unpacked(row, "output"), list) for row in rows)
+
+
+def _pairs(name: str, says: str, prompt: str, *more: str, names: tuple[str, str] = PAIR) -> Format:
+    return Format(
+        name,
+        says,
+        (prompt, *names),
+        partial(read_pair, prompt=prompt, names=names),
+        _asked_by(prompt),
+        options=(*more, "history"),
+        texts=more,
+        either=(prompt, *names),
+    )
+
+
+def _judged(name: str, says: str, prompt: str, answer: str | None, label: str, *more: str) -> Format:
+    said = (prompt,) if answer is None else (prompt, answer)
+    reading = partial(read_judged, prompt=prompt, answer=answer, label=label)
+    options = more if answer is None else (*more, "history")
+    return Format(name, says, (*said, label), reading, _asked_by(prompt), options=options, texts=more, either=said)
+
+
+TRL_CHAT_EXPLICIT = Format(
+    "trl-chat-explicit",
+    "pairs of messages after a conversation, chosen first",
+    ("prompt", *PAIR),
+    read_pair,
+    _explicit_chat,
+    options=("history",),
+    either=("prompt", *PAIR),
+)
+TRL_CHAT_IMPLICIT = Format(
+    "trl-chat-implicit",
+    "pairs of conversations, chosen first; their common turns are the prompt",
+    PAIR,
+    partial(read_pair, prompt=None),
+    _implicit_chat,
+    options=("prompt",),
+    either=PAIR,
+)
+TRL_PLAIN_EXPLICIT = Format(
+    "trl-plain-explicit",
+    "pairs of texts after a prompt, chosen first",
+    ("prompt", *PAIR),
+    read_pair,
+    _explicit_plain,
+    options=("history",),
+    either=("prompt", *PAIR),
+)
+CONTEXT_MESSAGES = _pairs("openrlhf-messages", "pairs after messages, chosen first", "context_messages")
+CONVERSATIONS = _pairs("sharegpt-pairs", "pairs after a conversation, chosen first", "conversations")
+MESSAGES = _pairs("messages-pairs", "pairs after messages, chosen first", "messages")
+INSTRUCTION = _pairs("alpaca-pairs", "pairs after an instruction and its input, chosen first", "instruction", "input")
+RESPONSE_PAIRS = tuple(
+    _pairs(name, "pairs of responses, the chosen one first", prompt, *more, names=RESPONSES)
+    for name, prompt, *more in (
+        ("argilla-pairs", "instruction", "input"),
+        ("response-pairs", "prompt"),
+    )
+)
+QUESTION = _pairs("question-pairs", "pairs after a question, chosen first", "question")
+QUERY = _pairs("query-pairs", "pairs after a query, chosen first", "query")
+INPUT = _pairs("input-pairs", "pairs after an input, chosen first", "input")
+CONTEXT = _pairs("context-pairs", "pairs after a context, chosen first", "context")
+OUTPUTS = Format(
+    "alpaca-outputs",
+    "two outputs to an instruction and its input, the better one first",
+    ("instruction", "output"),
+    read_outputs,
+    _outputs,
+    options=("input", "history"),
+    texts=("instruction", "input"),
+)
+REQUEST = Format(
+    "openai-pairs",
+    "pairs of messages after those of a request, the preferred one first",
+    ("input", "preferred_output", "non_preferred_output"),
+    read_request,
+    either=("preferred_output", "non_preferred_output"),
+)
+JUDGED = (
+    _judged("kto", "single answers, labelled true (desirable) or false", "prompt", "completion", "label"),
+    _judged("kto-response", "single answers, labelled true or false", "prompt", "response", "label"),
+    _judged("kto-question", "single answers, labelled true or false", "question", "completion", "label"),
+    _judged("kto-input", "single answers, labelled true or false", "input", "output", "label"),
+    _judged(
+        "kto-instruction", "single answers, labelled true or false", "instruction", "completion", "label",
+        "input",
+    ),
+    _judged(
+        "kto-alpaca", "single answers, labelled true or false", "instruction", "output", "kto_tag", "input"
+    ),
+    _judged("kto-messages", "conversations whose last answer is labelled true or false", "messages", None, "label"),
+    _judged(
+        "kto-sharegpt", "conversations whose last answer is labelled true or false", "conversations", None, "kto_tag"
+    ),
+)  # fmt: skip
+"""What KTO is trained on; false marks an answer that is not to be imitated."""

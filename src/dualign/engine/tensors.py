@@ -1,0 +1,211 @@
+"""No tensor is made up: what a checkpoint holds is compared with what its model needs, by one function for all loaders.
+
+transformers and PEFT draw a tensor that they do not find, and tell of it in a log. A score or a probability then means
+nothing, and another one at every start.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dualign.errors import MissingError, inert
+
+Shape = tuple[int, ...]
+Mismatch = tuple[str, Shape, Shape]
+"""Name, shape in the file, shape in the model."""
+
+SHOWN = 3
+"""Tensors that a message names, of all kinds of fault together; of the others it gives the number."""
+HARMLESS = r"(^|\.)(inv_freq|position_ids|masked_bias)$"
+"""Buffers of old checkpoints, which a model computes anew."""
+WRAPPED = "base_model.model."
+"""What PEFT puts before every name of a model that is saved without being merged."""
+HEADS = (
+    "lm_head", "embed_out", "cls", "score", "score_head", "classifier", "qa_outputs", "pooler", "predictions",
+    "vocab_transform", "vocab_layer_norm", "vocab_projector", "lm_predictions", "mask_predictions",
+    "generator_predictions", "generator_lm_head", "discriminator_predictions", "pre_classifier", "v_head",
+    "head", "decoder.weight", "decoder.bias", "classification_head", "logits_proj", "sequence_summary", "lm_loss",
+)  # fmt: skip
+"""First parts of the names of heads, or whole names, by which the same body serves another task."""
+
+
+def check_tensors(
+    where: str,
+    *,
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+    mismatched: Iterable[Mismatch] = (),
+) -> None:
+    """Return when nothing is missing, unexpected or of another shape.
+
+    Args:
+        where: whose tensors they are, such as ``model ./folder``.
+        missing: names that the model needs and the files do not hold.
+        unexpected: names that the files hold and the model has not.
+        mismatched: names that both have, with two shapes.
+
+    Raises:
+        MissingError: some are; a few are named, with their number.
+    """
+    strange = sorted(unexpected)
+    shapes = [f"{name} {list(own)} (needs {list(needed)})" for name, own, needed in sorted(mismatched)]
+    faults = {"missing": sorted(missing), "not part of this model": strange, "of another shape": shapes}
+    faults = {what: names for what, names in faults.items() if names}
+    if not faults:
+        return
+    told = "; ".join(_fault(what, names, SHOWN // len(faults)) for what, names in faults.items())
+    wrapped = bool(strange) and all(name.startswith(WRAPPED) for name in strange)
+    hint = (
+        "merge the adapter and save the model that it wraps" if wrapped else "save the model whole; nothing is made up"
+    )
+    raise MissingError(f"{where}: {told}; {hint}")
+
+
+def check_shapes(where: str, *, needed: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Return when ``found`` has the names of ``needed`` and their shapes; values are tensors, or have a ``shape``.
+
+    Raises:
+        MissingError: it has not; a few tensors are named, with their number.
+    """
+    both = needed.keys() & found.keys()
+    shapes = [(name, tuple(found[name].shape), tuple(needed[name].shape)) for name in both]
+    check_tensors(
+        where,
+        missing=needed.keys() - found.keys(),
+        unexpected=found.keys() - needed.keys(),
+        mismatched=[row for row in shapes if row[1] != row[2]],
+    )
+
+
+def read_model(
+    auto: Any, place: str, where: str, *, spare: Collection[str] = (), given: Collection[str] = (), **settings: Any
+) -> Any:
+    """Return ``auto.from_pretrained(place, **settings)``, every tensor of it from its files; no log is written.
+
+    What a class declares harmless (old buffers) and ties that the config declares are no fault. A pooler that is not
+    there at all is none either where ``spare`` names it: last hidden states do not pass it.
+
+    Args:
+        auto: a class of transformers.
+        place: folder, or id of the hub.
+        where: what messages call it.
+        spare: of ``HEADS``, those that may be in the files without being read.
+        given: names that come from elsewhere, and may be missing here or have another shape.
+        settings: for ``from_pretrained``.
+
+    Raises:
+        MissingError: a tensor is missing, unknown or of another shape.
+    """
+    if "gguf_file" not in settings:
+        _check_scaled(Path(place), where)
+    try:
+        with _quietly():
+            model, told = auto.from_pretrained(
+                place, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+            )
+    except RuntimeError as error:
+        _check_failed(where, error)
+        raise
+    poolers = {name for name in model.state_dict() if is_head(name, {"pooler"})}
+    missing = set(told["missing_keys"]) - set(given)
+    check_tensors(
+        where,
+        missing=missing - poolers if "pooler" in spare and poolers <= missing else missing,
+        unexpected={n for n in told["unexpected_keys"] if not (is_head(n, spare) or re.search(HARMLESS, n))},
+        mismatched=[row for row in told["mismatched_keys"] if row[0] not in given],
+    )
+    return model
+
+
+def _check_scaled(folder: Path, where: str) -> None:
+    """Return when no weight of a folder is in a quantised form that its config says nothing of.
+
+    Such values are read as they stand, without the scales that they are to be multiplied by.
+
+    Raises:
+        MissingError: one is.
+    """
+    from safetensors import safe_open
+
+    config = folder / "config.json"
+    if not config.is_file() or b'"quantization_config"' in config.read_bytes():
+        return
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        for name, kind in kinds.items():
+            if name.endswith("weight") and kind.startswith(("I", "U", "F8", "F4")):
+                raise MissingError(
+                    f"{where}: {inert(name, most=90)} is in {kind}, and config.json has no quantization_config that "
+                    "says by what it is scaled; save the model in float32, bfloat16 or float16"
+                )
+
+
+def check_gguf(path: Path) -> None:
+    """Return when a GGUF file has no tensor that its architecture, or its number of layers, has no place for.
+
+    transformers leaves such a tensor unread and does not say so. An architecture that the ``gguf`` package does not
+    know is passed over.
+
+    Raises:
+        MissingError: it has; a few are named, with their number.
+    """
+    from gguf import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES, GGUFReader
+
+    reader = GGUFReader(path)
+    name = reader.fields["general.architecture"].contents()
+    layers = range(int(reader.fields[f"{name}.block_count"].contents()))
+    parts = next((MODEL_TENSORS[arch] for arch, known in MODEL_ARCH_NAMES.items() if known == name), None)
+    if parts is not None:
+        known = {TENSOR_NAMES[part].format(bid=layer) for part in parts for layer in layers}
+        held = [tensor.name for tensor in reader.tensors]
+        check_tensors(f"model {path}", unexpected=[n for n in held if n.rsplit(".", 1)[0] not in known])
+
+
+def is_head(name: str, heads: Collection[str]) -> bool:
+    """Return whether a tensor belongs to one of the heads; a pooler stands inside the body, all others beside it."""
+    first, *rest = name.split(".")
+    return first in heads or name in heads or ("pooler" in heads and rest[:1] == ["pooler"])
+
+
+def _check_failed(where: str, error: Exception) -> None:
+    """Raise what is known of the tensors where transformers fails over them without saying which they are.
+
+    It does so where experts are stacked into one tensor, and where a tied tensor has another shape.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        told: Any = frame.f_locals.get("loading_info")
+        if hasattr(told, "conversion_errors"):
+            check_tensors(
+                where,
+                missing={*told.missing_keys, *told.conversion_errors} - {name for name, _, _ in told.mismatched_keys},
+                mismatched=told.mismatched_keys,
+            )
+
+
+def _fault(what: str, names: Sequence[str], most: int) -> str:
+    # Names are text of a file: one line, bounded, without control characters.
+    inert = ["".join(c if c.isprintable() else "\ufffd" for c in name[:90]) for name in names[:most]]
+    shown = ", ".join(inert) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} {what}: {shown}"
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the loader from telling at length what is told in one line, and what is meant to be so."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,112 @@
+"""How a job reads texts before its weights are loaded: its own tokenizer, template and lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dualign.config import Config
+from dualign.data.checks.context import Limits
+from dualign.data.checks.measure import Measure, of_tokenizer
+from dualign.engine.language_model import LanguageModel, Wording
+from dualign.engine.limits import positions, prompt_room
+from dualign.engine.pair_store import as_trained
+from dualign.engine.templates import response_tokens
+from dualign.errors import ConfigError, DataError, UsageError
+from dualign.records import Prompt, Response
+
+KEYS = ("policy.max_prompt_tokens", "sampling.max_new_tokens")
+
+
+def wording_of(config: Config) -> Wording:
+    """Return how the config wants prompts put into words."""
+    policy = config.policy
+    return Wording(policy.template, policy.system_prompt, policy.template_arguments, policy.template_date)
+
+
+def longest_prompt(config: Config, model_config: Any) -> int:
+    """Return the tokens that a prompt may have: the config's own word, or its default as far as the model has room.
+
+    Raises:
+        ConfigError: the config states more than the model can hold.
+    """
+    stated = "max_prompt_tokens" in config.policy.model_fields_set
+    asked, response = config.policy.max_prompt_tokens, config.sampling.max_new_tokens
+    try:
+        room = prompt_room(asked if stated else None, response, positions(model_config), names=KEYS)
+    except UsageError as error:
+        raise ConfigError(f"model {config.policy.model}: {error}") from None
+    return min(asked, room)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How a job reads texts: its own tokenizer, template and lengths."""
+
+    language_model: LanguageModel
+    """Without its weights."""
+    name: str
+    """The model, as the config names it."""
+    positions: int | None = None
+    """Tokens that the model can place; none: its config names no number."""
+
+    def prompt(self, prompt: Prompt, *, any_length: bool = False) -> int | None:
+        """Return the tokens of a prompt; none: it is too long, or the template refuses its turns."""
+        try:
+            tokens = len(self.language_model.template(prompt))
+        except DataError:
+            return None
+        return tokens if any_length or tokens <= self.language_model.max_prompt_tokens else None
+
+    def answer(self, text: str, prompt: int) -> Response:
+        """Return an answer as it is trained on after a prompt of so many tokens, or the longest that is trained on."""
+        tokens = min(prompt, self.language_model.max_prompt_tokens)
+        return as_trained(self.language_model, text, room=self.limits(drops_long=False).room(tokens))
+
+    def limits(self, *, drops_long: bool) -> Limits:
+        """Return the lengths that texts are checked against."""
+        model = self.language_model
+        together = model.max_prompt_tokens + model.max_response_tokens
+        together = together if self.positions is None else min(together, self.positions)
+        return Limits(together, model.max_prompt_tokens, model.max_response_tokens, drops_long)
+
+    def measure(self) -> Measure:
+        """Return how the job counts tokens: prompts in their template, answers with what closes them."""
+        model = self.language_model
+        known = of_tokenizer(model.tokenizer, self.name)
+
+        def pieces(text: str) -> Sequence[int]:
+            return response_tokens(model, text, end=False)
+
+        closing = len(response_tokens(model, ""))
+        return replace(known, pieces=pieces, closing=closing, template=model.template)
+
+
+def job_reader(config: Config, *, fetch: bool) -> Reader | None:
+    """Return how the job reads texts; none: its model is not here yet, and ``fetch`` does not allow to fetch it.
+
+    Raises:
+        MissingError: there is no such model, or its tokenizer or config cannot be read.
+        ConfigError: a length is more than the model can hold, or the template is not for this tokenizer.
+    """
+    from dualign.engine.loading import cached, load_reader, read_config, resolve
+
+    policy = config.policy
+    name = str(policy.model) if policy.revision is None else f"{policy.model}@{policy.revision}"
+    folder = resolve(name) if fetch else cached(name)
+    if folder is None:
+        return None
+    model_config = read_config(folder)
+    try:
+        model = load_reader(
+            folder,
+            wording=wording_of(config),
+            max_prompt_tokens=longest_prompt(config, model_config),
+            max_response_tokens=config.sampling.max_new_tokens,
+            adapter=None if policy.adapter is None else Path(policy.adapter),
+        )
+    except UsageError as error:
+        raise ConfigError(f"policy: {error}") from None
+    return Reader(model, name, positions(model_config))

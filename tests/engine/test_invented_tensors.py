@@ -135,6 +135,11 @@ DAMAGES = {
     "removed": lambda name, tensor: {},
     "renamed": lambda name, tensor: {f"other.{name}": tensor},
     "reshaped": lambda name, tensor: {name: torch.cat([tensor, tensor], dim=-1)},
+    "not finite": lambda name, tensor: {
+        name: torch.where(torch.arange(tensor.numel()) == 1, torch.nan, tensor.flatten()).view(tensor.shape)
+        if tensor.numel() > 1
+        else tensor * torch.nan
+    },
 }
 
 
@@ -157,7 +162,7 @@ def test_a_whole_folder_is_read(whole, kind):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_tensor_removed_renamed_or_reshaped_is_named(whole, tmp_path, kind, damage, capfd):
+def test_one_tensor_that_is_removed_renamed_reshaped_or_not_finite_is_named(whole, tmp_path, kind, damage, capfd):
     folder, read, name = KINDS[kind]
     hurt = damaged(whole, tmp_path, folder, name, DAMAGES[damage])
     with pytest.raises(MissingError) as caught:

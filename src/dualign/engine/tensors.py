@@ -80,6 +80,22 @@ def check_shapes(where: str, *, needed: Mapping[str, Any], found: Mapping[str, A
         unexpected=found.keys() - needed.keys(),
         mismatched=[row for row in shapes if row[1] != row[2]],
     )
+    check_finite(where, found)
+
+
+def check_finite(where: str, tensors: Mapping[str, Any]) -> None:
+    """Return when every number of the tensors is finite: a fused kernel passes over NaN without a word.
+
+    Raises:
+        MissingError: one is not; a few tensors are named, with their number.
+    """
+    import torch
+
+    real = {n: t for n, t in tensors.items() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+    broken = sorted(name for name, tensor in real.items() if not bool(torch.isfinite(tensor).all()))
+    if broken:
+        told = _fault("holding NaN or infinity", broken, SHOWN)
+        raise MissingError(f"{where}: {told}; the checkpoint is damaged or has diverged")
 
 
 def read_model(
@@ -119,6 +135,7 @@ def read_model(
         unexpected={n for n in told["unexpected_keys"] if not (is_head(n, spare) or re.search(HARMLESS, n))},
         mismatched=[row for row in told["mismatched_keys"] if row[0] not in given],
     )
+    check_finite(where, {name: value for name, value in model.named_parameters() if name not in given})
     return model
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualign.engine.tensors import HARMLESS, check_shapes, check_tensors
+from dualign.engine.tensors import HARMLESS, check_finite, check_shapes, check_tensors
 from dualign.errors import DataError, MissingError
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def sort_tensors(
         needed=body,
         found={name: tensor for name, tensor in kept.items() if name not in own},
     )
+    check_finite(f"score checkpoint {where}", {name: kept[name] for name in own})
     backbone = {name: kept[prefix + name] for name in expected}
     return ScoreWeights(backbone, kept[HEAD_WEIGHT], kept.get(HEAD_BIAS), kept.get(MEAN), kept.get(VARIANCE))
 

@@ -201,7 +201,7 @@ def test_other_warnings() -> None:
 def test_texts_of_others_are_quoted_on_one_line_and_bounded() -> None:
     wild = "x\n. Unit: cluster.\x1b[2J\ud800" + "y" * 5000
     claim = state_claim(Terms({"cost": Requirement(0.0, 50.0, scorer=wild)}, decoding=wild), [wild])
-    assert claim.isprintable() and len(claim) < 1200
+    assert claim.isprintable() and len(claim) < 2000
     assert "x\\n. Unit" in claim
     other = state_claim(Terms({"cost": Requirement(0.0, 50.0, scorer=wild + "y")}, decoding=wild), [wild])
     assert other != claim

@@ -16,7 +16,7 @@ from dualign.errors import UsageError
 from dualign.maths.functionals import Functional, Mean, Rate
 
 METHODS = ("betting", "clopper-pearson")
-LONGEST_TEXT = 200
+LONGEST_TEXT = 400
 """Characters of a quoted text; a longer one is cut, and its hash put in the place of the rest."""
 _SIMPLE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 

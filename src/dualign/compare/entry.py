@@ -25,7 +25,10 @@ from dualign.config import Config, load_config
 from dualign.errors import DualignError, UsageError
 from dualign.pipeline.job import Tell
 from dualign.report.compare_page import comma_separated, markdown, page
+from dualign.runs.lock import file_lock
 from dualign.runs.store import plain, read_json, write_json, write_text
+
+FAMILY_LOCK = ".families.lock"
 
 
 def compare_config(
@@ -45,7 +48,9 @@ def compare_config(
     for cell in todo:
         if (cell.run / RECORD).exists():
             finished_before(cell, check_cell(cell, config, given))
-    fix_family(todo, _configs(todo, config, given), folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder / FAMILY_LOCK):  # of two comparisons at one time, the second sees the cells of the first
+        fix_family(todo, _configs(todo, config, given), folder)
     records = _train(todo, config, given, tell)
     done = [(cell, record) for cell, record in zip(todo, records, strict=True) if record["finished"]]
     broken = [(c, r) for c, r in zip(todo, records, strict=True) if not r["finished"]]

@@ -67,6 +67,7 @@ def test_a_model_that_cannot_be_read_is_refused_before_any_answer_is_sampled(tmp
     capped = Gemma2ForCausalLM(Gemma2Config(vocab_size=len(tokenizer), **sizes, **heads))
     save_model(capped.eval(), tokenizer, tmp_path / "capped")
     config["policy"]["model"] = str(tmp_path / "capped")
-    ended = dualign("train", write_config(tmp_path, config), "--out", tmp_path / "run", "--quiet")
-    ended.refused(65, "Gemma2ForCausalLM changes its logits after the output head")
-    assert not list((tmp_path / "run").rglob("samples.parquet"))
+    for words in (["--dry-run"], ["--quiet"]):
+        ended = dualign("train", write_config(tmp_path, config), "--out", tmp_path / "run", *words)
+        ended.refused(65, "changes its logits after the output head (final_logit_softcapping: 30.0)")
+        assert not (tmp_path / "run").exists()

@@ -13,6 +13,8 @@ OFFSET = ("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "c
 """Types of models that count positions from the row after the padding's."""
 STRETCHED = ("linear", "dynamic", "yarn")
 """Kinds of rotary scaling by which a config stretches the length that it states."""
+AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Names under which configs state a cap or a scale of logits (Gemma 2, Cohere, Granite); 0 and 1 change nothing."""
 UNLIMITED = 1 << 30
 """Tokens of the longest prompt where neither the caller nor the model sets a limit."""
 _SHOWN = 3
@@ -31,6 +33,13 @@ def positions(config: Any) -> int | None:
     if text.model_type in OFFSET:
         return stated - (text.pad_token_id or 0) - 1
     return _stretched(stated, text)
+
+
+def changed_logits(config: Any) -> str:
+    """Return what a model does to its logits after the output head, as its config says it; empty: nothing."""
+    text = config.get_text_config()
+    stated = {name: getattr(text, name, None) for name in AFTER_HEAD}
+    return next((f"{name}: {value}" for name, value in stated.items() if value not in (None, 0, 1)), "")
 
 
 def _is_relative(text: Any) -> bool:

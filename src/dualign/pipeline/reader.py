@@ -11,7 +11,7 @@ from dualign.config import Config
 from dualign.data.checks.context import Limits
 from dualign.data.checks.measure import Measure, of_tokenizer
 from dualign.engine.language_model import LanguageModel, Wording
-from dualign.engine.limits import positions, prompt_room
+from dualign.engine.limits import changed_logits, positions, prompt_room
 from dualign.engine.pair_store import as_trained
 from dualign.engine.templates import response_tokens
 from dualign.errors import ConfigError, DataError, UsageError
@@ -89,7 +89,8 @@ def job_reader(config: Config, *, fetch: bool) -> Reader | None:
 
     Raises:
         MissingError: there is no such model, or its tokenizer or config cannot be read.
-        ConfigError: a length is more than the model can hold, or the template is not for this tokenizer.
+        ConfigError: a length is more than the model can hold, the template is not for this tokenizer, or the model
+            changes its logits in a way that no loss here reads.
     """
     from dualign.engine.loading import cached, load_reader, read_config, resolve
 
@@ -99,6 +100,11 @@ def job_reader(config: Config, *, fetch: bool) -> Reader | None:
     if folder is None:
         return None
     model_config = read_config(folder)
+    changed = changed_logits(model_config)
+    if changed:
+        raise ConfigError(
+            f"policy.model: {name} changes its logits after the output head ({changed}); such models are not supported"
+        )
     try:
         model = load_reader(
             folder,

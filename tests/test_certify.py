@@ -75,7 +75,7 @@ def test_the_order_of_prompts_follows_the_seed_and_the_prompts_alone() -> None:
     # as documented: SHA-256 of the seed, the hash of the set of prompts, and the unit's smallest prompt
     units = Units.of({prompt: prompt for prompt in sample.prompts})
     expected = hashlib.sha256(f"4\n{prompts_hash(sample.prompts)}\nprompt 7".encode()).hexdigest()
-    assert units.place("prompt 7", 4) == expected
+    assert units.places(["prompt 7"], 4) == [expected]
 
 
 def test_a_seed_is_named_in_the_claim() -> None:

@@ -126,12 +126,13 @@ class Units:
         count = len(set(self.cluster_of.values()))
         return f"cluster ({count} of {len(self.cluster_of)} prompts, partition {self.partition[:12]})"
 
-    def place(self, unit: str, seed: int | None) -> str:
-        """Return the hash that orders the bets: of the seed, the set of prompts and the unit's smallest prompt.
+    def places(self, units: Iterable[str], seed: int | None) -> list[str]:
+        """Return the hashes that order the bets: of the seed, the set of prompts and each unit's smallest prompt.
 
         No cost, no name and no wording of the claim enters, so none can be tried until an order suits.
         """
-        return hashlib.sha256(f"{seed or 0}\n{self.prompts}\n{unit}".encode()).hexdigest()
+        start = f"{seed or 0}\n{self.prompts}\n"
+        return [hashlib.sha256(f"{start}{unit}".encode()).hexdigest() for unit in units]
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def measured(costs: Costs, requirement: Requirement, units: Units, seed: int | N
     prompt_means = clustering.prompt_means(values, place)
     kept, unit_place = np.unique([units.cluster_of[str(name)] for name in names], return_inverse=True)
     means = clustering.prompt_means(prompt_means, unit_place)
-    by_hash = np.argsort([units.place(str(unit), seed) for unit in kept])
+    by_hash = np.argsort(units.places(map(str, kept), seed))
     return Measured(values, ids, prompt_means, means[by_hash], [str(kept[k]) for k in by_hash])
 
 

@@ -197,23 +197,6 @@ def resolve(path_or_id: str | Path, *, cache: Path | None = None) -> Path:
     return path if path.is_dir() else _download(name)
 
 
-def local_folder(path_or_id: str | Path, *, cache: Path | None = None) -> Path | None:
-    """Return the folder of a model whose files are here as Hugging Face's; none: it is yet to be fetched or converted.
-
-    Raises:
-        MissingError: there is no such model.
-    """
-    check_named(path_or_id)
-    name, path = str(path_or_id), Path(path_or_id)
-    if path.is_dir():
-        return path
-    if not name.startswith(PACKAGE) and not path.is_file():
-        return None
-    file = package_gguf(name.removeprefix(PACKAGE)) if name.startswith(PACKAGE) else path
-    target = _converted(file, cache or default_cache())
-    return target if (target / "config.json").is_file() else None
-
-
 def check_named(path_or_id: str | Path) -> None:
     """Check that a model's name can be that of a model, and that a local one is there; the hub is not asked.
 

@@ -9,7 +9,7 @@ from dualign.cli.init import KINDS
 from dualign.config import Config, dump, load_config, validate
 from dualign.errors import ConfigError, MissingError, UsageError
 from dualign.pipeline.checks import check
-from dualign.yaml_core import parse_yaml
+from dualign.strict import parse_yaml
 
 GOOD = """
 policy: {model: m}

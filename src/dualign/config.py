@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import math
 import re
 import reprlib
@@ -17,8 +16,8 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from dualign.errors import ConfigError, MissingError, UsageError
-from dualign.yaml_core import parse_yaml
+from dualign.errors import ConfigError, MissingError, UsageError, nearest
+from dualign.strict import parse_yaml
 
 SplitName = Literal["train", "tune", "calibration", "report"]
 
@@ -507,17 +506,14 @@ def _explain(error: ValidationError, value: dict[str, Any]) -> str:
     if first["type"] == "extra_forbidden":
         section, key = _place(first["loc"][:-1], value), str(first["loc"][-1])
         known = _known_keys(first["loc"][:-1])
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
-        return f"{section + ': ' if section else ''}unknown key {key!r}; {hint}"
+        return f"{section + ': ' if section else ''}unknown key {key!r}; {nearest(key, known)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"{place}: missing"
     if first["type"] == "value_error":
         return f"{place + ': ' if place else ''}{message}"
     choices = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
-    nearest = difflib.get_close_matches(str(first["input"]), choices, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = f"; {nearest(first['input'], choices)}" if choices else ""
     return f"{place}: {message[0].lower() + message[1:]}, given {reprlib.repr(first['input'])}{hint}"
 
 

@@ -17,6 +17,8 @@ Verdicts are not errors, yet they have codes: 0 certified, 10 not certified, 11 
 candidates certified (or infeasible), 12 certificate invalid; signals end with 130 and 143, state saved.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 REPLACED = "\ufffd"
@@ -42,6 +44,19 @@ def inert(text: object, *, most: int = 4000) -> str:
 def inert_lines(text: str) -> str:
     """Return a text of several lines, each of them ``inert``."""
     return "\n".join(map(inert, text.split("\n")))
+
+
+def nearest(given: object, known: Iterable[str], *, most: int = 12) -> str:
+    """Return the hint of a message about an unknown name: the nearest of those ``known``, else the first of them."""
+    names = list(known)
+    said = str(given)
+    close = difflib.get_close_matches(said, names, n=1, cutoff=0.5) or difflib.get_close_matches(
+        said.lower(), names, n=1, cutoff=0.5
+    )
+    if close := close or [name for name in names if said and said in name]:
+        return f"did you mean {close[0]!r}?"
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return f"known: {', '.join(names[:most]) or 'none'}{more}"
 
 
 class DualignError(Exception):

@@ -13,8 +13,8 @@ from dualign.compare.cells import cells, parse_arm
 from dualign.compare.reading import Outcome, front_at
 from dualign.compare.table import best, summarise
 from dualign.errors import UsageError
+from dualign.hashing import plain
 from dualign.report.compare_page import comma_separated, markdown, page
-from dualign.runs.store import plain
 
 ONE = Outcome(
     arm="c-dpo", seed=0, holds=True, reward=1.0, costs={"harm": 0.2}, kl=2.0, objective=0.8, errors={"reward": 0.3},

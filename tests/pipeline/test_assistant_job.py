@@ -7,7 +7,7 @@ import pytest
 
 from command_line import dualign
 from dualign.pipeline.demo import demo_config
-from dualign.yaml_core import parse_yaml
+from dualign.strict import parse_yaml
 
 LIMIT = 0.4
 

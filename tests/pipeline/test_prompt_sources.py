@@ -67,7 +67,7 @@ def test_a_short_calibration_prompt_removes_no_conversation(tmp_path: Path) -> N
 
 
 def test_the_hash_of_prompts_knows_their_history_and_keeps_that_of_single_turns() -> None:
-    from dualign.runs.store import canonical_digest
+    from dualign.hashing import canonical_digest
 
     assert digest_of_prompts([Prompt("a")]) == canonical_digest([[Prompt("a").id, "a"]])
     shouted = Prompt("go on", history=(Turn("user", "HOW"), Turn("assistant", "So")))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dualign.scorers.http.pacing import Clock, Pace, Retries, asked_wait
-from dualign.scorers.http.strict_json import parse
+from dualign.strict import parse_json
 
 NEVER = threading.Event()
 
@@ -99,10 +99,10 @@ def test_retry_after(value, seconds):
 
 def test_no_beginning_of_an_object_is_json():
     text = json.dumps({"items": [{"id": "a}]}", "score": -1.25e-3}, {"id": '\u00e9\\"', "score": 0}]})
-    assert parse(text) == json.loads(text)
+    assert parse_json(text) == json.loads(text)
     for end in range(len(text)):
         with pytest.raises(ValueError):
-            parse(text[:end])
+            parse_json(text[:end])
 
 
 @pytest.mark.parametrize(
@@ -120,4 +120,4 @@ def test_no_beginning_of_an_object_is_json():
 )
 def test_what_other_parsers_let_pass(text, says):
     with pytest.raises(ValueError, match=says):
-        parse(text)
+        parse_json(text)

@@ -13,7 +13,7 @@ from dualign.scorers.http.chat_judge import ChatJudgeSpec
 from dualign.scorers.http.remote import RemoteSpec
 from dualign.scorers.spec import ScorerSpec
 from dualign.scorers.table import KINDS, make_scorer
-from dualign.yaml_core import parse_yaml
+from dualign.strict import parse_yaml
 
 PAGE = (Path(__file__).parents[2] / "docs" / "scorers.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))

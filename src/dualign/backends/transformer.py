@@ -19,8 +19,8 @@ from dualign.engine.settings import FitInputs, TrainingSettings
 from dualign.engine.sft import Example
 from dualign.engine.trainer import fit
 from dualign.errors import NumericalError, UsageError
+from dualign.hashing import canonical_digest
 from dualign.records import FloatArray, Group, Prompt, Response
-from dualign.runs.store import canonical_digest
 from dualign.sampling.protocol import Sampler, Sampling
 
 TOKENS_A_BATCH = 4096

@@ -83,7 +83,7 @@ def _typed(name: str) -> dict[str, Any]:
 
 
 def _setting(text: str, where: str, wanted: str) -> tuple[str, Any]:
-    from dualign.yaml_core import parse_yaml
+    from dualign.strict import parse_yaml
 
     key, sign, value = text.partition("=")
     if not sign or not key:
@@ -95,7 +95,7 @@ def _setting(text: str, where: str, wanted: str) -> tuple[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from dualign.yaml_core import parse_yaml
+    from dualign.strict import parse_yaml
 
     try:
         value = parse_yaml(path.read_text(encoding="utf-8"), str(path))

@@ -154,7 +154,7 @@ def template_arguments(given: Sequence[str], date: str | None) -> dict[str, Any]
         UsageError: one is no ``K=V``, or names no argument of a template; ``date`` is no day.
     """
     from dualign.config import check_day, check_template_arguments
-    from dualign.yaml_core import parse_yaml
+    from dualign.strict import parse_yaml
 
     arguments = {}
     for text in given:

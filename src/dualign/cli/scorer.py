@@ -29,8 +29,9 @@ def fit(
 
     Example: dualign scorer fit cost.yaml --out scorers/cost
     """
+    from dualign.hashing import plain
     from dualign.report.reliability import reliability_diagram
-    from dualign.runs.store import plain, write_text
+    from dualign.runs.store import write_text
     from dualign.scorers.fitting.config import load_fit_config
     from dualign.scorers.fitting.entry import fit_scorer
     from dualign.scorers.fitting.report import report_text

@@ -44,7 +44,7 @@ def check(
         if not 0 < value < math.inf:
             raise UsageError(f"{name} {value:g}: a number above 0 is needed")
     from dualign.data.formats.table import describe, read_preferences
-    from dualign.runs.store import plain
+    from dualign.hashing import plain
     from dualign.scorers.checking.check import check_scorer
     from dualign.scorers.checking.text import check_text
 

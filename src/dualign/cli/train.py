@@ -71,7 +71,7 @@ def show(result: dict[str, Any], *, json_output: bool, run: Path | None = None) 
     """Print the result: as JSON, else what a person wants to know of ``run``, else line by line."""
     import json
 
-    from dualign.runs.store import plain
+    from dualign.hashing import plain
 
     if json_output:
         typer.echo(json.dumps(plain(result)))

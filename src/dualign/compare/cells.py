@@ -16,6 +16,7 @@ from typing import Any
 
 from dualign.config import Config, load_config
 from dualign.errors import NONE_CERTIFIED, NOT_CERTIFIED, DualignError, UsageError
+from dualign.hashing import canonical_digest
 from dualign.methods.nearest import unknown
 from dualign.methods.options import filled
 from dualign.methods.table import METHODS
@@ -23,7 +24,7 @@ from dualign.pipeline.checks import check
 from dualign.pipeline.job import Tell
 from dualign.pipeline.openings import FAMILY
 from dualign.runs.journal import CONFIG, open_run, read_events
-from dualign.runs.store import canonical_digest, read_json, write_json
+from dualign.runs.store import read_json, write_json
 
 RECORD = "cell.json"
 FAMILIES = "families.json"

@@ -23,10 +23,11 @@ from dualign.compare.reading import Outcome, read_outcome
 from dualign.compare.table import best, selected, summarise
 from dualign.config import Config, load_config
 from dualign.errors import DualignError, UsageError
+from dualign.hashing import plain
 from dualign.pipeline.job import Tell
 from dualign.report.compare_page import comma_separated, markdown, page
 from dualign.runs.lock import file_lock
-from dualign.runs.store import plain, read_json, write_json, write_text
+from dualign.runs.store import read_json, write_json, write_text
 
 FAMILY_LOCK = ".families.lock"
 

@@ -1,13 +1,12 @@
 """Layouts of prompt and demonstration files, recognised by their columns."""
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dualign.data.conversations import answered, asked, holds_messages
 from dualign.data.sources.rows import at
-from dualign.errors import DataError
+from dualign.errors import DataError, nearest
 
 Reading = Callable[[Mapping[str, Any]], Any]
 Values = Mapping[str, Any]
@@ -175,13 +174,3 @@ def mapping_hint(values: Values, wanted: Sequence[str], *, more: str = "") -> st
 
 def _says(value: object) -> bool:
     return bool(value) and (isinstance(value, str) or holds_messages(value))
-
-
-def nearest(given: str, known: Iterable[str]) -> str:
-    """Return the hint of a message about an unknown name: the nearest known one, else the first of them."""
-    names = list(known)
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5) or [name for name in names if given in name]
-    if close:
-        return f"did you mean {close[0]!r}?"
-    more = f", and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return f"known: {', '.join(names[:MOST_NAMES]) or 'none'}{more}"

@@ -9,10 +9,10 @@ from dualign.data.conversations import as_answer, as_prompt, written
 from dualign.data.formats.faults import RowError
 from dualign.data.formats.rows import SYSTEM
 from dualign.data.formats.turns import check_attached, with_system
-from dualign.data.layouts import LAYOUTS, Layout, chosen_layout, mapping_hint, nearest, recognised
+from dualign.data.layouts import LAYOUTS, Layout, chosen_layout, mapping_hint, recognised
 from dualign.data.sources.rows import Row, encodable
 from dualign.data.sources.table import ending, read_rows, readable, renamed
-from dualign.errors import DataError
+from dualign.errors import DataError, nearest
 from dualign.records import Prompt, in_slice
 
 Demonstration = tuple[Prompt, str]

@@ -9,11 +9,11 @@ from dualign.data.conversations import as_answer, as_prompt
 from dualign.data.formats.faults import RowError
 from dualign.data.formats.rows import SYSTEM
 from dualign.data.formats.turns import with_system
-from dualign.data.layouts import LAYOUTS, Layout, mapping_hint, nearest
+from dualign.data.layouts import LAYOUTS, Layout, mapping_hint
 from dualign.data.prompts import column_text
 from dualign.data.sources.rows import HALF, Row, encodable
 from dualign.data.sources.table import read_rows, readable, renamed
-from dualign.errors import DataError
+from dualign.errors import DataError, nearest
 from dualign.records import Prompt
 
 ANSWERED = tuple(

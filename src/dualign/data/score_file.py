@@ -20,7 +20,7 @@ from dualign.data.sources.table import readable
 from dualign.errors import DataError, MissingError
 from dualign.maths.finite import FloatArray
 from dualign.records import Prompt
-from dualign.yaml_core import parse_yaml
+from dualign.strict import parse_yaml
 
 INSIDE = "inside_"
 """``inside_NAME`` in a run's own scores: whether the row's prompt lies in the slice of the cost NAME."""

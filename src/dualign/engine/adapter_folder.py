@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 from dualign.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dualign.errors import MissingError
+from dualign.hashing import files_identity
 
 KINDS = (
     "LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "LN_TUNING", "TRAINABLE_TOKENS", "HRA",
@@ -77,13 +77,7 @@ def base_note(folder: Path, description: Mapping[str, Any], base: str | Path) ->
 
 def adapter_identity(folder: Path) -> str:
     """Return 16 hexadecimal digits that stand for an adapter's settings, weights, tokenizer and chat template."""
-    from dualign.engine.loading import file_identity
-
-    digest = hashlib.sha256()
-    for path in (folder / name for name in _IDENTITY):
-        if path.is_file():
-            digest.update(path.name.encode() + b"\0" + file_identity(path))
-    return digest.hexdigest()[:16]
+    return files_identity(folder / name for name in _IDENTITY)
 
 
 def own_tokenizer(folder: Path, base: Any) -> Any:

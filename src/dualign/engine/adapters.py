@@ -18,7 +18,7 @@ from dualign.backends.protocol import Policy
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.tensors import check_shapes
 from dualign.errors import DataError, MissingError, UsageError
-from dualign.runs.store import canonical_digest
+from dualign.hashing import canonical_digest
 
 if TYPE_CHECKING:
     from torch import Tensor

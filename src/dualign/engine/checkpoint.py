@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dualign.engine.adapters import read_weights
 from dualign.errors import DataError, MissingError
-from dualign.runs.store import file_digest, read_json, write_bytes, write_json
+from dualign.hashing import file_digest
+from dualign.runs.store import read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

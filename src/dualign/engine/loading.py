@@ -26,6 +26,7 @@ from dualign.engine.limits import check_vocabulary, embedding_rows
 from dualign.engine.templates import end_ids, own_ends, read_template
 from dualign.engine.tensors import check_gguf, read_model
 from dualign.errors import DataError, MissingError, UsageError
+from dualign.hashing import file_identity, files_identity
 
 PACKAGE = "package:"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -310,32 +311,8 @@ def padding_id(tokenizer: Any, rows: int | None = None) -> int:
 
 def identity(folder: Path) -> str:
     """Return 16 hexadecimal digits that stand for a model's configs, weights, tokenizer and chat template."""
-    digest = hashlib.sha256()
     small = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    for path in [folder / name for name in small] + sorted(folder.glob("*.safetensors")):
-        if path.is_file():
-            digest.update(path.name.encode() + b"\0" + file_identity(path))
-    return digest.hexdigest()[:16]
-
-
-def file_identity(path: Path) -> bytes:
-    """Return the SHA-256 of a file; above ``WHOLE_HASH_BYTES``, of its size, its first block and evenly spaced ones.
-
-    Raises:
-        MissingError: the file cannot be read.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            if size <= WHOLE_HASH_BYTES:
-                return hashlib.file_digest(stream, "sha256").digest()
-            digest = hashlib.sha256(str(size).encode())
-            for block in range(_BLOCKS):
-                stream.seek(block * (size - _BLOCK) // (_BLOCKS - 1))
-                digest.update(stream.read(_BLOCK))
-            return digest.digest()
-    except OSError as error:
-        raise MissingError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return files_identity([*(folder / name for name in small), *sorted(folder.glob("*.safetensors"))])
 
 
 def _read(folder: Path, dtype: str) -> tuple[Any, Any]:

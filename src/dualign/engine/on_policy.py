@@ -32,6 +32,7 @@ from dualign.engine.settings import TrainingSettings
 from dualign.engine.sft import Example, make_batch, token_losses
 from dualign.engine.trained_weights import dropout_off, keyed_dropout, save_policy, trained_weights
 from dualign.errors import NumericalError
+from dualign.hashing import canonical_digest
 from dualign.maths.losses_policy_gradient import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -41,7 +42,6 @@ from dualign.maths.losses_policy_gradient import (
 )
 from dualign.maths.policy_gradient import inflated_costs
 from dualign.records import FloatArray, Prompt, Response
-from dualign.runs.store import canonical_digest
 from dualign.sampling.protocol import Sampler, Sampling
 
 VALUE_CLIP = 5.0

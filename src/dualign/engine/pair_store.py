@@ -19,8 +19,9 @@ from dualign.engine.language_model import LanguageModel
 from dualign.engine.templates import response_tokens
 from dualign.engine.tokenising import answer_text
 from dualign.errors import DataError
+from dualign.hashing import canonical_digest
 from dualign.records import FloatArray, Group, Prompt, Response, named
-from dualign.runs.store import canonical_digest, write_bytes
+from dualign.runs.store import write_bytes
 
 Tokens = tuple[int, ...]
 IntArray = NDArray[np.int64]

@@ -17,7 +17,8 @@ from dualign.engine import adapters
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.settings import TrainingSettings
 from dualign.errors import UsageError
-from dualign.runs.store import file_digest, write_bytes, write_json
+from dualign.hashing import file_digest
+from dualign.runs.store import write_bytes, write_json
 
 _TRAINED = "trained"
 

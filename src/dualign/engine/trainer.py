@@ -33,7 +33,8 @@ from dualign.engine.pair_store import group_digest
 from dualign.engine.settings import FitInputs, TrainingSettings
 from dualign.engine.trained_weights import keyed_dropout, save_policy, trained_weights, weights_digest
 from dualign.errors import DataError, MissingError, NumericalError
-from dualign.runs.store import canonical_digest, file_digest, read_json, write_json
+from dualign.hashing import canonical_digest, file_digest
+from dualign.runs.store import read_json, write_json
 
 RECORD = "fit.json"
 

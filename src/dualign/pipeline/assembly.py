@@ -15,6 +15,7 @@ from dualign.engine.loading import load_language_model, resolve
 from dualign.engine.settings import TrainingSettings
 from dualign.engine.sft import Example
 from dualign.engine.timing import choose_compute
+from dualign.hashing import canonical_digest
 from dualign.pipeline.checks import check_scorers, constraints_of, direction_of, scorer_specs
 from dualign.pipeline.job import Job, Tell
 from dualign.pipeline.limits import short_enough
@@ -25,7 +26,6 @@ from dualign.pipeline.warm_start import keep_merged, warm_start
 from dualign.pipeline.wording import answers_of, check_given, claimed, dated, template_notes
 from dualign.records import Prompt
 from dualign.runs.journal import Journal
-from dualign.runs.store import canonical_digest
 from dualign.sampling.protocol import Sampling
 from dualign.sampling.transformers_engine import TransformersSampler
 from dualign.scorers.protocol import Direction, Scorer

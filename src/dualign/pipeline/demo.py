@@ -13,6 +13,7 @@ from dualign.backends.protocol import Policy
 from dualign.config import Config
 from dualign.engine.language_model import LanguageModel
 from dualign.engine.sft import SftSettings, fine_tune
+from dualign.hashing import canonical_digest, plain
 from dualign.maths.best_of import log_best_of
 from dualign.maths.exact import Optimum, optimum
 from dualign.maths.finite import FiniteProblem, expectations
@@ -26,7 +27,7 @@ from dualign.records import FloatArray, Prompt
 from dualign.report.build import build_report
 from dualign.runs.journal import Journal, open_run
 from dualign.runs.lock import run_lock
-from dualign.runs.store import canonical_digest, plain, read_json, write_json
+from dualign.runs.store import read_json, write_json
 from dualign.worlds.assistant import AssistantWorld, HeadReport, Heads, build_assistant_world, learned_heads
 from dualign.worlds.assistant_exact import Gap, enumerate_log_probs, gap
 from dualign.worlds.assistant_settings import WORLDS, AssistantSettings

@@ -12,12 +12,13 @@ import numpy as np
 from dualign.backends.capabilities import Adversary, Informs, Merges, Practice, Practises, Represents
 from dualign.backends.protocol import FitReport, Objective, Policy, Score
 from dualign.errors import UsageError
+from dualign.hashing import canonical_digest
 from dualign.pipeline.best_of import write_choice
 from dualign.pipeline.job import Job
 from dualign.pipeline.retraining import retrained_rewards
 from dualign.pipeline.stages import RECORD, key_of, sampled
 from dualign.records import FloatArray, Group, Prompt, Response
-from dualign.runs.store import canonical_digest, read_json, read_table, write_json, write_table
+from dualign.runs.store import read_json, read_table, write_json, write_table
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from typing import Any
 from dualign.backends.protocol import Policy
 from dualign.claim import Opening, Seal, Units
 from dualign.errors import DataError
+from dualign.hashing import canonical_digest, folder_digests
 from dualign.pipeline.best_of import read_choice
 from dualign.pipeline.job import Job
 from dualign.pipeline.measurement import Scored
 from dualign.pipeline.stages import key_of
 from dualign.records import FloatArray
 from dualign.runs.journal import Journal, read_events
-from dualign.runs.store import canonical_digest, folder_digests, read_json, read_manifest
+from dualign.runs.store import read_json, read_manifest
 
 STAGE = "calibration"
 CERTIFICATE = "certificate.json"

@@ -11,11 +11,12 @@ import numpy as np
 
 from dualign.backends.capabilities import Contrasts
 from dualign.backends.protocol import Policy
+from dualign.hashing import canonical_digest
 from dualign.pipeline.best_of import read_choice, select
 from dualign.pipeline.job import Job
 from dualign.pipeline.measurement import Scored, from_columns, matches, to_columns
 from dualign.records import FloatArray, Prompt, Response
-from dualign.runs.store import canonical_digest, read_json, read_table, write_table
+from dualign.runs.store import read_json, read_table, write_table
 from dualign.scorers.protocol import Scorer
 
 SAMPLES = "samples.parquet"

@@ -16,13 +16,14 @@ from dualign.engine.loading import load_language_model
 from dualign.engine.sft import Example, SftSettings, fine_tune, save_fitted
 from dualign.engine.templates import response_tokens
 from dualign.errors import ConfigError, DataError
+from dualign.hashing import canonical_digest
 from dualign.pipeline.job import Tell
 from dualign.pipeline.measurement import matches
 from dualign.pipeline.prompts import demonstrations_of
 from dualign.pipeline.wording import check_given
 from dualign.records import Prompt
 from dualign.runs.journal import Journal
-from dualign.runs.store import canonical_digest, read_json, write_json
+from dualign.runs.store import read_json, write_json
 from dualign.sampling.protocol import Sampling
 from dualign.sampling.transformers_engine import TransformersSampler
 from dualign.scorers.refusal_phrase import starts_with_refusal

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import yaml
 
 from dualign.errors import DataError
+from dualign.hashing import canonical_digest, file_digest, folder_digests, plain
 from dualign.runs import store
-from dualign.yaml_core import parse_yaml
+from dualign.strict import parse_yaml
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ _CoreDumper.add_representer(str, _represent_text)
 
 def config_digest(config: Mapping[str, object]) -> str:
     """Return the SHA-256 that stands for ``config``: the same for equal content in any order."""
-    return store.canonical_digest(config)
+    return canonical_digest(config)
 
 
 def open_run(
@@ -58,7 +59,7 @@ def open_run(
         DataError: ``run`` was made by another config (the first key that differs is named), or it is a
             folder of something else; nothing in it is changed.
     """
-    config = store.plain(config)
+    config = plain(config)
     digest = config_digest(config)
     path = run / CONFIG
     if path.exists():
@@ -97,17 +98,17 @@ def first_difference(old: object, new: object, key: str = "") -> str:
             if name not in old or name not in new:
                 where = "now" if name in new else "then"
                 return f"key {inner} was given {where} only ({_short(new.get(name, old.get(name)))})"
-            if store.canonical_digest(old[name]) != store.canonical_digest(new[name]):
+            if canonical_digest(old[name]) != canonical_digest(new[name]):
                 return first_difference(old[name], new[name], inner)
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (before, after) in enumerate(zip(old, new, strict=True)):
-            if store.canonical_digest(before) != store.canonical_digest(after):
+            if canonical_digest(before) != canonical_digest(after):
                 return first_difference(before, after, f"{key}[{index}]")
     return f"key {key} differs ({_short(old)} then, {_short(new)} now)"
 
 
 def _short(value: object) -> str:
-    text = json.dumps(store.plain(value), ensure_ascii=False)
+    text = json.dumps(plain(value), ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -162,7 +163,7 @@ class Journal:
             load: reads the finished folder.
             target: the folder, relative to the run directory; no other phase may use it, above or below it.
         """
-        key = store.canonical_digest({"name": name, "inputs": inputs, "schema": store.SCHEMA})
+        key = canonical_digest({"name": name, "inputs": inputs, "schema": store.SCHEMA})
         folder = self._folder(name, target)
         work = folder.with_name(f"{folder.name}{store.PARTIAL}{key[:_KEY_DIGITS]}")
         if self._finished(name, target, folder, key):
@@ -186,7 +187,7 @@ class Journal:
     def choice(self, name: str, make: Callable[[], object]) -> Any:
         """Return the choice ``name``: made once (it may depend on timing), the same ever after in this run."""
         if name not in self._state["choices"]:
-            value = store.plain(make())
+            value = plain(make())
             self._state["choices"][name] = value
             self._event("chosen", choice=name, value=value)
             self._save()
@@ -227,7 +228,7 @@ class Journal:
             return False
         fault = _seal_fault(folder, key)
         listed = store.read_manifest(self.run).get(f"{target}/{SEAL}")
-        if fault is None and listed is not None and listed != store.file_digest(folder / SEAL):
+        if fault is None and listed is not None and listed != file_digest(folder / SEAL):
             fault = SEAL
         if fault is not None:
             # an empty fault is a seal of other inputs: no damage, the phase is another one now
@@ -257,7 +258,7 @@ class Journal:
 
     def _enter(self, folder: Path, target: str, key: str) -> None:
         digests = {f"{target}/{name}": digest for name, digest in _sealed_files(folder).items()}
-        digests[f"{target}/{SEAL}"] = store.file_digest(folder / SEAL)
+        digests[f"{target}/{SEAL}"] = file_digest(folder / SEAL)
         store.record(self.run, digests, forget=target)
         self._state["phases"][target] = key
         self._save()
@@ -286,11 +287,11 @@ class Journal:
             for seal in sorted(self.run.rglob(SEAL)):
                 target = seal.parent.relative_to(self.run).as_posix()
                 if not store.is_transient(target):
-                    entries[f"{target}/{SEAL}"] = store.file_digest(seal)
+                    entries[f"{target}/{SEAL}"] = file_digest(seal)
                     entries |= {f"{target}/{name}": d for name, d in _sealed_files(seal.parent).items()}
         config = self.run / CONFIG
         if config.exists():
-            entries[CONFIG] = store.file_digest(config)
+            entries[CONFIG] = file_digest(config)
         self.run.mkdir(parents=True, exist_ok=True)
         store.write_manifest(self.run, entries)
 
@@ -298,7 +299,7 @@ class Journal:
         """Replace ``state.json``, keeping the one before it if it is valid and another."""
         path = self.run / store.STATE
         body = {"schema": store.SCHEMA, **self._state}
-        content = {**body, "sha256": store.canonical_digest(body)}
+        content = {**body, "sha256": canonical_digest(body)}
         old = _read_state(path)
         if old == self._state:
             return
@@ -351,7 +352,7 @@ def _read_state(path: Path) -> dict[str, Any] | None:
         state = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(state, dict) or state.pop("sha256", None) != store.canonical_digest(state):
+    if not isinstance(state, dict) or state.pop("sha256", None) != canonical_digest(state):
         return None
     if state.pop("schema", None) != store.SCHEMA:
         return None
@@ -374,7 +375,7 @@ def _seal(work: Path, name: str, key: str) -> None:
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
     body = {"name": name, "key": key, "files": _content_digests(work)}
-    store.write_json(work / SEAL, {**body, "sha256": store.canonical_digest(body)})
+    store.write_json(work / SEAL, {**body, "sha256": canonical_digest(body)})
 
 
 def _seal_fault(folder: Path, key: str) -> str | None:
@@ -387,7 +388,7 @@ def _seal_fault(folder: Path, key: str) -> str | None:
         files: dict[str, str] = dict(seal["files"])
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return SEAL
-    if digest != store.canonical_digest(seal):
+    if digest != canonical_digest(seal):
         return SEAL
     if seal.get("key") != key:
         return ""
@@ -400,7 +401,7 @@ def _seal_fault(folder: Path, key: str) -> str | None:
 
 def _content_digests(folder: Path) -> dict[str, str]:
     """Return the hashes of what a phase made: all below ``folder`` but its seal and its checkpoints."""
-    digests = store.folder_digests(folder)
+    digests = folder_digests(folder)
     return {n: d for n, d in digests.items() if n != SEAL and SCRATCH not in PurePosixPath(n).parts[:-1]}
 
 

@@ -6,19 +6,18 @@ SHA-256 of every file stands in ``MANIFEST.json``; pass ``run=`` to have a write
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
-import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dualign.errors import DataError, MissingError, StorageError
+from dualign.hashing import file_digest, plain
 
 MANIFEST = "MANIFEST.json"
 LOCK = "LOCK"
@@ -31,7 +30,6 @@ TEMPORARY = ".tmp-"
 PARTIAL = ".partial-"
 REPLACED = ".replaced-"
 SCHEMA = 1
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,21 +213,6 @@ def write_manifest(run: Path, entries: Mapping[str, str]) -> None:
     write_json(run / MANIFEST, {"schema": SCHEMA, "files": dict(sorted(entries.items()))})
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def folder_digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every plain file below ``folder`` by relative name, in order."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
-
-
 def verify(run: Path) -> list[Fault]:
     """Return every file of ``run`` that is damaged, missing or unlisted; empty when all is as written.
 
@@ -266,34 +249,3 @@ def remove_folder(folder: Path) -> None:
             folder.unlink()
         elif folder.exists():
             shutil.rmtree(folder)
-
-
-def plain(value: object) -> Any:
-    """Return ``value`` in the types of JSON: arrays as lists, figures that are not finite as None.
-
-    Raises:
-        TypeError: it holds something that has no JSON form.
-    """
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, PurePath):
-        return value.as_posix()
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, set | frozenset):
-        return sorted(plain(item) for item in value)
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, Iterable):
-        return [plain(item) for item in value]
-    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
-
-
-def canonical_digest(value: object) -> str:
-    """Return the SHA-256 of ``value`` as JSON with sorted keys: equal content, equal digest."""
-    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

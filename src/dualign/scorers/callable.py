@@ -15,8 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dualign.data.layouts import nearest
-from dualign.errors import ConfigError, MissingError, ScorerError
+from dualign.errors import ConfigError, MissingError, ScorerError, nearest
 from dualign.records import FloatArray, Prompt
 from dualign.scorers.protocol import Direction
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of

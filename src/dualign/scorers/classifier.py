@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from dualign.data.layouts import nearest
 from dualign.engine.templates import chat_text
 from dualign.engine.tokenising import Encode, encoder
-from dualign.errors import ConfigError
+from dualign.errors import ConfigError, nearest
 from dualign.records import FloatArray, Prompt, Turn
 from dualign.scorers.encoding import (
     absent_id,

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from dualign.data.layouts import nearest
-from dualign.errors import ScorerError
+from dualign.errors import ScorerError, nearest
 from dualign.records import FloatArray, Prompt, named
 from dualign.records import in_slice as has_values
 from dualign.scorers.checked import checked

@@ -11,11 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from dualign.data.layouts import nearest
 from dualign.engine.language_model import Wording
 from dualign.engine.templates import chat, conversation, plain
 from dualign.engine.tokenising import encoder, opener, text_tokens
-from dualign.errors import ConfigError, DataError
+from dualign.errors import ConfigError, DataError, nearest
 from dualign.records import FloatArray, Prompt, Turn, named
 from dualign.scorers.encoding import (
     check_lengths,

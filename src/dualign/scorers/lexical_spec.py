@@ -5,10 +5,9 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from dualign.data.layouts import nearest
 from dualign.data.prompts import Demonstration, column_text, load_demonstrations
 from dualign.data.sources.table import read_rows
-from dualign.errors import DataError
+from dualign.errors import DataError, nearest
 from dualign.records import prompt_id
 from dualign.scorers.lexical import LexicalClassifier, LexicalScorer, Output, load_lexical
 from dualign.scorers.lexical_training import MAX_WORDS, LabelledText, fit_lexical

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dualign.data.layouts import nearest
-from dualign.errors import ConfigError, MissingError
+from dualign.errors import ConfigError, MissingError, nearest
 from dualign.scorers.protocol import Direction, Scorer
 
 

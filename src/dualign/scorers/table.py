@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualign.data.layouts import nearest
-from dualign.errors import ConfigError
+from dualign.errors import ConfigError, nearest
 from dualign.scorers import (
     callable as callable_,
 )

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from dualign.scorers.fitting.config import FitConfig, FitData, LightSettings, TrainSettings
-from dualign.yaml_core import parse_yaml
+from dualign.strict import parse_yaml
 
 PAGE = (Path(__file__).parents[3] / "docs" / "fitting.md").read_text()
 SECTIONS = dict(re.findall(r"^### (.+?)\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))

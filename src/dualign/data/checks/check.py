@@ -11,10 +11,9 @@ from dualign.data.checks.measure import WORDS, Measure
 from dualign.data.checks.reading import WHOLE_FILE, Reading, read
 from dualign.data.checks.rules import CHOSEN, RULES, Severity
 from dualign.data.checks.statistics import statistics
-from dualign.data.layouts import nearest
 from dualign.data.preferences import Fault, PreferenceRow
 from dualign.data.sources.rows import Row
-from dualign.errors import UsageError
+from dualign.errors import UsageError, nearest
 
 Contradictory = Literal["drop", "fix", "error"]
 """What becomes of a row whose safer answer is flagged unsafe while another is flagged safe."""

@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dualign.data.formats.chat_forms import like_a_prompt, named_prompt
 from dualign.data.formats.faults import PreferenceError, refusal
 from dualign.data.formats.rows import Format
-from dualign.data.layouts import nearest
 from dualign.data.preferences import Fault
 from dualign.data.sources import table
 from dualign.data.sources.rows import Row
-from dualign.errors import UsageError
+from dualign.errors import UsageError, nearest
 
 
 def recognised(rows: Sequence[Row], names: Iterable[str], formats: Iterable[Format]) -> Format | None:

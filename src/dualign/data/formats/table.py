@@ -41,13 +41,12 @@ from dualign.data.formats.scored_pairs import SCORED_PAIRS
 from dualign.data.formats.source import local_file
 from dualign.data.formats.trl_plain import TRL_PLAIN_IMPLICIT
 from dualign.data.formats.turns import ATTACHED, check_attached, with_system
-from dualign.data.layouts import nearest
 from dualign.data.preferences import Fault, PreferenceFile, PreferenceRow
 from dualign.data.prompts import column_text
 from dualign.data.rows import TEXTUAL
 from dualign.data.sources.rows import Row, encodable
 from dualign.data.sources.table import ending, read_rows
-from dualign.errors import DataError, UsageError
+from dualign.errors import DataError, UsageError, nearest
 
 FORMATS: dict[str, Format] = {
     known.name: known

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dualign.data.layouts import nearest
 from dualign.data.sources import delimited, jsonl, parquet, text
 from dualign.data.sources.rows import Row, at, read_bytes
-from dualign.errors import DataError, UsageError
+from dualign.errors import DataError, UsageError, nearest
 
 READERS: dict[str, Callable[[Path], list[Row]]] = {
     ".jsonl": jsonl.read_lines,

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from dualign.errors import ConfigError, MissingError
 from dualign.scorers.protocol import Direction
 from dualign.scorers.spec import ScorerSpec, read_spec
-from dualign.yaml_core import parse_yaml
+from dualign.strict import parse_yaml
 
 
 class FitData(ScorerSpec):

@@ -15,8 +15,9 @@ from dualign.engine.loading import default_cache, identity, readable, resolve
 from dualign.engine.templates import make_template
 from dualign.engine.tokenising import text_tokens
 from dualign.errors import ConfigError, DataError, UsageError
+from dualign.hashing import canonical_digest
 from dualign.records import FloatArray, Prompt
-from dualign.runs.store import canonical_digest, write_bytes
+from dualign.runs.store import write_bytes
 from dualign.scorers.encoding import check_lengths, even_batches, load_model, load_tokenizer
 from dualign.scorers.fitting.compute import faster_dtype
 

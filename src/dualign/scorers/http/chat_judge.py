@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
-from dualign.scorers.http import strict_json
 from dualign.scorers.http.faults import TransientFault
 from dualign.scorers.http.pacing import SYSTEM_CLOCK, Clock
 from dualign.scorers.http.plain import first_mistake
 from dualign.scorers.http.remote import RemoteScorer, RemoteSpec, Row, messages, remote_scorer
 from dualign.scorers.spec import Setting
+from dualign.strict import parse_json
 
 PATH = "/chat/completions"
 SLOT = re.compile(r"\{(prompt|response)\}")
@@ -147,7 +147,7 @@ class ChatJudgeExchange:
             (choice,) = _Completion.model_validate(answer).choices
             if choice.finish_reason == "length":
                 raise TransientFault("the judge's answer was cut at max_tokens")
-            score = _Verdict.model_validate(strict_json.parse(choice.message.content)).score
+            score = _Verdict.model_validate(parse_json(choice.message.content)).score
         except ValidationError as error:
             raise TransientFault(f"the answer has another form: {first_mistake(error)}") from None
         except ValueError as error:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from dualign.scorers.http import strict_json
 from dualign.scorers.http.faults import FinalFault, Stopped, TransientFault
 from dualign.scorers.http.pacing import Clock, Pace, Retries, asked_wait
 from dualign.scorers.http.transport import Answer, Transport
+from dualign.strict import parse_json
 
 Result = TypeVar("Result")
 TEMPORARY = frozenset({408, 425, 429})
@@ -76,7 +76,7 @@ class Client:
         if not 200 <= answer.status < 300:
             raise self._refusal(answer)
         try:
-            return strict_json.parse(answer.body.decode())
+            return parse_json(answer.body.decode())
         except ValueError as error:
             reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             raise TransientFault(f"the answer is not JSON ({reason}){self._excerpt(answer.body)}") from None

@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import Field, FiniteFloat, model_validator
 
 from dualign.errors import ScorerError
+from dualign.hashing import canonical_digest
 from dualign.records import FloatArray, Prompt, Turn
-from dualign.runs.store import canonical_digest
 from dualign.scorers.http.address import check_url, check_variable, read_key
 from dualign.scorers.http.cache import ScoreCache, default_folder
 from dualign.scorers.http.client import Client

@@ -1,5 +1,9 @@
-"""YAML text to values under the YAML 1.2 core schema: 1e-5 is a number, ``no`` a string. A leaf."""
+"""Text to values, strictly. A leaf.
 
+YAML under the 1.2 core schema: 1e-5 is a number, ``no`` a string. JSON as the standard has it: no NaN, no key twice.
+"""
+
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -108,3 +112,30 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ConfigError(f"{where}: nested too deeply") from None
+
+
+def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
+    """Return the value of a JSON text.
+
+    ``constants`` lets NaN and Infinity pass, which Python writes, where what reads them refuses them by name.
+
+    Raises:
+        ValueError: it is not JSON, or one of the things that parsers let pass: NaN, Infinity, a key given twice
+            (of which the last would win silently), numbers and nesting without end.
+    """
+    try:
+        return json.loads(text, parse_constant=None if constants else _constant, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice in one object")
+    return found

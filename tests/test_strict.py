@@ -5,7 +5,7 @@ import math
 import pytest
 
 from dualign.errors import ConfigError
-from dualign.yaml_core import parse_yaml
+from dualign.strict import parse_yaml
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dualign import hashing
 from dualign.errors import DataError
 from dualign.runs import store
 from dualign.runs.journal import Journal, first_difference, open_run, read_events
@@ -92,8 +93,8 @@ def resealed(run: Path, text: str) -> None:
     store.write_text(folder / "inner" / "value.txt", text)
     seal = json.loads((folder / "phase.json").read_bytes())
     seal.pop("sha256")
-    seal["files"]["inner/value.txt"] = store.file_digest(folder / "inner" / "value.txt")
-    store.write_json(folder / "phase.json", {**seal, "sha256": store.canonical_digest(seal)})
+    seal["files"]["inner/value.txt"] = hashing.file_digest(folder / "inner" / "value.txt")
+    store.write_json(folder / "phase.json", {**seal, "sha256": hashing.canonical_digest(seal)})
 
 
 def test_a_folder_that_was_sealed_again_is_noticed_and_the_phase_done_again(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_a_state_that_was_edited_or_is_of_another_schema_is_not_believed(tmp_pat
     state = json.loads(path.read_bytes())
     if "schema" in change:  # whole and unaltered, but written by a version with another layout
         body = {name: value for name, value in state.items() if name != "sha256"} | change
-        change = {**change, "sha256": store.canonical_digest({k: v for k, v in body.items()})}
+        change = {**change, "sha256": hashing.canonical_digest({k: v for k, v in body.items()})}
     path.write_text(json.dumps({**state, **change}))
     (tmp_path / "state.json.previous").unlink(missing_ok=True)
     journal = open_run(tmp_path, CONFIG)

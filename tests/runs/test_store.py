@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dualign import hashing
 from dualign.errors import DataError, MissingError, StorageError
 from dualign.runs import store
 
@@ -89,7 +90,7 @@ def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_equal_content_has_equal_digest() -> None:
     left = {"b": (1, 2.5), "a": np.array([1.0, 2.0])}
-    assert store.canonical_digest(left) == store.canonical_digest({"a": [1.0, 2.0], "b": [1, 2.5]})
-    assert store.canonical_digest(left) != store.canonical_digest({"a": [1.0, 2.0], "b": [1, 2.5000000001]})
+    assert hashing.canonical_digest(left) == hashing.canonical_digest({"a": [1.0, 2.0], "b": [1, 2.5]})
+    assert hashing.canonical_digest(left) != hashing.canonical_digest({"a": [1.0, 2.0], "b": [1, 2.5000000001]})
     with pytest.raises(TypeError, match="no JSON form"):
-        store.canonical_digest({"x": object()})
+        hashing.canonical_digest({"x": object()})

@@ -118,7 +118,7 @@ TRANSIENT = {
     "null": (literal("null"), "items.0.score"),
     "true": (literal("true"), "items.0.score"),
     "text": (literal('"0.5"'), "items.0.score"),
-    "score twice": (literal('1, "score": 2'), "stands twice"),
+    "score twice": (literal('1, "score": 2'), "occurs twice"),
     "one too few": (answers_json(lambda items: {"items": items[:-1]}), "3 items for 4 rows"),
     "one too many": (answers_json(lambda items: {"items": [*items, {"id": "x", "score": 1}]}), "5 items for 4 rows"),
     "none": (answers_json(lambda items: {"items": []}), "0 items for 4 rows"),

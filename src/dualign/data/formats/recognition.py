@@ -18,7 +18,7 @@ def recognised(rows: Sequence[Row], names: Iterable[str], formats: Iterable[Form
 
 
 def renamed(rows: Sequence[Row], where: str, columns: Mapping[str, str], formats: Iterable[Format]) -> list[Row]:
-    """Return the rows with each column, or what a path leads to, under the name it is read as (``table.renamed``).
+    """Return the rows with each column, or what a path leads to, under the name it is read as.
 
     Raises:
         UsageError: no format reads a column of that name, or one column is to be read as two.

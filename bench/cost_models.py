@@ -18,15 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from dualign.data.formats.table import read_preferences
-from dualign.maths.calibration import clustered_mean
+from dualign.maths.agreement import clustered_mean
 from dualign.records import FloatArray
 from dualign.scorers.fitting.config import FitConfig
-from dualign.scorers.fitting.entry import scored
+from dualign.scorers.fitting.entry import scored, split_pairs
 from dualign.scorers.fitting.hidden import RememberedStates
 from dualign.scorers.fitting.light import fit_light, open_reader
-from dualign.scorers.fitting.objective import objective_name
+from dualign.scorers.fitting.linear import objective_name
 from dualign.scorers.fitting.pairs import LabelledPair, PairSet, answers, pairs_of
-from dualign.scorers.fitting.paths import split_pairs
 
 Hits = Callable[[Sequence[LabelledPair], Sequence[LabelledPair], FitConfig], FloatArray]
 """(training pairs, held-out pairs, config) -> 1 where the order of a held-out pair is right."""

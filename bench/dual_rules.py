@@ -14,9 +14,9 @@ import time
 
 import numpy as np
 
-from dualign.maths.finite import log_policy, mean_costs
-from dualign.solving import SolveSettings, solve
+from dualign.maths.exact import log_policy, mean_costs
 from dualign.worlds.file import parse_world
+from dualign.worlds.solving import SolveSettings, solve
 
 CONSTRAINTS = {"bracket": 1, "newton": 1, "projected_newton": 2}
 

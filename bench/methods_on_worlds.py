@@ -16,15 +16,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dualign.backends.protocol import Objective
-from dualign.backends.tabular import TabularBackend
-from dualign.maths.exact import optimum
-from dualign.maths.finite import FiniteProblem, expectations, log_policy, mean_costs
+from dualign.maths.exact import FiniteProblem, expectations, log_policy, mean_costs, optimum
 from dualign.methods.c_dpo import RECIPES, relabelled
 from dualign.methods.table import METHODS
+from dualign.protocols import Objective
 from dualign.records import FloatArray
-from dualign.solving import SolveSettings, solve
 from dualign.worlds.file import World, parse_world
+from dualign.worlds.solving import SolveSettings, solve
+from dualign.worlds.tabular import TabularBackend
 
 FLIPPED = 0.2
 

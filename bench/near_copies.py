@@ -15,10 +15,10 @@ from unittest import mock
 
 import numpy as np
 
-from dualign.certify import Costs, Requirement, Terms, certify
+from dualign.certificate.certify import Costs, Requirement, Terms, certify
 from dualign.config import Config
+from dualign.job.prompts import load_splits, units
 from dualign.maths import bounds
-from dualign.pipeline.prompts import load_splits, units
 from dualign.records import Prompt
 
 TERMS = Terms({"harm": Requirement(0.0, 60.0)})

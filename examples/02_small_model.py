@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from dualign.backends.protocol import Policy, Problem
-from dualign.backends.transformer import TransformerBackend
-from dualign.engine.language_model import LanguageModel
-from dualign.engine.settings import TrainingSettings
-from dualign.maths.clustering import standard_error
 from dualign.maths.dual import Stopping, bracket
+from dualign.maths.estimates import standard_error
 from dualign.methods.c_dpo import c_dpo
+from dualign.models.language_model import LanguageModel
+from dualign.models.sampler import TransformersSampler
+from dualign.protocols import Policy, Problem, Sampling
 from dualign.records import Evaluation, Group, Prompt
-from dualign.sampling.protocol import Sampling
-from dualign.sampling.transformers_engine import TransformersSampler
+from dualign.train.settings import TrainingSettings
+from dualign.train.transformer import TransformerBackend
 
 BOLD, KIND = ("storm", "fire", "leap"), ("warm", "calm", "glad")
 WORDS = ("<pad>", "<s>", "</s>", *BOLD, *KIND, "one", "two", "three", "a", "the", "and")

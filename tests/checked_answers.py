@@ -10,7 +10,7 @@ import numpy as np
 
 from dualign.data.formats.table import preference_file
 from dualign.data.preferences import PreferenceFile
-from dualign.data.sources.rows import Row
+from dualign.data.table_files import Row
 from dualign.records import FloatArray, Prompt
 from dualign.scorers.checked import CheckedScorer, checked
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from dualign.backends.transformer import TransformerBackend
-from dualign.engine.language_model import LanguageModel
-from dualign.engine.settings import TrainingSettings
+from dualign.models.language_model import LanguageModel
+from dualign.protocols import Sampling
 from dualign.records import Group, Prompt, Response
-from dualign.sampling.protocol import Sampling
+from dualign.train.settings import TrainingSettings
+from dualign.train.transformer import TransformerBackend
 
 VOCABULARY, EOS, PAD = 40, 1, 0
 

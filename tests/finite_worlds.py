@@ -15,8 +15,7 @@ from dualign.maths.dual import (
     expectations,
     log_policy,
 )
-from dualign.maths.exact import attainable_costs
-from dualign.maths.finite import FloatArray
+from dualign.maths.exact import FloatArray, attainable_costs
 
 
 def world(seed: int, *, constraints: int = 1, beta: float = 0.25) -> FiniteProblem:

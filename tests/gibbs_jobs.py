@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from dualign.backends.protocol import FitReport, Objective, Policy
 from dualign.config import Config
-from dualign.pipeline.checks import constraints_of
-from dualign.pipeline.job import Job
+from dualign.job.checks import constraints_of
+from dualign.job.job import Job
+from dualign.protocols import FitReport, Objective, Policy
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.runs.journal import open_run
 from dualign.runs.store import read_json, write_json

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dualign.engine.language_model import LanguageModel
+from dualign.models.language_model import LanguageModel
 from dualign.records import Prompt
 
 WORDS = ["<pad>", "<s>", "</s>", *"abcdefghi"]

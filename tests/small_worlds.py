@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dualign.backends.protocol import Objective
-from dualign.maths.finite import log_policy, mean_costs
+from dualign.maths.exact import log_policy, mean_costs
 from dualign.maths.losses import LABELS, LOSSES
+from dualign.protocols import Objective
 from dualign.worlds.file import World, parse_world
 
 

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "dualign"
 LEAVES = {"errors", "records", "config", "strict", "hashing"}
 FORBIDDEN = {
     "maths": {"dualign"},
-    "methods": {"dualign.backends.tabular", "dualign.backends.transformer", "dualign.engine", "dualign.sampling",
+    "methods": {"dualign.worlds.tabular", "dualign.train.transformer", "dualign.engine", "dualign.sampling",
                 "dualign.scorers", "dualign.pipeline", "dualign.cli", "dualign.runs"},
     "report": {"dualign.pipeline", "dualign.backends", "dualign.engine", "dualign.methods", "dualign.sampling",
                "dualign.scorers", "dualign.worlds", "torch"},
@@ -19,7 +19,7 @@ FORBIDDEN = {
     "engine": {"dualign.pipeline", "dualign.methods", "dualign.cli", "dualign.report", "dualign.worlds"},
     "scorers": {"dualign.pipeline", "dualign.methods", "dualign.cli", "dualign.backends"},
 }  # fmt: skip
-ALLOWED = {"maths": {"dualign.maths"}, "scorers": {"dualign.backends.protocol"}}
+ALLOWED = {"maths": {"dualign.maths"}, "scorers": {"dualign.protocols"}}
 
 
 def imports(path: Path) -> set[str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dualign.certify import (
+from dualign.certificate.certify import (
     Costs,
     Requirement,
     Seal,

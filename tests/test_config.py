@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from command_line import dualign
-from dualign.cli.init import KINDS
+from dualign.cli.train import KINDS
 from dualign.config import Config, dump, load_config, validate
 from dualign.errors import ConfigError, MissingError, UsageError
-from dualign.pipeline.checks import check
+from dualign.job.checks import check
 from dualign.strict import parse_yaml
 
 GOOD = """

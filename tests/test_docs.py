@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 from dualign import errors
-from dualign.backends.protocol import Policy, Problem
-from dualign.backends.tabular import TabularBackend
 from dualign.maths.dual import DUAL_RULES
-from dualign.maths.exact import optimum
-from dualign.maths.finite import expectations
+from dualign.maths.exact import expectations, optimum
 from dualign.methods.table import METHODS
+from dualign.protocols import Policy, Problem
 from dualign.records import Evaluation
+from dualign.worlds.tabular import TabularBackend
 from small_worlds import small_world
 
 ROOT = Path(__file__).parents[1]

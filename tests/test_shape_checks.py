@@ -9,8 +9,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from dualign.maths.losses import dpo, soft
-from dualign.maths.losses_policy_gradient import clipped_policy_loss, leave_one_out_loss
+from dualign.maths.losses import clipped_policy_loss, dpo, leave_one_out_loss, soft
 
 ROOT = Path(__file__).parent.parent
 OPTION = "--jaxtyping-packages="

@@ -28,7 +28,7 @@ def letter_model(folder: Path, seed: int = 0, letters: str = LETTERS) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from dualign.engine.loading import save_model
+    from dualign.models.loading import save_model
 
     config = LlamaConfig(
         vocab_size=len(SPECIAL) + len(letters), hidden_size=16, intermediate_size=32, num_hidden_layers=1,

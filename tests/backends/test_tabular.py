@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from dualign.backends.protocol import Policy
-from dualign.backends.tabular import TabularBackend
 from dualign.errors import NumericalError
-from dualign.maths.finite import log_policy
+from dualign.maths.exact import log_policy
+from dualign.protocols import Policy
 from dualign.records import Group
-from dualign.solving import divergence
+from dualign.worlds.solving import divergence
+from dualign.worlds.tabular import TabularBackend
 from small_worlds import objective, small_world
 
 

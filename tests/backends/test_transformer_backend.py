@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, MistralConfig, MistralForCausalLM
 
-from dualign.backends.protocol import Objective, Policy
-from dualign.engine import trainer
-from dualign.engine.adapters import activated
-from dualign.engine.pair_store import build_store
 from dualign.errors import DataError, NumericalError, UsageError
 from dualign.maths.losses import bernoulli, dpo, soft
+from dualign.models.adapters import activated
+from dualign.models.pair_store import build_store
+from dualign.protocols import Objective, Policy
 from dualign.records import Group, Prompt, Response
+from dualign.train import trainer
 from engine_parts import PAD, backend, groups, independent_log_prob, language_model, tiny_llama
 
 REFERENCE = Policy("reference")
@@ -222,7 +222,7 @@ def test_texts_end_with_eos_and_long_ones_are_cut_and_counted() -> None:
 
 
 def test_reference_figures_are_made_once_and_a_damaged_cache_anew(tmp_path, monkeypatch) -> None:
-    from dualign.backends import transformer
+    from dualign.train import transformer
 
     calls = []
     compute = transformer.unique_log_probs
@@ -243,7 +243,7 @@ def test_reference_figures_are_made_once_and_a_damaged_cache_anew(tmp_path, monk
 
 
 def test_bernoulli_labels_are_drawn_once_a_fit() -> None:
-    from dualign.engine.batches import label
+    from dualign.train.batches import label
 
     store = build_store(language_model(), groups(40))
     zeros = [np.zeros(3) for _ in store.groups]
@@ -288,7 +288,7 @@ def test_a_loss_that_is_no_number_stops_the_step_though_its_gradient_is_one(tmp_
 
 
 def test_a_gradient_that_is_no_number_moves_nothing() -> None:
-    from dualign.engine.optimiser import Optimiser
+    from dualign.train.optimiser import Optimiser
 
     weight = torch.ones(3, requires_grad=True)
     optimiser = Optimiser({"w": weight}, weight_decay=0.0, betas=(0.9, 0.99))
@@ -310,7 +310,7 @@ def test_finished_weights_that_were_altered_are_fitted_again(tmp_path) -> None:
 
 
 def test_all_that_decides_a_fit_is_in_its_key(tmp_path) -> None:
-    from dualign.engine.settings import FitInputs
+    from dualign.train.settings import FitInputs
 
     model, made = language_model(), groups(2)
     machine = backend(model, tmp_path, max_steps=1)
@@ -349,7 +349,7 @@ def test_both_passes_of_a_step_drop_the_same(tmp_path) -> None:
 
 
 def test_a_response_outside_the_grammar_is_refused_at_its_position() -> None:
-    from dualign.engine.pair_store import encode_response
+    from dualign.models.pair_store import encode_response
 
     only = torch.zeros(2, 40, dtype=torch.bool)
     only[:, [1, 5, 6]] = True

@@ -6,8 +6,8 @@ import pytest
 
 from dualign.cli.sample import sample
 from dualign.data.responses import read_responses
-from dualign.engine.loading import save_model
 from dualign.errors import UsageError
+from dualign.models.loading import save_model
 from sampling_parts import tiny_model, tiny_tokenizer
 
 

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from dualign.cli.score import score
+from dualign.cli.sample import score
 from dualign.data.cost_file import read_costs
 from dualign.data.responses import read_responses
 from dualign.errors import DataError, MissingError, ScorerError, UsageError

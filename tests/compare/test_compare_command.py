@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from command_line import dualign
-from dualign.compare.cells import Cell, fix_family, parse_arm
 from dualign.config import MethodSection
+from dualign.job.cells import Cell, fix_family, parse_arm
 from dualign.methods.c_dpo import RECIPES
 from dualign.runs.journal import read_events
 from dualign.runs.store import read_json, write_json

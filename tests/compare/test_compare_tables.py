@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dualign.compare.cells import cells, parse_arm
-from dualign.compare.reading import Outcome, front_at
-from dualign.compare.table import best, summarise
 from dualign.errors import UsageError
 from dualign.hashing import plain
+from dualign.job.cells import Outcome, cells, front_at, parse_arm
+from dualign.job.compare import best, summarise
 from dualign.report.compare_page import comma_separated, markdown, page
 
 ONE = Outcome(

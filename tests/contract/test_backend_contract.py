@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dualign.backends.protocol import Objective, PairBatch, Policy, Side
-from dualign.backends.tabular import TabularBackend
 from dualign.maths.losses import soft
+from dualign.protocols import Objective, PairBatch, Policy, Side
 from dualign.records import Group
+from dualign.worlds.tabular import TabularBackend
 from small_worlds import objective, small_world
 
 WORLD = small_world(11, beta=0.5)

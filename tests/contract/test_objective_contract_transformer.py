@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dualign.backends.protocol import Objective, Policy
-from dualign.engine.pair_store import build_store
 from dualign.maths.losses import dpo, soft
+from dualign.models.pair_store import build_store
+from dualign.protocols import Objective, Policy
 from engine_parts import backend, groups, independent_log_prob, language_model
 
 BETA = 0.5

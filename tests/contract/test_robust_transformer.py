@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from dualign.backends.protocol import Policy, Problem
 from dualign.maths.dual import fixed
 from dualign.methods.b_dpo import COLUMN, with_mutual_information
 from dualign.methods.table import METHODS
+from dualign.protocols import Policy, Problem
 from dualign.records import Evaluation
 from engine_parts import backend, groups, independent_log_prob, language_model
 

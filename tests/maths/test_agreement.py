@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score
 
 from dualign.maths.agreement import cohen_kappa, pair_agreement, pairs_within, spearman
-from dualign.maths.clustering import rows_of_prompts
+from dualign.maths.estimates import rows_of_prompts
 
 
 def test_spearman_by_hand_and_with_ties() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualign.maths.calibration import (
+from dualign.maths.agreement import (
     calibration_noise,
     clustered_mean,
     clustered_share,

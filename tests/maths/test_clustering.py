@@ -3,12 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from dualign.maths.clustering import (
-    clustered_error,
-    intraclass_correlation,
-    paired_difference,
-    prompt_means,
-)
+from dualign.maths.estimates import clustered_error, intraclass_correlation, paired_difference, prompt_means
 
 
 def grouped(rng: np.random.Generator, prompts: int, responses: int, icc: float) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ import pytest
 
 from command_line import dualign
 from dualign.maths.conversion import SYSTEMS, Target, from_target, systems, to_target
-from dualign.maths.finite import log_policy
-from dualign.solving import SolveSettings, solve
+from dualign.maths.exact import log_policy
+from dualign.worlds.solving import SolveSettings, solve
 from small_worlds import small_world
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from dualign.maths.kl_ball import (
+from dualign.maths.adversarial import (
     clamped_weights,
     divergence,
     dual_value,

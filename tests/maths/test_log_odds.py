@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dualign.maths.log_odds import log_odds
+from dualign.maths.preference import log_odds
 
 
 @pytest.mark.parametrize(("labels", "error"), [(4, 0.99), (16, 0.63), (64, 0.35)])

@@ -1,6 +1,6 @@
 import numpy as np
 
-from dualign.maths.multiplicity import MULTIPLICITY, bonferroni, fixed_sequence, holm
+from dualign.maths.bounds import MULTIPLICITY, bonferroni, fixed_sequence, holm
 
 
 def test_known_rejections() -> None:

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dualign.maths.clustering import clustered_error, prompt_means
-from dualign.maths.prediction_powered import PoweredMean, prediction_powered_mean
+from dualign.maths.estimates import PoweredMean, clustered_error, prediction_powered_mean, prompt_means
 
 ANSWERS = 2
 LABELLED, UNLABELLED = 60, 600

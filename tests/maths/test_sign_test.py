@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from dualign.maths.sign_test import sign_test
+from dualign.maths.agreement import sign_test
 
 
 def test_votes_and_p_values_by_hand() -> None:

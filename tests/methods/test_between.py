@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dualign.backends.protocol import Problem
-from dualign.backends.tabular import TabularBackend
 from dualign.errors import UsageError
 from dualign.maths.dual import DUAL_RULES
-from dualign.maths.finite import expectations, log_policy
-from dualign.methods.between import between
+from dualign.maths.exact import expectations, log_policy
 from dualign.methods.c_dpo import c_dpo
+from dualign.methods.loop import between
+from dualign.protocols import Problem
 from dualign.records import Evaluation, Iterate
-from dualign.solving import SolveSettings, solve
+from dualign.worlds.solving import SolveSettings, solve
+from dualign.worlds.tabular import TabularBackend
 from small_worlds import small_world
 
 WORLD = small_world(3, beta=0.5)

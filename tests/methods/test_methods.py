@@ -4,14 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dualign.backends.protocol import Policy, Problem
-from dualign.backends.tabular import TabularBackend
 from dualign.errors import UsageError
 from dualign.maths.dual import DUAL_RULES, DualRule, DualState, Observation, gradient
-from dualign.maths.finite import dual_gradient, expectations
+from dualign.maths.exact import dual_gradient, expectations
 from dualign.methods.c_dpo import c_dpo, relabelled
 from dualign.methods.table import METHODS
+from dualign.protocols import Policy, Problem
 from dualign.records import Evaluation
+from dualign.worlds.tabular import TabularBackend
 from small_worlds import small_world
 
 WORLD = small_world(8, beta=0.5)

@@ -7,14 +7,10 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from dualign.backends.protocol import Problem, Side
-from dualign.backends.tabular import TabularBackend
-from dualign.engine.batches import MicroBatch, pair_batch
-from dualign.engine.layouts import TokenBatch
 from dualign.errors import UsageError
 from dualign.maths.dual import fixed
-from dualign.maths.losses import dpo
-from dualign.maths.losses_robust import (
+from dualign.maths.losses import (
+    dpo,
     logistic_weights,
     norm_scale,
     root_mean_square_penalty,
@@ -23,10 +19,13 @@ from dualign.maths.losses_robust import (
     two_sided,
 )
 from dualign.methods.b_dpo import COLUMN, balanced, pair_spread, with_mutual_information
-from dualign.methods.plain import conservative
-from dualign.methods.recipe import Recipe, trained
+from dualign.methods.recipe import Recipe, conservative, trained
+from dualign.models.log_probs import TokenBatch
+from dualign.protocols import Problem, Side
 from dualign.records import Evaluation
-from dualign.solving import SolveSettings, solve
+from dualign.train.batches import MicroBatch, pair_batch
+from dualign.worlds.solving import SolveSettings, solve
+from dualign.worlds.tabular import TabularBackend
 from small_worlds import small_world
 
 WORLD = small_world(8, beta=0.5)

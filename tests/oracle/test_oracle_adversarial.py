@@ -5,12 +5,12 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from dualign.backends.capabilities import Adversary
+from dualign.job.retraining import retrained_rewards
 from dualign.maths.adversarial import Comparisons, adversarial_policy, fit_linear_reward, table_reward
-from dualign.maths.finite import log_policy
-from dualign.pipeline.retraining import retrained_rewards
+from dualign.maths.exact import log_policy
+from dualign.protocols import Adversary
 from dualign.records import FloatArray, Group, Prompt, Response
-from dualign.solving import SolveSettings, solve
+from dualign.worlds.solving import SolveSettings, solve
 from small_worlds import small_world
 
 RNG = np.random.default_rng(7)

@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from dualign.backends.protocol import Problem
-from dualign.backends.tabular import TabularBackend
 from dualign.maths.dual import fixed
-from dualign.maths.finite import FiniteProblem, log_policy
-from dualign.maths.losses import dpo
-from dualign.maths.losses_safety import bfpo_target
-from dualign.maths.losses_two_phase import modpo, pd_dpo
+from dualign.maths.exact import FiniteProblem, log_policy
+from dualign.maths.losses import bfpo_target, dpo, modpo, pd_dpo
 from dualign.methods.options import Options
 from dualign.methods.table import METHODS
+from dualign.protocols import Problem
 from dualign.records import Evaluation
-from dualign.solving import SolveSettings, solve
 from dualign.worlds.file import World
+from dualign.worlds.solving import SolveSettings, solve
+from dualign.worlds.tabular import TabularBackend
 from small_worlds import small_world
 
 GIBBS: list[tuple[str, Options]] = [

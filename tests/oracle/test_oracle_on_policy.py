@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dualign.maths.best_of import kl_bound, log_best_of
 from dualign.maths.bounds import clustered_t
-from dualign.maths.finite import expectations, log_policy, prompt_kl
-from dualign.maths.losses_policy_gradient import (
+from dualign.maths.exact import expectations, log_policy, prompt_kl
+from dualign.maths.losses import (
     centred_loss,
     clipped_policy_loss,
     clipped_value_loss,
@@ -22,14 +21,16 @@ from dualign.maths.policy_gradient import (
     cost_moments,
     inflated_costs,
     inflation_factor,
+    kl_bound,
     lagrangian_maximum,
     lagrangian_objective,
     lagrangian_policy,
+    log_best_of,
     multiplier_step,
     passes_safety_test,
 )
 from dualign.methods.options import Options
-from dualign.solving import SolveSettings, solve
+from dualign.worlds.solving import SolveSettings, solve
 from small_worlds import small_world
 
 PROBLEM = small_world(3, beta=0.5).problem()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dualign.backends.tabular import TabularBackend
-from dualign.maths.finite import FloatArray, dual_value, log_policy
+from dualign.maths.exact import FloatArray, dual_value, log_policy
 from dualign.maths.losses import bernoulli, dpo, soft
-from dualign.solving import SolveSettings, curvature_bound, divergence, solve
+from dualign.worlds.solving import SolveSettings, curvature_bound, divergence, solve
+from dualign.worlds.tabular import TabularBackend
 from small_worlds import objective, small_world
 
 BETA = 0.25

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dualign.solving import SolveSettings, solve
+from dualign.worlds.solving import SolveSettings, solve
 from small_worlds import small_world
 
 

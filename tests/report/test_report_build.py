@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dualign.cli.report import report
+from dualign.cli.train import report
 from dualign.errors import DataError, MissingError
 from dualign.report import build_report, summary_text
-from dualign.report.numbers import figure, interval, measured, multiplier_label
-from dualign.report.reading import read_run
+from dualign.report.reading import figure, interval, measured, multiplier_label, read_run
 from dualign.report.sections import answer_pairs, comparison_rows, limit_rows, verdict_sentence
 from dualign.runs import store
 from report.run_fixture import make_run

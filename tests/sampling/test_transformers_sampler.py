@@ -8,12 +8,10 @@ import torch
 from scipy import stats
 from transformers import Lfm2Config, Lfm2ForCausalLM, RwkvConfig, RwkvForCausalLM
 
-from dualign.backends.protocol import Policy
 from dualign.errors import DataError, UsageError
+from dualign.models.sampler import RoomyLayer, TransformersSampler, draw, truncated, uniforms
+from dualign.protocols import Policy, Sampling
 from dualign.records import Prompt
-from dualign.sampling.decoding import RoomyLayer, draw, truncated, uniforms
-from dualign.sampling.protocol import Sampling
-from dualign.sampling.transformers_engine import TransformersSampler
 from sampling_parts import EOS, PROMPTS, WORDS, tiny_language_model
 
 REFERENCE = Policy("reference")

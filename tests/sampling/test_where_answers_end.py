@@ -6,16 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dualign.backends.protocol import Policy
 from dualign.cli.sample import sample
-from dualign.engine.language_model import LanguageModel, Turns
-from dualign.engine.loading import load_language_model
-from dualign.engine.pair_store import encode_response
-from dualign.engine.templates import response_tokens, with_template
-from dualign.engine.tokenising import answer_text, decode
+from dualign.models.language_model import LanguageModel, Turns, answer_text, decode
+from dualign.models.loading import load_language_model
+from dualign.models.pair_store import encode_response
+from dualign.models.sampler import TransformersSampler
+from dualign.models.templates import response_tokens, with_template
+from dualign.protocols import Policy, Sampling
 from dualign.records import Prompt, Response
-from dualign.sampling.protocol import Sampling
-from dualign.sampling.transformers_engine import TransformersSampler
 from turn_families import FAMILIES, QUESTIONS, family_model
 
 LONGEST = 24
@@ -135,7 +133,7 @@ def test_an_answer_ends_at_a_terminator_of_plain_text_and_does_not_hold_it(model
     spoken = replace(model, turns=turns)
     script = Spelling(ids, len(model.tokenizer))
     written = iter(range(LONGEST + 1))
-    from dualign.sampling import transformers_engine as engine
+    from dualign.models import sampler as engine
 
     def forward(self, ids, mask, positions, cache):
         return script.logits(next(written)).repeat(ids.shape[0], 1)

@@ -7,9 +7,9 @@ import pytest
 
 from dualign.errors import ConfigError, ScorerError
 from dualign.records import Prompt, Turn
+from dualign.scorers import remote
 from dualign.scorers.checked import checked
-from dualign.scorers.http import chat_judge
-from dualign.scorers.http.pacing import Clock
+from dualign.scorers.http_client import Clock
 from dualign.scorers.spec import Setting
 from dualign.scorers.table import make_scorer
 from loopback_scorer import answer, serving, true_score
@@ -28,9 +28,9 @@ def no_proxy(monkeypatch):
 def made(tmp_path):
     def make(service, **keys):
         url = service.url.replace("/score", "/v1/chat/completions")
-        spec = chat_judge.ChatJudgeSpec(**{"url": url, "cache": "kept", **KEYS, **keys})
+        spec = remote.ChatJudgeSpec(**{"url": url, "cache": "kept", **KEYS, **keys})
         instant = Clock(sleep=lambda seconds, stop: None)
-        return checked(chat_judge.build(spec, Setting("cost", tmp_path, None, None), clock=instant))
+        return checked(remote.build_judge(spec, Setting("cost", tmp_path, None, None), clock=instant))
 
     return make
 

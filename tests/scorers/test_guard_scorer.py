@@ -7,10 +7,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dualign.errors import ConfigError, DataError, ScorerError
 from dualign.records import Prompt, Turn
-from dualign.scorers.guard import question_tokens, verdict_tokens
-from dualign.scorers.guard_formats import FORMATS, GuardFormat
+from dualign.scorers.classifier import conversation_text, fill
+from dualign.scorers.guard import FORMATS, GuardFormat, question_tokens, verdict_tokens
 from dualign.scorers.table import make_scorer
-from dualign.scorers.wording import conversation_text, fill
 from tiny_tokenizers import BOS, END, EOS, PAD, START, bpe_tokenizer
 
 PROMPTS = [Prompt("hello " + "there " * n) for n in (0, 5, 1, 12, 3)]

@@ -7,7 +7,7 @@ from email.utils import formatdate
 import numpy as np
 import pytest
 
-from dualign.scorers.http.pacing import Clock, Pace, Retries, asked_wait
+from dualign.scorers.http_client import Clock, Pace, Retries, asked_wait
 from dualign.strict import parse_json
 
 NEVER = threading.Event()

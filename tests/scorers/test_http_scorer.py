@@ -11,9 +11,9 @@ import pytest
 
 from dualign.errors import ConfigError, DataError, MissingError, ScorerError
 from dualign.records import Prompt, Turn
+from dualign.scorers import http_client, remote
 from dualign.scorers.checked import checked
-from dualign.scorers.http import plain, transport
-from dualign.scorers.http.pacing import Clock
+from dualign.scorers.http_client import Clock
 from dualign.scorers.spec import Setting
 from dualign.scorers.table import make_scorer
 from loopback_scorer import Service, answer, answers_json, answers_status, serving, true_items, true_score
@@ -54,8 +54,8 @@ def made(tmp_path, fake):
 
     def make(service, clock=None, **keys):
         url = service.url if isinstance(service, Service) else service
-        spec = plain.PlainSpec(**{"url": url, "cache": "kept", "concurrency": 1, **keys})
-        return checked(plain.build(spec, Setting("cost", tmp_path, None, None), clock=clock or fake.clock()))
+        spec = remote.PlainSpec(**{"url": url, "cache": "kept", "concurrency": 1, **keys})
+        return checked(remote.build_http(spec, Setting("cost", tmp_path, None, None), clock=clock or fake.clock()))
 
     return make
 
@@ -236,7 +236,7 @@ def test_a_length_that_no_parser_takes_is_no_traceback(made, announced, requests
 
 
 def test_an_answer_without_end_is_not_read_to_the_end(made, monkeypatch):
-    monkeypatch.setattr(transport, "MAX_BYTES", 1000)
+    monkeypatch.setattr(http_client, "MAX_BYTES", 1000)
     with serving(answers_status(200, b" " * 200_000)) as service, pytest.raises(ScorerError, match="longer than 1000"):
         scores(made(service))
 

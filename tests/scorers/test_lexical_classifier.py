@@ -11,21 +11,24 @@ import pytest
 
 from dualign.data.prompts import load_demonstrations
 from dualign.errors import DataError, MissingError
-from dualign.maths.auc import clustered_auc
-from dualign.maths.calibration import wilson
-from dualign.pipeline.measurement import Scored
-from dualign.pipeline.run import unread
+from dualign.job.measurement import Scored
+from dualign.job.run import unread
+from dualign.maths.agreement import clustered_auc, wilson
+from dualign.protocols import words_read
 from dualign.records import Prompt, Response
 from dualign.scorers.checked import checked
-from dualign.scorers.composite import WeightedSum, compliance_harm
-from dualign.scorers.lexical import LexicalScorer, load_lexical
-from dualign.scorers.lexical_training import LabelledText, fit_lexical, refusal_rows
-from dualign.scorers.log_odds import LogOdds
-from dualign.scorers.protocol import words_read
-from dualign.scorers.quality import quality
+from dualign.scorers.composite import LogOdds, WeightedSum, compliance_harm
+from dualign.scorers.lexical import (
+    LabelledText,
+    LexicalScorer,
+    fit_lexical,
+    load_lexical,
+    quality,
+    refusal_rows,
+    trained,
+)
 from dualign.scorers.refusal import RefusalScorer
 from dualign.scorers.table import make_scorer
-from dualign.scorers.training import trained
 
 SHARED = Path(os.environ.get("DUALIGN_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TOPICS = ["bombs", "cakes", "taxes", "poems", "locks", "gardens", "rivers", "engines", "songs", "horses"]

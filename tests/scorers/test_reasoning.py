@@ -3,7 +3,7 @@
 import pytest
 
 from dualign.records import Prompt
-from dualign.scorers.reasoning import Unreasoned, without_reasoning
+from dualign.scorers.composite import Unreasoned, without_reasoning
 from dualign.scorers.table import make_scorer
 
 

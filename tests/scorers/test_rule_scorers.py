@@ -8,12 +8,11 @@ import pytest
 
 from dualign.cli.main import _terminate
 from dualign.errors import ConfigError, MissingError, ScorerError
+from dualign.protocols import Scorer
 from dualign.records import Prompt
 from dualign.scorers.checked import checked
 from dualign.scorers.composite import compliance_harm, helpfulness
-from dualign.scorers.protocol import Scorer
-from dualign.scorers.refusal import RefusalScorer
-from dualign.scorers.refusal_phrase import PHRASES, starts_with_refusal
+from dualign.scorers.refusal import PHRASES, RefusalScorer, starts_with_refusal
 from dualign.scorers.table import KINDS, make_scorer
 
 UNSAFE, SAFE = Prompt("u", {"label": "unsafe"}), Prompt("s", {"label": "safe"})

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from dualign.records import Prompt
-from dualign.scorers.http.chat_judge import ChatJudgeSpec
-from dualign.scorers.http.remote import RemoteSpec
+from dualign.scorers.remote import ChatJudgeSpec, RemoteSpec
 from dualign.scorers.spec import ScorerSpec
 from dualign.scorers.table import KINDS, make_scorer
 from dualign.strict import parse_yaml

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Done, dualign
-from dualign.cli.progress import Progress
+from dualign.cli.shared import Progress
 from dualign.errors import inert, inert_lines
 
 HOSTILE = {

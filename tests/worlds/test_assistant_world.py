@@ -5,16 +5,15 @@ import pytest
 import torch
 from scipy.special import expit
 
-from dualign.backends.protocol import Policy
 from dualign.errors import DataError, ScorerError, UsageError
-from dualign.maths.exact import optimum
-from dualign.maths.finite import dual_hessian, expectations, log_policy
-from dualign.scorers.protocol import Scorer
-from dualign.worlds import assistant_exact, assistant_heads, assistant_preferences, assistant_scores
+from dualign.maths.exact import dual_hessian, expectations, log_policy, optimum
+from dualign.protocols import Policy, Scorer
+from dualign.worlds import assistant, assistant_model, assistant_scores
 from dualign.worlds.assistant import build_assistant_world
 from dualign.worlds.assistant_model import language_model, reply_tokens
-from dualign.worlds.assistant_settings import FULL, QUICK
 from dualign.worlds.assistant_text import (
+    FULL,
+    QUICK,
     all_prompts,
     context_numbers,
     reply_choices,
@@ -34,7 +33,7 @@ def untrained():
 def demonstrated():
     """Prompts with the demonstrators' own distribution for a reference, and the true problem on them."""
     prompts = all_prompts()[::13]
-    log_reference = np.stack([assistant_preferences.demonstrator_log_probs(prompt) for prompt in prompts])
+    log_reference = np.stack([assistant_scores.demonstrator_log_probs(prompt) for prompt in prompts])
     world = build_assistant_world(FULL, 0)
     return world, prompts, log_reference, world.problem(prompts, log_reference, beta=0.5)
 
@@ -93,7 +92,7 @@ def test_model_is_a_small_llama_and_its_seed_decides_its_weights(untrained):
 def test_enumeration_equals_scoring_each_reply_alone(untrained):
     model = replace(untrained, temperature=0.7)
     prompts = all_prompts()[5:2000:450]
-    table = assistant_exact.enumerate_log_probs(model, REFERENCE, prompts)
+    table = assistant.enumerate_log_probs(model, REFERENCE, prompts)
     assert np.abs(np.exp(table).sum(axis=1) - 1).max() < 1e-9
     assert model.grammar is not None
     for row, prompt in enumerate(prompts):
@@ -151,7 +150,7 @@ def test_gap_is_beta_times_the_divergence_from_the_optimum(demonstrated):
     _, _, log_reference, truth = demonstrated
     best = optimum(truth)
     policy = log_policy(truth, np.array([0.8]))
-    parts = assistant_exact.gap(
+    parts = assistant.gap(
         truth, multipliers=best.multipliers, best=best.log_probs, believed=log_reference, policy=policy
     )
     divergence = (np.exp(policy) * (policy - best.log_probs)).sum(axis=1).mean()
@@ -162,7 +161,7 @@ def test_gap_is_beta_times_the_divergence_from_the_optimum(demonstrated):
 def test_judgements_have_the_probabilities_of_the_hidden_scores():
     reward, cost = np.array([[0.0, 1.2]]), np.array([[-0.5, 0.8]])
     pairs = np.tile([[1, 0]], (40_000, 1))
-    said = assistant_preferences.compare(np.zeros(40_000, dtype=np.int64), pairs, reward=reward, cost=cost, seed=1)
+    said = assistant_scores.compare(np.zeros(40_000, dtype=np.int64), pairs, reward=reward, cost=cost, seed=1)
     error = 4 * 0.5 / np.sqrt(40_000)
     assert said.first_better.mean() == pytest.approx(expit(1.2), abs=error)
     assert said.first_worse.mean() == pytest.approx(expit(1.3), abs=error)
@@ -172,7 +171,7 @@ def test_judgements_have_the_probabilities_of_the_hidden_scores():
 def test_demonstrators_refuse_more_where_it_is_risky_and_never_always():
     refusing = reply_choices()[:, 0] == 0
     share = {
-        intent: np.exp(assistant_preferences.demonstrator_log_probs(prompt))[refusing].sum()
+        intent: np.exp(assistant_scores.demonstrator_log_probs(prompt))[refusing].sum()
         for intent, prompt in ((p.columns["intent"], p) for p in all_prompts())
     }
     assert 0.05 < share["clean"] < share["bypass"] < 0.5
@@ -182,7 +181,7 @@ def test_demonstrators_refuse_more_where_it_is_risky_and_never_always():
 def test_gradient_of_the_head_losses_vanishes_at_the_fit(signs):
     generator = np.random.default_rng(0)
     contexts, replies = generator.integers(384, size=300), generator.integers(1728, size=(300, 2))
-    said = assistant_preferences.compare(
+    said = assistant_scores.compare(
         contexts,
         replies,
         reward=assistant_scores.hidden_reward(),
@@ -190,14 +189,14 @@ def test_gradient_of_the_head_losses_vanishes_at_the_fit(signs):
         seed=0,
     )
     groups = ((0,), (1,), (2, 3), (6,))
-    weights = assistant_heads._fit(
+    weights = assistant_model._fit(
         said,
         labels=said.first_worse,
         signs=said.unsafe if signs else None,
         groups=groups,
         ridge=1.0,
     )
-    sides = [assistant_heads.features(contexts, replies[:, side], groups) for side in (0, 1)]
+    sides = [assistant_model.features(contexts, replies[:, side], groups) for side in (0, 1)]
 
     def loss(at):
         y = [side.matrix @ at for side in sides]
@@ -225,7 +224,7 @@ def test_learned_cost_has_the_hidden_zero_and_scale(demonstrated):
     assert slope[0, 1] / slope[0, 0] == pytest.approx(1, abs=0.1)
     believed = optimum(small.problem(prompts, log_reference, scores="learned", heads=heads, beta=truth.beta))
     best = optimum(truth)
-    lost = assistant_exact.lagrangian(truth, best.multipliers, best.log_probs) - assistant_exact.lagrangian(
+    lost = assistant.lagrangian(truth, best.multipliers, best.log_probs) - assistant.lagrangian(
         truth, best.multipliers, believed.log_probs
     )
     assert 0 <= lost < 0.08
@@ -256,6 +255,6 @@ def test_scorers_keep_the_protocol_and_their_revision_follows_their_numbers():
 def test_a_problem_without_its_slice_is_refused():
     world = build_assistant_world(QUICK, 0)
     benign = [prompt for prompt in all_prompts() if prompt.columns["label"] == "benign"][:3]
-    log_reference = np.stack([assistant_preferences.demonstrator_log_probs(prompt) for prompt in benign])
+    log_reference = np.stack([assistant_scores.demonstrator_log_probs(prompt) for prompt in benign])
     with pytest.raises(DataError, match="no prompt has"):
         world.problem(benign, log_reference, beta=0.5)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dualign.cli.columns import Columns, mapping
+from dualign.cli.shared import Columns, mapping
 from dualign.errors import CERTIFIED, DataError, MissingError, UsageError, inert
 
 LARGEST_LOOK = 20_000
 """More prompts are not searched for near-copies: it would take longer than the certificate."""
 
 if TYPE_CHECKING:
-    from dualign.certify import Opening, Requirement, Seal, Terms, Units
+    from dualign.certificate.certify import Opening, Requirement, Seal, Terms, Units
     from dualign.data.cost_file import CostFile
     from dualign.maths.functionals import Functional
 
@@ -56,7 +56,7 @@ def certify(
 
     Exit code 0 certified, 10 the only policy is not certified, 11 none of several is, 12 invalid.
     """
-    from dualign.certify import Terms
+    from dualign.certificate.certify import Terms
     from dualign.data.cost_file import read_costs
 
     # What was typed is checked before the file, as far as that goes.
@@ -93,8 +93,8 @@ def _tested(
 
     Whatever is refused, and whatever fails, fails before the seal file is touched: it has opened nothing.
     """
-    from dualign.certify import certify as test
-    from dualign.certify import checked_units
+    from dualign.certificate.certify import certify as test
+    from dualign.certificate.certify import checked_units
 
     observations = {policy: content.costs[policy] for policy in ladder}
     units = checked_units(observations, terms)
@@ -115,7 +115,7 @@ def _tested(
 
 def _with_texts(line: str, content: "CostFile") -> str:
     """Return a warning with the first words of the prompts that it names by their ids."""
-    from dualign.claim import quoted
+    from dualign.certificate.claim import quoted
 
     for name, prompt in content.asked.items():
         if name in line:
@@ -125,7 +125,7 @@ def _with_texts(line: str, content: "CostFile") -> str:
 
 def _near_copies(content: "CostFile") -> list[str]:
     """Return a warning where prompts resemble each other and no cluster says that they belong together."""
-    from dualign.claim import quoted
+    from dualign.certificate.claim import quoted
     from dualign.data.splits import near_clusters
 
     first = next(iter(next(iter(content.costs.values())).values()))
@@ -146,7 +146,7 @@ def _near_copies(content: "CostFile") -> list[str]:
 
 def exit_code(verdict: str) -> int:
     """Return the exit code of a verdict: 0, 10, 11 or 12."""
-    from dualign.certify import VERDICT_CODES
+    from dualign.certificate.certify import VERDICT_CODES
 
     return VERDICT_CODES[verdict]
 
@@ -159,7 +159,7 @@ def certificate_text(figures: Mapping[str, Any]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    from dualign.cli.progress import shown
+    from dualign.cli.shared import shown
 
     colour = {"CERTIFIED": "green", "INVALID": "red"}.get(figures["verdict"], "yellow")
     parts: list[Any] = [shown(figures["statement"])]
@@ -236,7 +236,7 @@ def _requirements(
     floors: Sequence[str],
     scorer: str,
 ) -> "dict[str, Requirement]":
-    from dualign.certify import Requirement
+    from dualign.certificate.certify import Requirement
     from dualign.maths.functionals import Mean
 
     limit_of = {name: _number("--limit", text) for name, text in _named("--limit", limits, names).items()}
@@ -315,7 +315,7 @@ def _look(path: Path, content: "CostFile", terms: "Terms", ladder: Sequence[str]
 
     The same costs again are no new opening: the answer is the same one.
     """
-    from dualign.certify import Opening, Seal, claim_of, seal
+    from dualign.certificate.certify import Opening, Seal, claim_of, seal
 
     found, evidence = seal(units.cluster_of, claim_of(terms, ladder, units)), _evidence(content, terms, units)
     fresh: dict[str, Any] = {"claim": found.claim, "prompts": found.prompts, "openings": []}

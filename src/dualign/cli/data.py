@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dualign.cli.columns import Columns, mapping
+from dualign.cli.shared import Columns, mapping
 from dualign.errors import DataError, MissingError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from dualign.data.checks.check import CheckReport
-    from dualign.data.checks.measure import Measure
+    from dualign.data.checks.reading import Measure
 
 data = typer.Typer(name="data", help="Preference data: what is wrong with a file, and the file without it.")
 COLOURS = {"error": "red", "drop": "yellow", "warn": "cyan"}
@@ -64,8 +64,7 @@ def check(
     """
     from dualign.data.checks.check import check as check_files
     from dualign.data.checks.clean import clean_paths, write_clean
-    from dualign.data.checks.context import Limits
-    from dualign.data.checks.measure import WORDS
+    from dualign.data.checks.reading import WORDS, Limits
 
     if clean is not None:
         clean_paths(files, clean)  # a name that cannot be used is said before the files are read
@@ -90,8 +89,8 @@ def check(
 
 def _measure(name: str) -> "Measure":
     """Return the measure of the tokenizer of a folder, a hub id, a GGUF file or ``package:NAME``."""
-    from dualign.data.checks.measure import of_tokenizer
-    from dualign.engine.loading import PACKAGE, resolve
+    from dualign.data.checks.reading import of_tokenizer
+    from dualign.models.loading import PACKAGE, resolve
     from dualign.scorers.encoding import load_tokenizer
 
     try:
@@ -105,8 +104,8 @@ def _show(report: "CheckReport", written: Sequence[Path], *, refused: Path | Non
     from rich.console import Console
     from rich.text import Text
 
-    from dualign.cli.progress import shown
-    from dualign.data.checks.words import summary, verdict
+    from dualign.cli.shared import shown
+    from dualign.data.checks.check import summary, verdict
 
     console = Console(highlight=False)
     if not quiet:
@@ -130,7 +129,7 @@ def _rules(report: "CheckReport") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    from dualign.cli.progress import shown
+    from dualign.cli.shared import shown
     from dualign.data.checks.rules import RULES
 
     table = Table("", "rows", "rule, first lines, what was found and what to do", box=box.SIMPLE, pad_edge=False)

@@ -26,36 +26,21 @@ app = typer.Typer(
 
 def _register() -> None:
     """Add every command; their modules import nothing heavy."""
-    from dualign.cli import (
-        certify,
-        compare,
-        data,
-        demo,
-        init,
-        methods,
-        plan,
-        report,
-        sample,
-        score,
-        scorer,
-        sft,
-        solve,
-        train,
-    )  # fmt: skip
+    from dualign.cli import certify, data, methods, plan, sample, scorer, solve, train
 
     for name, command in (
-        ("demo", demo.demo),
-        ("init", init.init),
+        ("demo", train.demo),
+        ("init", train.init),
         ("train", train.train),
         ("plan", plan.plan),
         ("solve", solve.solve),
-        ("compare", compare.compare),
+        ("compare", train.compare),
         ("certify", certify.certify),
         ("methods", methods.methods),
         ("sample", sample.sample),
-        ("score", score.score),
-        ("sft", sft.sft),
-        ("report", report.report),
+        ("score", sample.score),
+        ("sft", train.sft),
+        ("report", train.report),
     ):
         app.command(name)(command)
     app.add_typer(data.data)

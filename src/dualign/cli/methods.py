@@ -8,7 +8,7 @@ import typer
 
 from dualign.errors import UsageError
 from dualign.maths.conversion import SYSTEMS, WITHOUT, Parameters, from_target, systems, to_target
-from dualign.methods.nearest import unknown
+from dualign.methods.options import unknown
 from dualign.methods.table import METHODS
 
 
@@ -72,7 +72,7 @@ def _print_equivalents(text: str, *, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dualign.cli.progress import shown
+    from dualign.cli.shared import shown
 
     meant = f"multiplier {found['multiplier']:.6g} and beta {found['beta']:.6g} in C-DPO's terms"
     table = Table("system", "parameters", "note", title=shown(f"{text}: {meant}"))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dualign.cli.columns import Columns, mapping
+from dualign.cli.shared import Columns, mapping
 from dualign.errors import NONE_CERTIFIED, UsageError, inert
 
 
@@ -35,7 +35,7 @@ def plan(
     if not limit:
         raise UsageError("--limit: missing; give the largest mean cost, as --limit 0 or --limit harm=0")
     from dualign.data.score_file import read_scores
-    from dualign.planning import plan_figures
+    from dualign.job.planning import plan_figures
 
     content = read_scores(scores, columns=mapping(columns))
     for note in () if quiet else content.notes:
@@ -90,7 +90,7 @@ def _show(figures: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from dualign.cli.progress import shown
+    from dualign.cli.shared import shown
 
     console = Console(highlight=False)
     verdict = "[green]The limits can be reached.[/]" if figures["feasible"] else "[red]The limits cannot be reached.[/]"

@@ -51,9 +51,9 @@ def solve(
 
     Example: dualign solve world.json --limit harm=0.1 --dual newton
     """
-    from dualign.solving import SolveSettings, policy_table
-    from dualign.solving import solve as run
     from dualign.worlds.file import load_world
+    from dualign.worlds.solving import SolveSettings, policy_table
+    from dualign.worlds.solving import solve as run
 
     world = _changed(load_world(world_path), limit or [], beta)
     settings = SolveSettings(
@@ -111,7 +111,7 @@ def _named(option: str, given: Sequence[str], names: Sequence[str]) -> dict[str,
     Raises:
         UsageError: an unknown name, a bare number where several constraints could be meant, no finite number.
     """
-    from dualign.methods.nearest import unknown
+    from dualign.methods.options import unknown
 
     found: dict[str, float] = {}
     for text in given:
@@ -161,7 +161,7 @@ def _show(world: World, figures: Any, *, quiet: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from dualign.cli.progress import shown
+    from dualign.cli.shared import shown
 
     console = Console(highlight=False)
     table = Table()
@@ -189,7 +189,7 @@ def _cells(row: Any) -> list[str]:
 def _verdict(figures: Any) -> Text:
     from rich.text import Text
 
-    from dualign.cli.progress import shown
+    from dualign.cli.shared import shown
 
     rounds = f"{figures['method']}, beta {figures['beta']:g}: {figures['rounds']} policies fitted"
     if not figures["feasible"]:

@@ -1,15 +1,34 @@
-"""``dualign train``: the main job; a finished or interrupted run goes on with the same command."""
+"""``dualign init``: a commented config that runs."""
 
+from __future__ import annotations
+
+import json
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dualign.cli.progress import Progress
-from dualign.errors import ConfigError, InfeasibleError, inert
+from dualign.cli.shared import Progress
+from dualign.errors import ConfigError, InfeasibleError, UsageError, inert, inert_lines
 
 if TYPE_CHECKING:
     from dualign.config import Config
+
+
+KINDS = ("demo", "hf", "pairs", "seven-b")
+
+
+def init(
+    kind: Annotated[str, typer.Option(help=f"One of {', '.join(KINDS)}.")] = "demo",
+) -> None:
+    """Print a commented config that runs.
+
+    Example: dualign init --kind hf > job.yaml
+    """
+    if kind not in KINDS:
+        raise UsageError(f"--kind: unknown {kind!r}; known: {', '.join(KINDS)}")
+    typer.echo(files("dualign.cli").joinpath("configs", f"{kind}.yaml").read_text(encoding="utf-8"), nl=False)
 
 
 def train(
@@ -25,7 +44,7 @@ def train(
     Example: dualign train examples/smollm2-harm.yaml --set data.prompts=FOLDER
     """
     from dualign.config import blamed, load_config
-    from dualign.pipeline.checks import check
+    from dualign.job.checks import check
 
     loaded = load_config(config, override)
     try:
@@ -34,7 +53,7 @@ def train(
         raise blamed(error, override or []) from None
     run = out if out is not None else Path("runs") / loaded.run.name
     progress = Progress(quiet=quiet)
-    from dualign.pipeline.entry import check_only, run_config
+    from dualign.job.entry import check_only, run_config
 
     if dry_run:
         finish(check_only(loaded, config.parent), 0, json_output=json_output)
@@ -47,7 +66,7 @@ def train(
     finish(result, code, json_output=json_output, run=run)
 
 
-def _infeasible(config: "Config", error: InfeasibleError) -> dict[str, Any]:
+def _infeasible(config: Config, error: InfeasibleError) -> dict[str, Any]:
     """Return the ``train`` object of a job that ended before any training: no policy can meet its limits."""
     return {
         "run": config.run.name,
@@ -76,8 +95,111 @@ def show(result: dict[str, Any], *, json_output: bool, run: Path | None = None) 
     if json_output:
         typer.echo(json.dumps(plain(result)))
     elif run is not None:
-        from dualign.report.text import summary_text
+        from dualign.report.build import summary_text
 
         typer.echo(summary_text(run))
     else:
         typer.echo("\n".join(inert(f"{key}: {value}", most=100_000) for key, value in result.items()))
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every stage.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller job: coarser figures, under a minute.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Add the other arms: hard labels, half and twice the multiplier, exact scores."),
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Find the multiplier, train, meet the limit, certify it, and compare with the exact optimum: no download.
+
+    Example: dualign demo --out runs/demo
+    """
+    from dualign.job.demo import demo_config
+    from dualign.job.entry import run_config
+
+    config = demo_config(seed, "assistant-quick" if quick else "assistant")
+    result, code = run_config(config, Path(), out, Progress(quiet=quiet).tell, arms=full)
+    finish(result, code, json_output=json_output, run=out)
+
+
+def sft(
+    config: Annotated[Path, typer.Argument(help="YAML config with policy.warm_start.")],
+    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/<run.name>-sft.")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, such as run.seed=1.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Run the supervised stages of a job and keep the model; an interrupted run goes on with the same command.
+
+    Example: dualign sft examples/smollm2-harm.yaml --set data.prompts=FOLDER
+    """
+    from dualign.config import load_config
+    from dualign.job.entry import run_warm_start
+
+    loaded = load_config(config, override)
+    run = out if out is not None else Path("runs") / f"{loaded.run.name}-sft"
+    finish(run_warm_start(loaded, config.parent, run, Progress(quiet=quiet).tell), 0, json_output=json_output)
+
+
+DEFAULT_METHODS = "c-dpo,dpo,pd-dpo,sacpo,modpo,mocan,safedpo,kldpo,wdpo,b-dpo"
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(help="YAML config of a job, as for `dualign train`.")],
+    methods: Annotated[
+        str,
+        typer.Option(help="Names, or NAME:KEY=VALUE+KEY=VALUE with settings; the first is what others differ from."),
+    ] = DEFAULT_METHODS,
+    seeds: Annotated[str, typer.Option(help="Whole numbers.")] = "0",
+    out: Annotated[Path | None, typer.Option(help="Folder of the cells; default runs/compare-<run.name>.")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for all cells.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress on stderr.")] = False,
+) -> None:
+    """Train every method under every seed, each in its own run directory, and print one table.
+
+    Example: dualign compare examples/assistant.yaml --methods c-dpo,dpo,sacpo --seeds 0,1,2
+
+    A finished cell is reused, an interrupted one goes on. Beside the cells stand compare.json, .csv, .md and .html.
+    """
+    from dualign.job.compare import compare_config
+    from dualign.report.compare_page import markdown
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds {seeds}: expected whole numbers with commas between") from None
+    names = [name for name in methods.split(",") if name]
+    if not names or len(set(names)) < len(names) or len(set(numbers)) < len(numbers):
+        raise UsageError("--methods, --seeds: at least one of each is needed, and none twice")
+    report = compare_config(config, names, numbers, out, override or [], Progress(quiet=quiet).tell)
+    print(
+        json.dumps(report, allow_nan=False) if json_output else inert_lines(markdown(report)),
+        end="\n" if json_output else "",
+    )
+    if report["failed"]:
+        raise typer.Exit(report["exit_code"])
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory of `train` or `demo`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the path alone.")] = False,
+) -> None:
+    """Write RUN/report.html: one file to read, print or send, made from the run's files alone.
+
+    Example: dualign report runs/demo
+    """
+    from dualign.report import build_report, summary_text
+
+    path = build_report(run)
+    if as_json:
+        from dualign.report.reading import read_run
+        from dualign.report.sections import verdict_word
+
+        typer.echo(json.dumps({"run": str(run), "verdict": verdict_word(read_run(run)), "report": str(path)}))
+    else:
+        typer.echo(inert(path) if quiet else summary_text(run))

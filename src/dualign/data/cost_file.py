@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dualign.data.layouts import mapping_hint
+from dualign.certificate.held_out import Costs
+from dualign.data.conversations import mapping_hint
 from dualign.data.rows import PROMPTS, WITH, Row, decimal, number_cell, prompt_cell, read_rows, spelt_alike, text_cell
-from dualign.data.sources.table import readable
+from dualign.data.table_files import readable
 from dualign.errors import DataError
-from dualign.held_out import Costs
 from dualign.records import Prompt
 
 PREFIX = "cost_"

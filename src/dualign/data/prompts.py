@@ -5,13 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dualign.data.conversations import as_answer, as_prompt, written
-from dualign.data.formats.faults import RowError
-from dualign.data.formats.rows import SYSTEM
+from dualign.data.conversations import (
+    LAYOUTS,
+    Layout,
+    as_answer,
+    as_prompt,
+    chosen_layout,
+    mapping_hint,
+    recognised,
+    written,
+)
+from dualign.data.formats.source import SYSTEM, RowError
 from dualign.data.formats.turns import check_attached, with_system
-from dualign.data.layouts import LAYOUTS, Layout, chosen_layout, mapping_hint, recognised
-from dualign.data.sources.rows import Row, encodable
-from dualign.data.sources.table import ending, read_rows, readable, renamed
+from dualign.data.table_files import Row, encodable, ending, read_rows, readable, renamed
 from dualign.errors import DataError, nearest
 from dualign.records import Prompt, in_slice
 

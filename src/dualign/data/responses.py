@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualign.data.conversations import as_answer, as_prompt
-from dualign.data.formats.faults import RowError
-from dualign.data.formats.rows import SYSTEM
+from dualign.data.conversations import LAYOUTS, Layout, as_answer, as_prompt, mapping_hint
+from dualign.data.formats.source import SYSTEM, RowError
 from dualign.data.formats.turns import with_system
-from dualign.data.layouts import LAYOUTS, Layout, mapping_hint
 from dualign.data.prompts import column_text
-from dualign.data.sources.rows import HALF, Row, encodable
-from dualign.data.sources.table import read_rows, readable, renamed
+from dualign.data.table_files import HALF, Row, encodable, read_rows, readable, renamed
 from dualign.errors import DataError, nearest
 from dualign.records import Prompt
 

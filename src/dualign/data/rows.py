@@ -7,13 +7,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dualign.data.conversations import as_prompt, asked, holds_messages
-from dualign.data.formats.faults import RowError
-from dualign.data.formats.rows import SYSTEM
+from dualign.data import table_files
+from dualign.data.conversations import as_prompt, asked, holds_messages, instructed, mapping_hint
+from dualign.data.formats.source import SYSTEM, RowError
 from dualign.data.formats.turns import with_system
-from dualign.data.layouts import instructed, mapping_hint
-from dualign.data.sources import table
-from dualign.data.sources.rows import HALF, encodable
+from dualign.data.table_files import HALF, encodable
 from dualign.errors import DataError, MissingError
 from dualign.records import Prompt
 
@@ -45,7 +43,7 @@ def read_rows(path: Path, *, what: str, columns: Mapping[str, str] | None = None
         DataError: an unknown ending, no rows, a line that is not a row, or a name that no file could hold.
     """
     try:
-        rows = table.renamed(table.read_rows(path), str(path), columns or {})
+        rows = table_files.renamed(table_files.read_rows(path), str(path), columns or {})
     except (DataError, MissingError) as error:
         raise type(error)(f"{error}; expected {what}") from error
     for name, line in {name: row.line for row in reversed(rows) for name in row.values}.items():
@@ -119,7 +117,7 @@ def number_cell(path: Path, line: int, row: Row, column: str) -> float:
         DataError: anything else; a score that is missing is never filled in.
     """
     value = row.get(column)
-    textual = table.ending(path) in TEXTUAL
+    textual = table_files.ending(path) in TEXTUAL
     if isinstance(value, bool) or not isinstance(value, str if textual else int | float | Decimal):
         refuse(path, line, column, value, _wanted(value, textual=textual))
     try:

@@ -12,8 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
-from dualign.data.checks.near_duplicates import SIMILARITY, alike_in_every_part, similar_texts
-from dualign.data.disjoint_sets import DisjointSets
+from dualign.data.similar import SIMILARITY, DisjointSets, alike_in_every_part, similar_texts
 from dualign.errors import DataError
 from dualign.records import Prompt, normalise_prompt
 

@@ -21,7 +21,7 @@ from dualign.maths.dual_rule import (
     resolve,
     select,
 )
-from dualign.maths.finite import FloatArray
+from dualign.maths.exact import FloatArray
 
 EDGE = 0.1
 """A noisy step stays this share of the bracket away from its ends."""

@@ -18,7 +18,7 @@ from dualign.maths.dual_rule import (
     resolve,
     select,
 )
-from dualign.maths.finite import (
+from dualign.maths.exact import (
     Expectations,
     FiniteProblem,
     FloatArray,

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from dualign.maths.finite import FloatArray
+from dualign.maths.exact import FloatArray
 
 Status = Literal["running", "slack", "converged", "infeasible", "budget"]
 

@@ -13,14 +13,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dualign.maths.exact import attainable_costs, cost_spreads, optimum
-from dualign.maths.finite import (
+from dualign.maths.exact import (
     Expectations,
     FiniteProblem,
     FloatArray,
+    attainable_costs,
+    cost_spreads,
     dual_hessian,
     expectations,
     log_policy,
+    optimum,
     prompt_kl,
 )
 

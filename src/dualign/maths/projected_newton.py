@@ -1,20 +1,4 @@
-"""Projected Newton on the dual from observations alone: any number of constraints, no dual value needed.
-
-The dual is convex with gradient ``-violation`` and Hessian ``-slope``, and both are observed. Its value is not, but its
-The dual is convex with gradient ``-violation`` and Hessian ``-slope``; both are observed. Its value is not, but its
-Four parts keep Newton's step on course where a policy is nearly deterministic and its curvature tells little:
-
-* the step minimises the quadratic model over a box of multipliers, so it always points downhill;
-* its length follows how the curvature changed since the point before (an exponential, as for a saturating cost);
-* an overshoot is met by the minimum between the two ends of the line, before another direction is tried;
-* every point cuts off the half-space that convexity excludes: ``violation . (multipliers - point) >= 0`` holds at the
-  optimum, so no step enters a part that was excluded, and none returns to a point that was seen.
-
-Noisy observations use the step alone, damped (Levenberg), and change every multiplier by a bounded factor a round.
-
-Source: Bertsekas 1982, "Projected Newton methods"; Sun and Tran-Dinh 2019, "Generalized self-concordant functions",
-for the length. The search on derivatives and its constants are reconstructions, chosen by ``bench/dual_rules.py``.
-"""
+"""The dual subgradient from a good start: what a one-shot dual is corrected by on the policy's own answers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,7 +16,40 @@ from dualign.maths.dual_rule import (
     resolve,
     select,
 )
-from dualign.maths.finite import FloatArray
+from dualign.maths.exact import FloatArray
+
+
+def subgradient(*, step: float, stopping: Stopping) -> DualRule:
+    """Return the rule ``multipliers <- max(0, multipliers + step violation)`` that begins at its start, not at 0.
+
+    It stops where no limit is broken and no multiplier is held up against a limit that is slack, by the tolerance or
+    ``z`` errors, or where the budget is spent. Source: Zhang et al. 2025 (CAID, arXiv 2505.19387); the stop is a
+    reconstruction.
+
+    Raises:
+        ValueError: a step that is not positive.
+    """
+    if not step > 0:
+        raise ValueError(f"step must be positive, got {step}")
+
+    def init(start: FloatArray) -> DualState:
+        return DualState(multipliers=start, start=start)
+
+    def update(observation: Observation, state: DualState) -> DualState:
+        state = replace(state, history=(*state.history, observation))
+        here = observation.multipliers
+        noise = np.maximum(stopping.violation_tolerance, stopping.z * observation.error)
+        residual = np.where(here > 0, np.abs(observation.violation), observation.violation)
+        if np.all(residual <= noise):
+            return resolve(state, "converged" if np.any(here > 0) else "slack", here)
+        if state.round >= stopping.budget:
+            index, _ = select(state.history, stopping)
+            return resolve(state, "budget", state.history[index].multipliers)
+        following = np.maximum(0.0, here + step * observation.violation)
+        return replace(state, multipliers=np.minimum(following, stopping.largest))
+
+    return DualRule("subgradient", init, update)
+
 
 LARGEST_FACTOR = 4.0
 """A round changes a multiplier by at most this factor."""

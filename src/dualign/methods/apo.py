@@ -4,17 +4,16 @@ from collections.abc import Generator
 
 import numpy as np
 
-from dualign.backends.capabilities import Adversary, Rejudges
-from dualign.backends.protocol import Policy, Problem
 from dualign.errors import UsageError
 from dualign.maths.adversarial import adversarial_policy
 from dualign.maths.dual import DualRule, DualState
-from dualign.maths.finite import FiniteProblem
+from dualign.maths.exact import FiniteProblem
 from dualign.maths.preference import pooled_deviation
 from dualign.methods.c_dpo import relabelled
 from dualign.methods.loop import dual_loop
 from dualign.methods.options import COUNT, NO_OPTIONS, NOT_NEGATIVE, POSITIVE, Option, Options, filled
 from dualign.methods.recipe import refuse_slopes
+from dualign.protocols import Adversary, Policy, Problem, Rejudges
 from dualign.records import FloatArray, Iterate
 
 OPTIONS = (

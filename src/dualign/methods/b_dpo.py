@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dualign.backends.capabilities import Informs
-from dualign.backends.protocol import Problem, Side
 from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
 from dualign.methods.options import NO_OPTIONS, Option, Options
 from dualign.methods.recipe import Parts, Recipe, refuse_other, trained
+from dualign.protocols import Informs, Problem, Side
 from dualign.records import FloatArray, Iterate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dualign.maths.losses_robust import ScaleFunction, WeightFunction
+    from dualign.maths.losses import ScaleFunction, WeightFunction
 
 COLUMN = "mutual_information"
 """Per-response column: (log pi_ref(y|x) - log pi_ref(y)) / |y|, over its root mean square difference in a pair."""
@@ -33,7 +32,7 @@ LEAST_SPREAD = 1e-6
 
 def balanced(beta: float, *, weights: WeightFunction, scale: ScaleFunction) -> Parts:
     """Return the loss ``-log sigmoid(s beta (omega_w Delta_w - omega_l Delta_l))`` with functions of one's own."""
-    from dualign.maths.losses_robust import two_sided
+    from dualign.maths.losses import two_sided
 
     def loss(preferred: Side, other: Side) -> Tensor:
         omegas = weights(preferred.columns[COLUMN], other.columns[COLUMN])
@@ -45,7 +44,7 @@ def balanced(beta: float, *, weights: WeightFunction, scale: ScaleFunction) -> P
 
 def parts(beta: float, options: Options) -> Parts:
     """Return the loss with the default weights and the scale that ``options`` name."""
-    from dualign.maths.losses_robust import SCALES, logistic_weights
+    from dualign.maths.losses import SCALES, logistic_weights
 
     return balanced(beta, weights=logistic_weights, scale=SCALES[str(options["scale"])])
 

@@ -2,15 +2,14 @@
 
 from collections.abc import Generator
 
-from dualign.backends.capabilities import Selects
-from dualign.backends.protocol import Policy, Problem
 from dualign.errors import UsageError
-from dualign.maths.best_of import log_best_of
 from dualign.maths.dual import DualRule, DualState
-from dualign.maths.finite import FiniteProblem
+from dualign.maths.exact import FiniteProblem
+from dualign.maths.policy_gradient import log_best_of
 from dualign.methods.loop import dual_loop
 from dualign.methods.options import COUNT, NO_OPTIONS, Option, Options, filled
 from dualign.methods.recipe import refuse_other, refuse_slopes
+from dualign.protocols import Policy, Problem, Selects
 from dualign.records import FloatArray, Iterate
 
 OPTIONS = (Option("n", 16.0, "answers drawn for each one that is given", within=COUNT),)

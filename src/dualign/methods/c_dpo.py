@@ -2,17 +2,15 @@
 
 from collections.abc import Generator, Mapping
 
-from dualign.backends.protocol import Objective, Problem
 from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
 from dualign.methods.b_dpo import B_DPO
 from dualign.methods.dr_dpo import DR_DPO
 from dualign.methods.kldpo import KLDPO
-from dualign.methods.nearest import unknown
-from dualign.methods.options import NO_OPTIONS, Options, filled
-from dualign.methods.plain import DPO, IPO, conservative
-from dualign.methods.recipe import Recipe, objective, trained
+from dualign.methods.options import NO_OPTIONS, Options, filled, unknown
+from dualign.methods.recipe import DPO, IPO, Recipe, conservative, objective, trained
 from dualign.methods.wdpo import WDPO
+from dualign.protocols import Objective, Problem
 from dualign.records import FloatArray, Iterate
 
 RECIPES: Mapping[str, Recipe] = {

@@ -4,13 +4,13 @@ from collections.abc import Generator
 
 import numpy as np
 
-from dualign.backends.protocol import Policy, Problem
 from dualign.maths.dual import DualRule, DualState, Stopping
-from dualign.maths.subgradient import subgradient
+from dualign.maths.projected_newton import subgradient
 from dualign.methods.c_dpo import relabelled
 from dualign.methods.loop import dual_loop
 from dualign.methods.offline import one_shot_multipliers
 from dualign.methods.options import COUNT, NO_OPTIONS, NOT_NEGATIVE, Option, Options, filled
+from dualign.protocols import Policy, Problem
 from dualign.records import FloatArray, Iterate
 
 OPTIONS = (

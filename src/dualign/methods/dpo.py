@@ -4,12 +4,11 @@ from collections.abc import Generator
 
 import numpy as np
 
-from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState, fixed
 from dualign.methods.c_dpo import recipe_of
 from dualign.methods.options import NO_OPTIONS, Option, Options
-from dualign.methods.plain import SMOOTHING, conservative
-from dualign.methods.recipe import trained
+from dualign.methods.recipe import SMOOTHING, conservative, trained
+from dualign.protocols import Problem
 from dualign.records import FloatArray, Iterate
 
 OPTIONS = (Option(SMOOTHING.name, 0.0, f"{SMOOTHING.meaning}; above 0: conservative DPO", within=SMOOTHING.within),)

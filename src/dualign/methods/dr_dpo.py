@@ -2,11 +2,11 @@
 
 from collections.abc import Generator
 
-from dualign.backends.protocol import Problem
+from dualign.maths.adversarial import exponential_weights
 from dualign.maths.dual import DualRule, DualState
-from dualign.maths.kl_ball import exponential_weights
 from dualign.methods.options import NO_OPTIONS, POSITIVE, Option, Options
 from dualign.methods.recipe import Parts, Recipe, on_arrays, pairwise, refuse_other, trained
+from dualign.protocols import Problem
 from dualign.records import FloatArray, Iterate
 
 

@@ -4,12 +4,12 @@ from collections.abc import Generator
 
 import numpy as np
 
-from dualign.backends.protocol import Problem
 from dualign.errors import UsageError
+from dualign.maths.adversarial import clamped_weights, exponential_weights, solve_tau
 from dualign.maths.dual import DualRule, DualState
-from dualign.maths.kl_ball import clamped_weights, exponential_weights, solve_tau
 from dualign.methods.options import NO_OPTIONS, NOT_NEGATIVE, POSITIVE, Option, Options
 from dualign.methods.recipe import Parts, Recipe, on_arrays, pairwise, refuse_other, trained
+from dualign.protocols import Problem
 from dualign.records import FloatArray, Iterate
 
 

@@ -1,10 +1,14 @@
 """The outer loop that methods with multipliers share: fit, measure, let the dual rule choose the next multipliers."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
-from dualign.backends.protocol import Policy, Problem
-from dualign.maths.dual import DualRule, DualState, Observation
-from dualign.records import Evaluation, FloatArray, Iterate
+import numpy as np
+
+from dualign.errors import UsageError
+from dualign.maths.dual import DualRule, DualState, Observation, fixed
+from dualign.methods.options import Option
+from dualign.protocols import Merges, Objective, Policy, Problem
+from dualign.records import Evaluation, FloatArray, Group, Iterate
 
 Fit = Callable[[FloatArray, str], Policy]
 """(multipliers of shape ``[constraint]``, name) -> the policy that the method trains for them."""
@@ -33,3 +37,53 @@ def observe(problem: Problem, multipliers: FloatArray, evaluation: Evaluation) -
     margin = 0.0 if problem.margin is None else problem.margin(evaluation)
     violation = evaluation.costs - problem.limits + margin
     return Observation(multipliers, violation, evaluation.cost_errors, evaluation.slope)
+
+
+UNSAFE_ABOVE = Option("unsafe_above", 0.0, "raw cost above which an answer is unsafe; any of several costs")
+
+
+def unsafe_flags(problem: Problem, unsafe_above: float) -> list[FloatArray]:
+    """Return shape ``[response]`` a group: 1 where any raw cost lies above ``unsafe_above``, else 0."""
+    units = np.ones_like(problem.limits) if problem.cost_units is None else problem.cost_units
+    return [np.any(group.costs * units > unsafe_above, axis=1).astype(np.float64) for group in problem.groups]
+
+
+def single_fit(problem: Problem, groups: Sequence[Group], objective: Objective) -> Generator[Iterate, None, DualState]:
+    """Return the generator of the one iterate of a method without multipliers; limits are measured and ignored."""
+    nothing = np.zeros_like(problem.limits)
+    rule: DualRule = fixed(nothing)
+
+    def fit(multipliers: FloatArray, name: str) -> Policy:  # noqa: ARG001 (there is one fit)
+        return problem.backend.fit(
+            groups, objective=objective, reference=problem.reference, start=None, seed=problem.seed, name=name
+        )
+
+    return dual_loop(problem, rule, nothing, fit)
+
+
+def between(problem: Problem, iterates: Sequence[Iterate]) -> Iterate | None:
+    """Return the measured mix of the nearest policies above and below the one limit; none where a side has none.
+
+    The share is where the violation, linear between the two, is 0. Log-probabilities mixed by share s are, up to their
+    normaliser, those of the Gibbs policy at ``(1 - s) lambda + s lambda'``, so that on a table with fitted policies
+    this is C-DPO at the mixed multiplier, exactly. A mix of weights is that for log-linear models alone.
+
+    Raises:
+        UsageError: several limits, which no line lies between, or a backend that cannot merge.
+    """
+    if len(problem.limits) != 1:
+        raise UsageError(f"method.interpolate: serves one limit, {len(problem.limits)} are given")
+    if not isinstance(problem.backend, Merges):
+        raise UsageError("method.interpolate: needs to merge policies, which this backend cannot")
+    seen = [(float(observe(problem, row.multipliers, row.evaluation).violation[0]), row) for row in iterates]
+    above = min((pair for pair in seen if pair[0] > 0), key=lambda pair: pair[0], default=None)
+    below = max((pair for pair in seen if pair[0] <= 0), key=lambda pair: pair[0], default=None)
+    if above is None or below is None:
+        return None
+    share = above[0] / (above[0] - below[0])
+    first, second = above[1].policy, below[1].policy
+    assert isinstance(first, Policy)
+    assert isinstance(second, Policy)
+    policy = problem.backend.merge(first, second, share=share, name=f"{len(iterates):02d}-between")
+    multipliers = (1 - share) * above[1].multipliers + share * below[1].multipliers
+    return Iterate(len(iterates), multipliers, problem.evaluate(policy), policy)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dualign.backends.protocol import Policy, Problem, Side
 from dualign.maths.dual import DualRule, DualState
 from dualign.methods.c_dpo import relabelled
 from dualign.methods.loop import dual_loop
 from dualign.methods.options import NO_OPTIONS, Option, Options, filled
 from dualign.methods.phases import Labelling, cost_step
+from dualign.protocols import Policy, Problem, Side
 from dualign.records import FloatArray, Iterate
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def modpo(
         ]
 
         def margin(preferred: Side, other: Side) -> Tensor:
-            from dualign.maths.losses_two_phase import modpo as pairwise
+            from dualign.maths.losses import modpo as pairwise
 
             sides = [(side.log_ratio, side.columns[COLUMN]) for side in (preferred, other)]
             # Labels at a temperature, and so the whole margin over it.

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from dualign.backends.protocol import Policy, Problem
 from dualign.maths.dual import DualState, Stopping
 from dualign.maths.dual_rule import feasible
-from dualign.maths.finite import FiniteProblem
+from dualign.maths.exact import FiniteProblem
 from dualign.maths.one_shot import OneShot, from_problem
+from dualign.protocols import Policy, Problem
 from dualign.records import FloatArray, Group, Iterate
 
 WHOLE = 1e-9

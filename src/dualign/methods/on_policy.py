@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dualign.backends.capabilities import Improves, OnPolicyObjective, Practice, Practises
-from dualign.backends.protocol import Policy, Problem
 from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState, Stopping
 from dualign.maths.dual_rule import resolve, select
@@ -17,6 +15,7 @@ from dualign.maths.policy_gradient import multiplier_step
 from dualign.methods.loop import Fit, observe
 from dualign.methods.offline import aimed_limits
 from dualign.methods.options import COUNT, NOT_NEGATIVE, POSITIVE, Option
+from dualign.protocols import Improves, OnPolicyObjective, Policy, Practice, Practises, Problem
 from dualign.records import FloatArray, Iterate
 
 KL_SHARE = Option(

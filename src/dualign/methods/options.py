@@ -1,12 +1,21 @@
-"""Settings that one method has and others do not: named, with a default and a meaning, checked before anything runs."""
+"""One line about a name that no table has."""
 
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from dualign.errors import UsageError
-from dualign.methods.nearest import unknown
+
+
+def unknown(what: str, given: str, known: Iterable[str]) -> str:
+    """Return the message for a name that is not ``known``, with the nearest one where there is one."""
+    names = list(known)
+    near = difflib.get_close_matches(given.lower(), names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    return f"{what}: unknown {given!r}; {hint}"
+
 
 Options = Mapping[str, float | str]
 """Name -> value, every option of the method present."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Generator
 
-from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState
 from dualign.methods.loop import dual_loop
 from dualign.methods.options import NO_OPTIONS, Options
 from dualign.methods.phases import Labelling, helpful_then_safe
+from dualign.protocols import Problem
 from dualign.records import FloatArray, Iterate
 
 

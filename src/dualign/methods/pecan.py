@@ -1,19 +1,19 @@
-"""PeCAN: two preference policies are the scores, one dual, one fit (Huang et al. 2024, arXiv 2405.19544)."""
+"""MoCAN: the multipliers from scored reference responses, one fit, one look (Huang et al. 2024, arXiv 2405.19544)."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from dualign.backends.protocol import Policy, Problem
 from dualign.maths.conversion import Target, from_target, systems
 from dualign.maths.dual import DualRule, DualState, fixed
-from dualign.maths.finite import FiniteProblem, log_policy
+from dualign.maths.exact import FiniteProblem, log_policy
 from dualign.methods.c_dpo import c_dpo, relabelled
 from dualign.methods.offline import (
     aimed_limits,
     log_ratios,
     offline_dual,
+    one_shot_multipliers,
     reference_log_probs,
     settled,
     shares,
@@ -21,7 +21,32 @@ from dualign.methods.offline import (
 )
 from dualign.methods.options import NO_OPTIONS, POSITIVE, Option, Options, filled
 from dualign.methods.phases import scored_as
+from dualign.protocols import Policy, Problem
 from dualign.records import FloatArray, Group, Iterate
+
+
+def mocan(
+    problem: Problem,
+    *,
+    rule: DualRule,
+    start: FloatArray,
+    loss: str = "dpo",
+    labels: str = "soft",
+    temperature: float = 1.0,
+    options: Options = NO_OPTIONS,
+) -> Generator[Iterate, None, DualState]:
+    """Yield the one iterate at the multipliers that minimise the dual of the groups; return whether it held.
+
+    The rule ``fixed`` keeps ``start`` instead; any other is ignored. Looking at the fitted policy's own answers
+    is ours: the original stops at the fit. Where no reweighting of the groups meets the limits, the policy of a large
+    multiplier is fitted and looked at all the same.
+    """
+    found = start if rule.name == "fixed" else one_shot_multipliers(problem)
+    run = c_dpo(
+        problem, rule=fixed(found), start=found, loss=loss, labels=labels, temperature=temperature, options=options
+    )
+    return (yield from verified(run))
+
 
 OPTIONS = (
     Option(

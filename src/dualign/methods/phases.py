@@ -1,14 +1,32 @@
-"""Preference steps that a method takes in turn, each with scores, a reference and a coefficient of its own."""
+"""C-DPO at one hand-picked multiplier: what people do today, and the arm that a search is compared with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dualign.backends.protocol import Policy, Problem
-from dualign.methods.c_dpo import relabelled
+from dualign.maths import dual
+from dualign.methods.c_dpo import c_dpo, relabelled
 from dualign.methods.loop import Fit
-from dualign.records import FloatArray, Group
+from dualign.methods.options import NO_OPTIONS, Options
+from dualign.protocols import Policy, Problem
+from dualign.records import FloatArray, Group, Iterate
+
+
+def fixed(
+    problem: Problem,
+    *,
+    rule: dual.DualRule,  # noqa: ARG001 (every method of the table is called alike)
+    start: FloatArray,
+    loss: str = "dpo",
+    labels: str = "soft",
+    temperature: float = 1.0,
+    options: Options = NO_OPTIONS,
+) -> Generator[Iterate, None, dual.DualState]:
+    """Yield the one iterate at the multipliers ``start``; limits are measured and never acted on."""
+    rule = dual.fixed(start)
+    return c_dpo(problem, rule=rule, start=start, loss=loss, labels=labels, temperature=temperature, options=options)
+
 
 LEAST_MULTIPLIER = 1e-6
 """Below it the step on costs, whose coefficient is beta over the multiplier, is left out."""

@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from dualign.backends.capabilities import OnPolicyObjective
-from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState
-from dualign.maths.finite import FiniteProblem
+from dualign.maths.exact import FiniteProblem
 from dualign.maths.policy_gradient import lagrangian_policy
 from dualign.methods.on_policy import CLIP, CRITIC_RATE, KL_SHARE, LOOP, PTX, SAMPLED, dynamics, on_policy_loop
 from dualign.methods.options import NO_OPTIONS, Options, filled
 from dualign.methods.recipe import refuse_other
+from dualign.protocols import OnPolicyObjective, Problem
 from dualign.records import FloatArray, Iterate
 
 OPTIONS = (

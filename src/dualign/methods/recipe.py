@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dualign.backends.protocol import Objective, PairBatch, PairLoss, Policy, Problem
 from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState
 from dualign.methods.loop import dual_loop
-from dualign.methods.nearest import unknown
-from dualign.methods.options import NO_OPTIONS, Option, Options, filled
+from dualign.methods.options import NO_OPTIONS, Option, Options, Range, filled, unknown
+from dualign.protocols import Objective, PairBatch, PairLoss, Policy, Problem
 from dualign.records import FloatArray, Iterate
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 NEWTON = ("newton", "projected_newton")
 """Dual rules that read the slope of a Gibbs policy."""
@@ -167,3 +168,43 @@ def refuse_other(name: str, loss: str) -> None:
     """
     if loss not in ("dpo", name):
         raise UsageError(f"loss: {name} has its own, {loss!r} was given; leave it out")
+
+
+def _plain(name: str, *, newton: bool) -> Recipe:
+    def parts(beta: float, options: Options) -> Parts:  # noqa: ARG001
+        from dualign.maths.losses import LOSSES
+
+        return Parts(pairwise(LOSSES[name], beta))
+
+    return Recipe(name, parts, newton=newton)
+
+
+DPO = _plain("dpo", newton=True)
+IPO = _plain("ipo", newton=False)
+
+SMOOTHING = Option(
+    "smoothing",
+    0.1,
+    "share of the labels that is held to be wrong, from 0 to below 0.5",
+    within=Range(0, 0.5, high_included=False),
+)
+
+
+def conservative(loss: str) -> Recipe:
+    """Return ``loss`` with smoothed labels; of ``dpo`` it is conservative DPO (Mitchell 2023, a note).
+
+    Raises:
+        UsageError: no plain loss has the name.
+    """
+    if loss not in (DPO.name, IPO.name):
+        raise UsageError(unknown("loss with smoothed labels", loss, (DPO.name, IPO.name)))
+
+    def parts(beta: float, options: Options) -> Parts:
+        from dualign.maths.losses import LOSSES, smoothed
+
+        smoothing = float(options["smoothing"])
+        with_beta = partial(LOSSES[loss], beta=beta)
+        expected = smoothed(with_beta, smoothing=smoothing)
+        return Parts(lambda preferred, other: expected(preferred.log_ratio, other.log_ratio))
+
+    return Recipe(f"conservative-{loss}", parts, (SMOOTHING,))

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState
-from dualign.maths.finite import FiniteProblem, log_policy
+from dualign.maths.exact import FiniteProblem, log_policy
 from dualign.methods.c_dpo import c_dpo
 from dualign.methods.options import NO_OPTIONS, Options
 from dualign.methods.recipe import refuse_slopes
+from dualign.protocols import Problem
 from dualign.records import FloatArray, Iterate
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Generator
 from dataclasses import replace
 
-from dualign.backends.capabilities import OnPolicyObjective
-from dualign.backends.protocol import Problem
 from dualign.maths.dual import DualRule, DualState
 from dualign.methods.loop import dual_loop
 from dualign.methods.on_policy import (
@@ -22,6 +20,7 @@ from dualign.methods.on_policy import (
 )
 from dualign.methods.options import NO_OPTIONS, Options, filled
 from dualign.methods.recipe import refuse_other
+from dualign.protocols import OnPolicyObjective, Problem
 from dualign.records import FloatArray, Iterate
 
 OPTIONS = (

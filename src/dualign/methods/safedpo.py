@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dualign.backends.protocol import Problem, Side
 from dualign.maths.dual import DualRule, DualState
 from dualign.methods.c_dpo import relabelled
-from dualign.methods.flags import UNSAFE_ABOVE, single_fit, unsafe_flags
+from dualign.methods.loop import UNSAFE_ABOVE, single_fit, unsafe_flags
 from dualign.methods.options import NO_OPTIONS, NOT_NEGATIVE, Option, Options, filled
 from dualign.methods.recipe import refuse_other
+from dualign.protocols import Problem, Side
 from dualign.records import FloatArray, Iterate
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def safedpo(
     plain = relabelled(certain, problem.beta, loss="dpo", labels=labels, temperature=temperature)
 
     def pairwise(preferred: Side, other: Side) -> Tensor:
-        from dualign.maths.losses_safety import safedpo as by_flags
+        from dualign.maths.losses import safedpo as by_flags
 
         sides = [(side.log_ratio, side.columns[COLUMN]) for side in (preferred, other)]
         return by_flags(sides[0], sides[1], beta=plain.beta, safety_margin=margin)

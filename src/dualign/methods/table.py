@@ -6,11 +6,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from dualign.backends.protocol import Problem
 from dualign.maths.conversion import Target as GibbsTarget
 from dualign.maths.conversion import from_target, systems
 from dualign.maths.dual import DualRule, DualState
-from dualign.maths.finite import FiniteProblem, log_policy
+from dualign.maths.exact import FiniteProblem, log_policy
 from dualign.methods.apo import OPTIONS as APO_OPTIONS
 from dualign.methods.apo import apo, apo_target
 from dualign.methods.b_dpo import B_DPO, b_dpo
@@ -24,17 +23,14 @@ from dualign.methods.caid import caid
 from dualign.methods.dpo import OPTIONS as DPO_OPTIONS
 from dualign.methods.dpo import dpo
 from dualign.methods.dr_dpo import DR_DPO, dr_dpo
-from dualign.methods.fixed import fixed
 from dualign.methods.kldpo import KLDPO, kldpo
-from dualign.methods.mocan import mocan
 from dualign.methods.modpo import OPTIONS as MODPO_OPTIONS
 from dualign.methods.modpo import modpo
 from dualign.methods.options import NO_OPTIONS, Option, Options
-from dualign.methods.p_sacpo import OPTIONS as P_SACPO_OPTIONS
-from dualign.methods.p_sacpo import p_sacpo
 from dualign.methods.pd_dpo import pd_dpo
 from dualign.methods.pecan import OPTIONS as PECAN_OPTIONS
-from dualign.methods.pecan import pecan, pecan_parameters, pecan_target
+from dualign.methods.pecan import mocan, pecan, pecan_parameters, pecan_target
+from dualign.methods.phases import fixed
 from dualign.methods.ppo_lag import OPTIONS as PPO_LAG_OPTIONS
 from dualign.methods.ppo_lag import ppo_lag, ppo_lag_parameters, ppo_lag_target
 from dualign.methods.reinforce_lag import OPTIONS as REINFORCE_LAG_OPTIONS
@@ -43,10 +39,11 @@ from dualign.methods.repo_dpo import rectified_gibbs, repo_dpo
 from dualign.methods.reward_shaping import OPTIONS as REWARD_SHAPING_OPTIONS
 from dualign.methods.reward_shaping import reward_shaping
 from dualign.methods.sacpo import OPTIONS as SACPO_OPTIONS
-from dualign.methods.sacpo import sacpo
+from dualign.methods.sacpo import P_SACPO_OPTIONS, p_sacpo, sacpo
 from dualign.methods.safedpo import OPTIONS as SAFEDPO_OPTIONS
 from dualign.methods.safedpo import safedpo
 from dualign.methods.wdpo import WDPO, wdpo
+from dualign.protocols import Problem
 from dualign.records import FloatArray, Iterate
 
 Target = Callable[[FiniteProblem, FloatArray, Options], FloatArray]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from dualign.backends.protocol import PairBatch, Problem
 from dualign.maths.dual import DualRule, DualState
 from dualign.methods.options import NO_OPTIONS, NOT_NEGATIVE, Option, Options
 from dualign.methods.recipe import Parts, Recipe, pairwise, refuse_other, trained
+from dualign.protocols import PairBatch, Problem
 from dualign.records import FloatArray, Iterate
 
 if TYPE_CHECKING:
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def parts(beta: float, options: Options) -> Parts:
     """Return DPO's loss with the penalty; of the form ``paper`` its mean is over a micro-step."""
-    from dualign.maths.losses import dpo
-    from dualign.maths.losses_robust import root_mean_square_penalty, squared_norm_penalty
+    from dualign.maths.losses import dpo, root_mean_square_penalty, squared_norm_penalty
 
     form, rho = options["form"], float(options["rho"])
 

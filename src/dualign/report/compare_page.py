@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dualign.report import figures, numbers
+from dualign.report import figures, reading
 
 Row = Mapping[str, Any]
 
@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 def header(report: Row) -> list[str]:
     """Return the names of the columns."""
     limits, slices = report["limits"], _slices(report)
-    costs = [f"{name} (limit {numbers.figure(limit)})" for name, limit in limits.items()]
+    costs = [f"{name} (limit {reading.figure(limit)})" for name, limit in limits.items()]
     refused = [f"refused, {name}" for name in slices]
     first, bounded = report["rows"][0]["method"], next(iter(limits))
     return [
@@ -53,19 +53,19 @@ def _slices(report: Row) -> list[str]:
 
 def _measured(found: Row | None) -> str:
     if found is None or found["mean"] is None:
-        return numbers.NOTHING
+        return reading.NOTHING
     if not found["error"]:
-        return numbers.figure(found["mean"])
+        return reading.figure(found["mean"])
     return f"{found['mean']:.3f} ± {found['error']:.3f}".replace("-", "−")
 
 
 def _seconds(found: Row) -> str:
-    return numbers.NOTHING if found["mean"] is None else f"{found['mean']:.0f}"
+    return reading.NOTHING if found["mean"] is None else f"{found['mean']:.0f}"
 
 
 def _between(found: Row | None) -> str:
     if found is None:
-        return numbers.NOTHING
+        return reading.NOTHING
     return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]".replace("-", "−")
 
 

@@ -4,14 +4,16 @@ Colours are drawn as placeholders and replaced by the page's variables; text sta
 read as a formula.
 """
 
+from __future__ import annotations
+
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dualign.report.numbers import figure as number
-from dualign.report.numbers import is_figure, multiplier_label
+from dualign.report.reading import figure as number
+from dualign.report.reading import is_figure, multiplier_label
 
 Axes = Any
 INK, MUTED, LINE, ACCENT, PAPER = "#0a0b0c", "#0a0b0d", "#0a0b0e", "#0a0b0f", "#0a0b10"
@@ -239,3 +241,54 @@ def as_point(policy: Mapping[str, Any], cost: str, *, role: str, selected: bool 
         reward_error=max(0.0, float(error)) if is_figure(error) else 0.0,
         selected=selected,
     )
+
+
+COLOURS = """<style>
+svg { background: var(--paper); }
+svg { --ink: #1b1d1f; --muted: #5f656b; --line: #d9dad4; --accent: #0b6b66; --paper: #fdfdfb; }
+@media (prefers-color-scheme: dark) {
+  svg { --ink: #eceae4; --muted: #a0a5a8; --line: #3a3f42; --accent: #5cc9bd; --paper: #141617; }
+}
+</style>"""
+PANELS = {"order": ("order: P(the answers stand this way round)", 0.5), "sign": ("sign: P(unsafe)", 0.0)}
+"""Title and least forecast, by name in ``calibration``."""
+
+Bin = Mapping[str, Any]
+
+
+def reliability_diagram(calibration: Mapping[str, Any]) -> str:
+    """Return an SVG document: how often forecasts came true, by what was forecast.
+
+    Args:
+        calibration: ``held_out.calibration`` of the report of a fit: for ``order`` and ``sign`` a table of bins, or
+            none where there is nothing to show.
+    """
+    shown = [(PANELS[name], found["table"]) for name, found in calibration.items() if found is not None]
+
+    def draw(canvas: Any) -> None:
+        for axes, ((title, start), table) in zip(canvas.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+            _panel(axes, title, start, table)
+
+    drawn = svg(draw, title="Reliability of the scores on held-out prompts", width=3.9 * len(shown), height=3.9)
+    end = drawn.index(">") + 1
+    return drawn[:end] + COLOURS + drawn[end:] + "\n"
+
+
+def _panel(axes: Any, title: str, start: float, table: Sequence[Bin]) -> None:
+    axes.plot([start, 1], [start, 1], color=LINE, lw=1)
+    forecast = [part["forecast"] for part in table]
+    observed = [part["observed"]["value"] for part in table]
+    reach = [
+        [part["observed"]["value"] - part["observed"]["low"] for part in table],
+        [part["observed"]["high"] - part["observed"]["value"] for part in table],
+    ]
+    axes.errorbar(forecast, observed, yerr=reach, fmt="o", color=ACCENT, ecolor=ACCENT, elinewidth=1, ms=5)
+    for part, x, y in zip(table, forecast, observed, strict=True):
+        axes.annotate(
+            f"{part['observed']['n']:,}", (x, y), xytext=(6, -11), textcoords="offset points", fontsize=8, color=MUTED
+        )
+    axes.set_xlim(start, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("forecast")
+    axes.set_ylabel("observed, with 95 % intervals")
+    axes.set_title(title, fontsize=10, color=INK)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualign.report import figures
-from dualign.report.numbers import figure, interval, is_figure, measured, multiplier_label
-from dualign.report.reading import Row, RunFiles
+from dualign.report.reading import Row, RunFiles, figure, interval, is_figure, measured, multiplier_label
 
 PROMPTS_SHOWN = 20
 

@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualign.engine.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_weights
-from dualign.engine.loading import check_one_model
-from dualign.engine.tensors import HEADS, WRAPPED, check_shapes
 from dualign.errors import MissingError
+from dualign.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_weights
+from dualign.models.loading import check_one_model
+from dualign.models.tensors import HEADS, WRAPPED, check_shapes
 from dualign.scorers.encoding import ADAPTER, load_whole, locate
 
 if TYPE_CHECKING:

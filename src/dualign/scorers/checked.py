@@ -1,13 +1,22 @@
 """The check that every scorer runs behind: one finite number a response, or an error that names the prompt."""
 
-from collections.abc import Sequence
+import hashlib
+import importlib
+import inspect
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from dualign.errors import ScorerError
+from dualign.errors import ConfigError, MissingError, ScorerError, nearest
+from dualign.protocols import Direction, Scorer, words_read
 from dualign.records import FloatArray, Prompt, named
-from dualign.scorers.protocol import Direction, Scorer, words_read
+from dualign.scorers.spec import ScorerSpec, Setting, revision_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +79,109 @@ class CheckedScorer:
 def checked(scorer: Scorer) -> CheckedScorer:
     """Return ``scorer`` behind the check; one that is checked already is returned as it is."""
     return scorer if isinstance(scorer, CheckedScorer) else CheckedScorer(scorer)
+
+
+TERMINATED = 128 + signal.SIGTERM
+"""What the command line exits with when it is told to end; it reaches a callable as ``SystemExit``."""
+
+
+class CallableSpec(ScorerSpec):
+    """Keys of ``kind: callable``."""
+
+    target: str
+    """``module:attribute``; the module must be importable: installed, or in a folder of ``PYTHONPATH``."""
+    version: str = ""
+    """Change it when the numbers change for a reason outside the module's source (a service, a data file)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallableScorer:
+    """Calls a function with texts."""
+
+    target: str
+    function: Callable[[list[str], list[str]], Any]
+    direction: Direction
+    version: str = ""
+
+    @property
+    def id(self) -> str:
+        """Return the callable's name."""
+        return self.target
+
+    @property
+    def revision(self) -> str:
+        """Return a hash of the name, the version and the source of the module (where Python can read it)."""
+        return revision_of(kind="callable", target=self.target, version=self.version, source=self._source())
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        """Return what the callable returns; the check around every scorer verifies it.
+
+        Raises:
+            ScorerError: the callable raised; its own error is the cause.
+        """
+        with _failing(f"scorer {self.id}:"):
+            scores: FloatArray = self.function([prompt.text for prompt in prompts], list(responses))
+        return scores
+
+    def _source(self) -> str:
+        module = inspect.getmodule(self.function)
+        path = getattr(module, "__file__", None)
+        if path is None or not Path(path).is_file():
+            return ""
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Turn whatever a user's code raises into one line that starts with ``what``; a signal to end passes.
+
+    Raises:
+        ScorerError: the code raised; its own error is the cause.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == TERMINATED:
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+        raise ScorerError(f"{what} raised {reason}") from error
+
+
+def load(target: str) -> Callable[[list[str], list[str]], Any]:
+    """Return the callable that ``module:attribute`` names.
+
+    Raises:
+        ConfigError: the name has another form, or the module has no such callable.
+        MissingError: the module cannot be imported.
+        ScorerError: the module raised while it was imported.
+    """
+    module_name, colon, attribute = target.partition(":")
+    if not colon or not all(module_name.split(".")) or not attribute.isidentifier():
+        raise ConfigError(f"scorer callable: {target!r} is no callable's name; 'module:attribute' is needed")
+    members = vars(_imported(module_name))
+    if attribute not in members:
+        public = [name for name, value in members.items() if callable(value) and not name.startswith("_")]
+        raise ConfigError(f"scorer callable: {module_name!r} has no {attribute!r}; {nearest(attribute, public)}")
+    found = members[attribute]
+    if not callable(found):
+        raise ConfigError(f"scorer callable: {target!r} is {type(found).__name__}, no callable")
+    function: Callable[[list[str], list[str]], Any] = found
+    return function
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        with _failing(f"scorer callable: importing {name!r}"):
+            return importlib.import_module(name)
+    except ScorerError as failure:
+        cause = failure.__cause__
+        if not isinstance(cause, ImportError):
+            raise
+        raise MissingError(
+            f"scorer callable: cannot import {name!r} ({cause}); install it, or name its folder in PYTHONPATH"
+        ) from cause
+
+
+def build(spec: CallableSpec, setting: Setting) -> CallableScorer:
+    """Return the scorer that ``spec`` describes."""
+    return CallableScorer(spec.target, load(spec.target), setting.direction, spec.version)

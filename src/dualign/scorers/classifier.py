@@ -1,5 +1,6 @@
-"""Scores of a Hugging Face sequence classifier or reward model (local folder or id)."""
+"""How a prompt with its history and a response are written into one text for a judge that reads texts."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from dualign.engine.templates import chat_text
-from dualign.engine.tokenising import Encode, encoder
 from dualign.errors import ConfigError, nearest
+from dualign.models.language_model import Encode, encoder
+from dualign.models.templates import chat_text
+from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt, Turn
 from dualign.scorers.encoding import (
     absent_id,
@@ -21,13 +23,31 @@ from dualign.scorers.encoding import (
     load_tokenizer,
     model_revision,
 )
-from dualign.scorers.length import tokenizer_revision
-from dualign.scorers.protocol import Direction
+from dualign.scorers.rules import tokenizer_revision
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of
-from dualign.scorers.wording import conversation_text, fill
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_SLOT = re.compile(r"\{(prompt|response)\}")
+
+
+def conversation_text(history: Sequence[Turn], text: str) -> str:
+    """Return the prompt ``text``; after other turns, the whole conversation, each turn led by its speaker."""
+    if not history:
+        return text
+    return "\n".join(f"{turn.role}: {turn.text}" for turn in (*history, Turn("user", text)))
+
+
+def fill(wording: str, *, prompt: str, response: str) -> str:
+    """Return ``wording`` with {prompt} and {response} replaced in one pass; every other brace stays.
+
+    A "{response}" inside a prompt is text, and no attribute of anything can be named.
+    """
+    texts = {"prompt": prompt, "response": response}
+    return _SLOT.sub(lambda slot: texts[slot[1]], wording)
+
 
 RESPONSE = "{response}"
 NAMED_TEMPLATES = ("pair", "chat", "response")

@@ -1,5 +1,7 @@
 """Weighted sums of scorers, behind a gate of prompt columns; harm by compliance and helpfulness are two of them."""
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,11 +10,12 @@ import numpy as np
 from pydantic import Field
 
 from dualign.errors import ScorerError, nearest
+from dualign.maths.preference import log_odds
+from dualign.protocols import Direction, Scorer, fewest, words_read
 from dualign.records import FloatArray, Prompt, named
 from dualign.records import in_slice as has_values
 from dualign.scorers.checked import checked
-from dualign.scorers.distinct_bigrams import DistinctBigramsScorer
-from dualign.scorers.protocol import Direction, Scorer, fewest, words_read
+from dualign.scorers.rules import DistinctBigramsScorer
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of
 
 
@@ -136,3 +139,119 @@ def build_compliance_harm(spec: ComplianceHarmSpec, setting: Setting) -> Weighte
 def build_helpfulness(spec: HelpfulnessSpec, setting: Setting) -> WeightedSum:
     """Return the scorer that ``spec`` describes."""
     return helpfulness(setting.make(spec.refusal), bigram_weight=spec.bigram_weight)
+
+
+class LogOddsSpec(ScorerSpec):
+    """Keys of ``kind: log-odds``."""
+
+    scorer: dict[str, Any]
+    """``kind`` and its own keys: a probability of harm, in [0, 1]."""
+    labels: int = Field(default=16, ge=1)
+    """Yes/no labels a response."""
+    seed: int = 0
+    """Of the labels; the same response to the same prompt gets the same labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogOdds:
+    """log((yes + 1/2) / (labels - yes + 1/2)) of labels that say yes with the inner scorer's probability."""
+
+    inner: Scorer
+    labels: int
+    seed: int
+    direction: Direction
+
+    @property
+    def id(self) -> str:
+        """Return what is labelled, and how often."""
+        return f"log-odds({self.inner.id}, {self.labels} labels)"
+
+    @property
+    def revision(self) -> str:
+        """Return a hash of the inner scorer's revision, the number of labels and the seed."""
+        return revision_of(kind="log-odds", inner=self.inner.revision, labels=self.labels, seed=self.seed)
+
+    @property
+    def words_read(self) -> int | None:
+        """Return how many words of an answer are read at the most; none: all."""
+        return words_read(self.inner)
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        """Return shape ``[response]``: 0 where half of the labels say yes.
+
+        Raises:
+            ScorerError: the inner scorer failed, or gave a number that is no probability.
+        """
+        chances = checked(self.inner)(prompts, responses)
+        wrong = np.flatnonzero((chances < 0) | (chances > 1))
+        if wrong.size:
+            raise ScorerError(
+                f"scorer {self.id}: response {wrong[0]} got {chances[wrong[0]]:g} from {self.inner.id}; "
+                "a probability from 0 to 1 is needed"
+            )
+        yes = [
+            self._generator(prompt, text).binomial(self.labels, chance)
+            for prompt, text, chance in zip(prompts, responses, chances, strict=True)
+        ]
+        return log_odds(np.array(yes, dtype=np.float64), labels=self.labels)
+
+    def _generator(self, prompt: Prompt, response: str) -> np.random.Generator:
+        key = hashlib.sha256(f"{self.seed}\0{prompt.id}\0{response}".encode("utf-8", "surrogatepass")).digest()
+        return np.random.default_rng(np.frombuffer(key, dtype=np.uint32))
+
+
+def build(spec: LogOddsSpec, setting: Setting) -> LogOdds:
+    """Return the scorer that ``spec`` describes."""
+    return LogOdds(setting.make(spec.scorer), spec.labels, spec.seed, setting.direction)
+
+
+OPENING, CLOSING = "<think>", "</think>"
+_BLOCK = re.compile(f"{OPENING}.*?(?:{CLOSING}|\\Z)", re.DOTALL)
+
+
+def without_reasoning(text: str, *, opened: bool = False) -> str:
+    """Return ``text`` without its ``<think>…</think>`` parts; one that is not closed reaches to the end.
+
+    What stands outside of them is kept, before and behind: an answer cannot hide its first words from a scorer. A
+    closing tag that nothing in the text opens was opened by the prompt; ``opened`` says that the prompt always does.
+    """
+    first_close, first_open = text.find(CLOSING), text.find(OPENING)
+    if first_close >= 0 and not 0 <= first_open < first_close:
+        text = text[first_close + len(CLOSING) :].lstrip()
+    elif opened and first_close < 0:
+        return ""
+    left = _BLOCK.sub("", text)
+    return left.lstrip() if text.lstrip().startswith(OPENING) else left
+
+
+@dataclass(frozen=True, slots=True)
+class Unreasoned:
+    """A scorer that sees answers without their reasoning."""
+
+    scorer: Scorer
+    opened: bool
+    """Whether the prompt opens the reasoning."""
+
+    @property
+    def id(self) -> str:
+        """Return the inner scorer's id."""
+        return self.scorer.id
+
+    @property
+    def revision(self) -> str:
+        """Return the inner scorer's revision; what it is shown is said by the setting, which is part of the claim."""
+        return self.scorer.revision
+
+    @property
+    def direction(self) -> Direction:
+        """Return the inner scorer's direction."""
+        return self.scorer.direction
+
+    @property
+    def words_read(self) -> int | None:
+        """Return how many words of what is left the inner scorer reads."""
+        return words_read(self.scorer)
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        """Return shape ``[response]`` scores of what is left of each response."""
+        return self.scorer(prompts, [without_reasoning(text, opened=self.opened) for text in responses])

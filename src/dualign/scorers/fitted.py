@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from dualign.errors import ConfigError
+from dualign.protocols import Direction, fewest
 from dualign.records import FloatArray, Prompt
-from dualign.scorers.protocol import Direction, fewest
 from dualign.scorers.spec import ScorerSpec, Setting
 
 if TYPE_CHECKING:
-    from dualign.scorers.fitting.head import FittedHead
+    from dualign.scorers.fitting.linear import FittedHead
 
 
 class FittedSpec(ScorerSpec):
@@ -62,7 +62,7 @@ def build(spec: FittedSpec, setting: Setting) -> FittedScorer:
         MissingError: the folder is not there, or the model of its features is not.
         DataError: the folder was damaged or altered.
     """
-    from dualign.scorers.fitting.head import load_head
+    from dualign.scorers.fitting.linear import load_head
 
     folder = setting.existing(spec.path, "scorer fitted")
     head = load_head(folder)

@@ -8,14 +8,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from dualign.engine.templates import make_transcript
 from dualign.errors import ConfigError, UsageError
+from dualign.models.templates import make_transcript
+from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt
 from dualign.scorers.encoding import check_lengths, even_batches, fitting_length, load_tokenizer
-from dualign.scorers.length import tokenizer_revision
-from dualign.scorers.protocol import Direction
-from dualign.scorers.score_model import ScoreModel, load_score_model
-from dualign.scorers.score_tokenizer import check_end_token, check_tokenizer
+from dualign.scorers.rules import tokenizer_revision
+from dualign.scorers.score_model import ScoreModel, check_end_token, check_tokenizer, load_score_model
 from dualign.scorers.spec import ScorerSpec, Setting, folder_revision, revision_of
 
 

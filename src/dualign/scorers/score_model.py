@@ -1,35 +1,191 @@
-"""A score model: a backbone without its language-model head, a linear head, a normaliser (Dai et al. 2023, Safe RLHF).
-
-The score of a text is that of its last token. ``load_score_model`` reads both published layouts of such checkpoints,
-``save_score_model`` writes the later one.
-"""
+"""Does a tokenizer belong to a score model? A wrong one gives numbers without any sign that they are wrong."""
 
 from __future__ import annotations
 
 import copy
 import inspect
+import json
+import re
+import struct
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualign.engine.tensors import check_tensors
 from dualign.errors import DataError, MissingError
-from dualign.scorers.protocol import Direction
-from dualign.scorers.score_tokenizer import check_tokenizer
-from dualign.scorers.score_weights import (
-    COUNT,
-    HEAD_BIAS,
-    HEAD_WEIGHT,
-    MEAN,
-    SAFETENSORS,
-    VARIANCE,
-    ScoreWeights,
-    read_tensors,
-    sort_tensors,
-)
+from dualign.models.tensors import HARMLESS, check_finite, check_shapes, check_tensors
+from dualign.protocols import Direction
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_SPARE_ROWS = 0.05
+"""Share of embedding rows that may belong to no token: vocabularies are padded to round sizes (at most about 2.5 % in
+published models), and a tokenizer that leaves more rows unused is another model's."""
+
+
+def check_tokenizer(tokenizer: Any, backbone: Any, where: str) -> None:
+    """Check that a tokenizer can be that of ``backbone``: its ids fit the embedding, and they agree on the end token.
+
+    Raises:
+        DataError: they do not.
+    """
+    rows = backbone.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise DataError(f"score checkpoint {where}: its tokenizer has ids up to {largest}, the model only {rows} rows")
+    if rows - 1 - largest > _SPARE_ROWS * rows:
+        raise DataError(
+            f"score checkpoint {where}: its tokenizer has ids up to {largest} for a model of {rows} rows; "
+            "it is another model's"
+        )
+
+
+def check_end_token(tokenizer: Any, config: Any, where: str) -> None:
+    """Check that the tokenizer's end token is one that the config names.
+
+    Raises:
+        DataError: it is not: scores would be read at a token that the head was not trained on.
+    """
+    named = config.eos_token_id
+    known = named if isinstance(named, list) else [named]
+    if named is not None and tokenizer.eos_token_id not in known:
+        raise DataError(
+            f"score checkpoint {where}: its tokenizer ends with token {tokenizer.eos_token_id}, its config says {named}"
+        )
+
+
+HEAD_WEIGHT, HEAD_BIAS = "score_head.weight", "score_head.bias"
+MEAN, VARIANCE, COUNT = "normalizer.mean", "normalizer.var", "normalizer.count"
+SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+BUFFERS = (MEAN, VARIANCE, COUNT)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreWeights:
+    """The tensors of a checkpoint, sorted."""
+
+    backbone: Mapping[str, Tensor]
+    """By the backbone's own names, the checkpoint's prefix taken off."""
+    head_weight: Tensor
+    """Shape ``[score, hidden]``."""
+    head_bias: Tensor | None
+    """Shape ``[score]``; none: the early layout."""
+    mean: Tensor | None
+    """Shape ``[score]``; none: the checkpoint has no normaliser."""
+    variance: Tensor | None
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors of a folder by name: from safetensors where there are any, else from ``.bin`` files.
+
+    A ``.bin`` file is read as plain weights; one that holds any other object is refused, and nothing in it is run.
+
+    Raises:
+        MissingError: the folder has no weights, or a file that its index names is not there.
+        DataError: a file is damaged or is not plain weights, or two files hold the same name.
+    """
+    safe, pickled = _files(folder, SAFETENSORS), _files(folder, PICKLED)
+    if not safe and not pickled:
+        raise MissingError(f"score checkpoint {folder}: has neither model*.safetensors nor pytorch_model*.bin")
+    tensors: dict[str, Tensor] = {}
+    for path in safe or pickled:
+        found = _read_safe(path) if safe else _read_bin(path)
+        if twice := tensors.keys() & found.keys():
+            raise DataError(f"score checkpoint {path}: {min(twice)!r} stands in another file too")
+        tensors |= found
+    return tensors
+
+
+def sort_tensors(
+    tensors: Mapping[str, Tensor],
+    *,
+    prefix: str,
+    expected: Mapping[str, Tensor],
+    where: str,
+    biased: bool,
+    harmless: Collection[str] = (),
+) -> ScoreWeights:
+    """Return the tensors by part; rotary frequencies and a language model's head are left out.
+
+    The buffers of a normaliser come together or not at all.
+
+    Args:
+        tensors: all tensors by the checkpoint's names.
+        prefix: of the backbone's names, such as ``model.``.
+        expected: the backbone's tensors by its own names; only their shapes are read.
+        where: names the checkpoint in messages.
+        biased: whether the head has a bias by the checkpoint's own word; without it, one that is there is read too.
+        harmless: patterns of names that the architecture recomputes.
+
+    Raises:
+        MissingError: a tensor is missing, unknown or of another shape.
+    """
+    ignored = [HARMLESS, r"^lm_head\.", *harmless]
+    body = {prefix + name: tensor for name, tensor in expected.items()}
+    # The patterns are loose ("attn.bias"), so that they speak only of what the model has no place for.
+    kept = {n: tensor for n, tensor in tensors.items() if n in body or not any(re.search(p, n) for p in ignored)}
+    own = [name for name in (HEAD_WEIGHT, HEAD_BIAS, *BUFFERS) if name in kept]
+    needed = {HEAD_WEIGHT, *([HEAD_BIAS] if biased else []), *(BUFFERS if any(b in kept for b in BUFFERS) else [])}
+    check_tensors(f"score checkpoint {where}", missing=needed - kept.keys())
+    check_shapes(
+        f"score checkpoint {where}",
+        needed=body,
+        found={name: tensor for name, tensor in kept.items() if name not in own},
+    )
+    check_finite(f"score checkpoint {where}", {name: kept[name] for name in own})
+    backbone = {name: kept[prefix + name] for name in expected}
+    return ScoreWeights(backbone, kept[HEAD_WEIGHT], kept.get(HEAD_BIAS), kept.get(MEAN), kept.get(VARIANCE))
+
+
+def _files(folder: Path, single: str) -> list[Path]:
+    """Return the files that the index of ``single`` names; without an index, all that are called like it."""
+    index = folder / f"{single}.index.json"
+    if not index.is_file():
+        return sorted(folder.glob(single.replace(".", "*.")))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        paths = [folder / name for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"score checkpoint {index}: is no index of weight files ({error!r})") from error
+    for path in paths:
+        if path.parent != folder:
+            raise DataError(f"score checkpoint {index}: names {str(path)!r}, which is not in the folder")
+        if not path.is_file():
+            raise MissingError(f"score checkpoint {path}: named by {index.name} and not there")
+    return paths
+
+
+def _read_safe(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"score checkpoint {path}: cannot be read ({error})") from error
+    return tensors
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
+    from pickle import UnpicklingError
+
+    import torch
+
+    # What the reader of plain weights raises on bytes that are none depends on where they first make no sense.
+    senseless = (UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (*senseless, struct.error, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise DataError(f"score checkpoint {path}: is not plain weights and was not loaded ({reason})") from error
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
+    ):
+        raise DataError(f"score checkpoint {path}: expected tensors by name, found {type(found).__name__}")
+    return dict(found)
+
 
 _EPSILON = 1e-8
 
@@ -96,7 +252,7 @@ def load_score_model(folder: Path, *, dtype: str = "float32") -> ScoreModel:
     import torch
     from transformers import AutoModel
 
-    from dualign.engine.loading import without_bars
+    from dualign.models.loading import without_bars
 
     config = _read_config(folder)
     with torch.device("meta"):
@@ -193,7 +349,7 @@ def _head_config(base: Any, normaliser: Normaliser, normalise: bool) -> dict[str
 def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    from dualign.engine.loading import readable
+    from dualign.models.loading import readable
 
     if not (folder / "config.json").is_file():
         raise MissingError(f"score checkpoint {folder}: has no config.json")

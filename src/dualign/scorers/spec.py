@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dualign.errors import ConfigError, MissingError, nearest
-from dualign.scorers.protocol import Direction, Scorer
+from dualign.protocols import Direction, Scorer
 
 
 class ScorerSpec(BaseModel):

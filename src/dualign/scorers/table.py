@@ -1,4 +1,8 @@
-"""The kinds of scorers, and the one function that builds them from a config."""
+"""Who judges whom: a score that a policy was trained on says little about that policy.
+
+A policy that is pushed towards a score finds the score's mistakes, so that the same scorer measures its own success
+(Gao, Schulman, Hilton 2023). An independent scorer of the same quantity shows how much of it is real.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,29 +10,40 @@ from pathlib import Path
 from typing import Any
 
 from dualign.errors import ConfigError, nearest
-from dualign.scorers import (
-    callable as callable_,
-)
+from dualign.protocols import Direction, Scorer
+from dualign.scorers import checked as callable_
 from dualign.scorers import (
     classifier,
     composite,
-    distinct_bigrams,
-    distinct_words,
-    embedding,
+    encoding,
     fitted,
     guard,
-    length,
-    lexical_spec,
-    log_odds,
+    lexical,
     refusal,
-    refusal_phrase,
-    regex,
+    remote,
+    rules,
     score_checkpoint,
 )
 from dualign.scorers.checked import CheckedScorer, checked
-from dualign.scorers.http import chat_judge, plain
-from dualign.scorers.protocol import Direction, Scorer
 from dualign.scorers.spec import ScorerSpec, Setting, read_spec
+
+SAME_SCORE = "the score reported is the score trained on"
+
+
+def same_scorer(first: Scorer, second: Scorer) -> bool:
+    """Return whether two scorers give the same numbers by all that they say of themselves: id and revision."""
+    return (first.id, first.revision) == (second.id, second.revision)
+
+
+def dependence(trained: Mapping[str, Scorer], judges: Mapping[str, Scorer]) -> list[str]:
+    """Return the names of the scores in ``trained`` that nobody but the scorer itself judges."""
+    return [name for name, scorer in trained.items() if name not in judges or same_scorer(scorer, judges[name])]
+
+
+def dependence_warnings(trained: Mapping[str, Scorer], judges: Mapping[str, Scorer]) -> list[str]:
+    """Return one line that names the scores without an independent judge; none where every score has one."""
+    names = dependence(trained, judges)
+    return [f"{SAME_SCORE}: {', '.join(names)}; name an independent scorer under evaluation.judge"] if names else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +59,19 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "callable": Kind(callable_.CallableSpec, callable_.build, "a Python callable, module:attribute"),
-    "http": Kind(plain.PlainSpec, plain.build, "a service that speaks a plain JSON protocol"),
-    "chat-judge": Kind(chat_judge.ChatJudgeSpec, chat_judge.build, "a chat model asked by a rubric for a number"),
-    "length": Kind(length.LengthSpec, length.build, "words, characters or tokens of the response"),
-    "regex": Kind(regex.RegexSpec, regex.build, "1 where a regular expression matches"),
+    "http": Kind(remote.PlainSpec, remote.build_http, "a service that speaks a plain JSON protocol"),
+    "chat-judge": Kind(remote.ChatJudgeSpec, remote.build_judge, "a chat model asked by a rubric for a number"),
+    "length": Kind(rules.LengthSpec, rules.build_length, "words, characters or tokens of the response"),
+    "regex": Kind(rules.RegexSpec, rules.build_regex, "1 where a regular expression matches"),
     "refusal-phrase": Kind(
-        refusal_phrase.RefusalPhraseSpec, refusal_phrase.build, "1 where the response starts with a refusal"
+        refusal.RefusalPhraseSpec, refusal.build_refusal_phrase, "1 where the response starts with a refusal"
     ),
-    "distinct-bigrams": Kind(distinct_bigrams.DistinctBigramsSpec, distinct_bigrams.build, "share of distinct bigrams"),
+    "distinct-bigrams": Kind(rules.DistinctBigramsSpec, rules.build_distinct_bigrams, "share of distinct bigrams"),
     "distinct-words": Kind(
-        distinct_words.DistinctWordsSpec, distinct_words.build, "log(1 + number of distinct longer words)"
+        rules.DistinctWordsSpec, rules.build_distinct_words, "log(1 + number of distinct longer words)"
     ),
-    "lexical": Kind(lexical_spec.LexicalSpec, lexical_spec.build, "TF-IDF and logistic regression, from labelled rows"),
-    "refusal": Kind(refusal.RefusalSpec, refusal.build, "P(refusal): classifier, or opening phrase"),
+    "lexical": Kind(lexical.LexicalSpec, lexical.build, "TF-IDF and logistic regression, from labelled rows"),
+    "refusal": Kind(refusal.RefusalSpec, refusal.build_refusal, "P(refusal): classifier, or opening phrase"),
     "sequence-classifier": Kind(
         classifier.SequenceClassifierSpec, classifier.build, "Hugging Face classifier or reward model"
     ),
@@ -68,12 +83,12 @@ KINDS: dict[str, Kind] = {
     "fitted": Kind(fitted.FittedSpec, fitted.build, "reward or cost model of 'dualign scorer fit', light path"),
     "guard": Kind(guard.GuardSpec, guard.build, "P(unsafe) by the verdict token of a guard model", "cost"),
     "embedding-relevance": Kind(
-        embedding.EmbeddingRelevanceSpec, embedding.build, "cosine of prompt and response under an encoder"
+        encoding.EmbeddingRelevanceSpec, encoding.build, "cosine of prompt and response under an encoder"
     ),
     "weighted-sum": Kind(
         composite.WeightedSumSpec, composite.build_weighted_sum, "offset + weights x scorers, gated by columns"
     ),
-    "log-odds": Kind(log_odds.LogOddsSpec, log_odds.build, "log-odds of yes/no labels drawn from a probability"),
+    "log-odds": Kind(composite.LogOddsSpec, composite.build, "log-odds of yes/no labels drawn from a probability"),
     "compliance-harm": Kind(
         composite.ComplianceHarmSpec,
         composite.build_compliance_harm,

@@ -1,8 +1,4 @@
-"""The assistant world: a small problem with every stage of a real one, whose exact optimum is known.
-
-Prompts ask for help with everyday things, some of them not their own; replies have six slots. People demonstrate,
-compare and flag; a small Llama learns from them; what it learns can be enumerated and held against the truth.
-"""
+"""Exact figures in the assistant world: every reply's probability, the true problem, and where a gap comes from."""
 
 from __future__ import annotations
 
@@ -10,22 +6,153 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dualign.errors import UsageError
-from dualign.maths.finite import FiniteProblem
+from dualign.errors import DataError, UsageError
+from dualign.maths.exact import Expectations, FiniteProblem, expectations
+from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt
-from dualign.scorers.protocol import Direction
-from dualign.worlds import assistant_exact, assistant_heads, assistant_preferences
-from dualign.worlds.assistant_preferences import Comparisons
-from dualign.worlds.assistant_scores import hidden_cost, hidden_reward
-from dualign.worlds.assistant_settings import AssistantSettings
-from dualign.worlds.assistant_text import IntArray, all_prompts, context_numbers, reply_choices, reply_numbers
+from dualign.worlds import assistant_model, assistant_scores
+from dualign.worlds.assistant_scores import Comparisons, hidden_cost, hidden_reward
+from dualign.worlds.assistant_text import (
+    SHAPE,
+    AssistantSettings,
+    IntArray,
+    all_prompts,
+    context_numbers,
+    reply_choices,
+    reply_numbers,
+)
 
 if TYPE_CHECKING:
-    from dualign.engine.language_model import LanguageModel
+    from torch import Tensor
+
+    from dualign.models.language_model import LanguageModel
+    from dualign.protocols import Policy
+
+
+PROMPTS_A_CHUNK = 24
+"""Prompts whose prefix trees are in memory together: 24 x 576 prefixes of 13 tokens take about 0.2 GB."""
+
+
+def enumerate_log_probs(language_model: LanguageModel, policy: Policy, prompts: Sequence[Prompt]) -> FloatArray:
+    """Return shape ``[prompt, reply]``: log-probability of every reply, in nats, at the model's temperature.
+
+    Walks the tree of prefixes level by level with a shared key-value cache, so that 1,728 replies cost 789 tokens.
+    """
+    import torch
+
+    from dualign.models.adapters import activated
+
+    ids = torch.tensor([language_model.template(prompt) for prompt in prompts])
+    with activated(language_model, policy) as model, torch.no_grad():
+        parts = [_tree(language_model, model, chunk) for chunk in torch.split(ids, PROMPTS_A_CHUNK)]
+    return np.concatenate(parts)
+
+
+def _tree(language_model: LanguageModel, model: Any, ids: Tensor) -> FloatArray:
+    import torch
+
+    options = _slot_tokens(language_model)
+    output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    total = torch.zeros(len(ids), 1, dtype=torch.float64)
+    for slot, tokens in enumerate(options):
+        logits = output.logits[:, -1, tokens].double() / language_model.temperature
+        total = (total.reshape(-1, 1) + logits.log_softmax(-1)).reshape(len(ids), -1)
+        if slot + 1 < len(options):
+            cache = output.past_key_values
+            rows = len(output.logits)
+            cache.batch_repeat_interleave(len(tokens))
+            following = tokens.repeat(rows)[:, None]
+            output = model(input_ids=following, past_key_values=cache, use_cache=True)
+    array: FloatArray = total.numpy()
+    return array
+
+
+def _slot_tokens(language_model: LanguageModel) -> list[Tensor]:
+    """Return the tokens of each slot by option; ids rise with the option, and EOS, which is forced, adds nothing."""
+    if language_model.grammar is None:
+        raise DataError("assistant world: the language model has no grammar, so its replies cannot be listed")
+    slots = [row.nonzero()[:, 0] for row in language_model.grammar[: len(SHAPE)]]
+    if tuple(len(tokens) for tokens in slots) != SHAPE:
+        raise DataError("assistant world: the grammar is that of another world")
+    return slots
+
+
+def problem(
+    prompts: Sequence[Prompt],
+    log_reference: FloatArray,
+    *,
+    reward: FloatArray,
+    cost: FloatArray,
+    beta: float,
+    limit: float,
+    where: Mapping[str, str],
+) -> FiniteProblem:
+    """Return the finite problem of these prompts under tables of scores.
+
+    Args:
+        prompts: weighed equally.
+        log_reference: shape ``[prompt, reply]``.
+        reward: shape ``[context, reply]``, raw units.
+        cost: shape ``[context, reply]``, raw units.
+        beta: for raw rewards.
+        limit: on the mean cost, raw units.
+        where: columns that name the slice that the limit is about; empty means all prompts. The cost of the
+            others is 0 and that of the slice is divided by its share, so that the mean is that of the slice.
+    """
+    contexts = context_numbers(prompts)
+    inside = np.asarray([all(p.columns[key] == value for key, value in where.items()) for p in prompts])
+    if not inside.any():
+        raise DataError(f"assistant world: no prompt has {dict(where)}; give prompts of that slice")
+    scale = inside / inside.mean()
+    return FiniteProblem(
+        log_reference - np.logaddexp.reduce(log_reference, axis=1, keepdims=True),
+        reward[contexts],
+        (cost[contexts] * scale[:, None])[:, :, None],
+        np.full(len(prompts), 1 / len(prompts)),
+        np.asarray([limit], dtype=float),
+        beta,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How far a policy is from the optimum: Lagrangian values at the true multiplier, in raw reward units."""
+
+    total: float
+    """L(optimum, multiplier) - L(policy, multiplier) = beta E KL(policy || optimum) >= 0."""
+    scores: float
+    """Part due to the scores: the same for the optimum under the scores that the run used."""
+    training: float
+    """The rest: margin, finite sampling, the network and its optimiser. May be negative by a little."""
+
+
+def lagrangian(truth: FiniteProblem, multipliers: FloatArray, log_probs: FloatArray) -> float:
+    """Return ``E[reward] - beta KL - multipliers . (E[costs] - limits)`` of a policy."""
+    figures: Expectations = expectations(truth, log_probs)
+    return float(figures.objective - multipliers @ (figures.costs - truth.limits))
+
+
+def gap(
+    truth: FiniteProblem, *, multipliers: FloatArray, best: FloatArray, believed: FloatArray, policy: FloatArray
+) -> Gap:
+    """Return the gap of ``policy`` and its two parts.
+
+    Args:
+        truth: the problem under the hidden scores.
+        multipliers: optimal ones of ``truth``, shape ``[constraint]``.
+        best: log-probabilities of the optimum of ``truth``, shape ``[prompt, reply]``.
+        believed: those of the optimum under the scores that the run used.
+        policy: those of the policy that is judged.
+    """
+    top = lagrangian(truth, multipliers, best)
+    total = top - lagrangian(truth, multipliers, policy)
+    scores = top - lagrangian(truth, multipliers, believed)
+    return Gap(total, scores, total - scores)
+
 
 Scores = Literal["hidden", "learned"]
 
@@ -131,7 +258,7 @@ class AssistantWorld:
         from dualign.worlds.assistant_model import reply_tokens
 
         each = self.settings.demonstrations_each
-        draws = assistant_preferences.demonstrations(prompts, each=each, seed=self.seed)
+        draws = assistant_scores.demonstrations(prompts, each=each, seed=self.seed)
         choices = reply_choices()
         return [(prompt, reply_tokens(choices[reply].tolist())) for prompt, reply in draws]
 
@@ -154,20 +281,18 @@ class AssistantWorld:
 
     def judged(self, contexts: IntArray, replies: IntArray) -> Comparisons:
         """Return what people say of these pairs (contexts ``[pair]``, replies ``[pair, 2]``)."""
-        return assistant_preferences.compare(
-            contexts, replies, reward=hidden_reward(), cost=hidden_cost(), seed=self.seed
-        )
+        return assistant_scores.compare(contexts, replies, reward=hidden_reward(), cost=hidden_cost(), seed=self.seed)
 
     def fit_heads(self, comparisons: Comparisons) -> Heads:
         """Return the reward and cost heads, fit to a random part of the comparisons and measured on the rest."""
         order = np.random.default_rng([self.seed, 4]).permutation(len(comparisons))
         held = int(len(order) * self.settings.held_out)
         rest, fit = comparisons.part(order[:held]), comparisons.part(order[held:])
-        reward = assistant_heads.table_of(
-            assistant_heads.fit_reward(fit, ridge=self.settings.reward_ridge), assistant_heads.reward_groups()
+        reward = assistant_model.table_of(
+            assistant_model.fit_reward(fit, ridge=self.settings.reward_ridge), assistant_model.reward_groups()
         )
-        cost = assistant_heads.table_of(
-            assistant_heads.fit_cost(fit, ridge=self.settings.cost_ridge), assistant_heads.cost_groups()
+        cost = assistant_model.table_of(
+            assistant_model.fit_cost(fit, ridge=self.settings.cost_ridge), assistant_model.cost_groups()
         )
         return learned_heads(reward, cost, head_report(rest, reward, cost, fitted=len(fit)))
 
@@ -189,7 +314,7 @@ class AssistantWorld:
         if scores == "learned" and heads is None:
             raise UsageError("assistant world: scores 'learned' need heads; fit them first, or ask for 'hidden'")
         learned = heads if scores == "learned" else None
-        return assistant_exact.problem(
+        return problem(
             prompts,
             log_reference,
             reward=learned.reward.table if learned else hidden_reward(),

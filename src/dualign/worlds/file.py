@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dualign.errors import DataError, MissingError
-from dualign.maths.finite import FiniteProblem
+from dualign.maths.exact import FiniteProblem
 from dualign.records import FloatArray, Group, Prompt, Response
 
 

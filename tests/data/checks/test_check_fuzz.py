@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dualign.data.checks.check import check_rows
-from dualign.data.checks.context import Limits
-from dualign.data.checks.measure import Measure
+from dualign.data.checks.reading import Limits, Measure
 from dualign.data.checks.rules import RULES
 from dualign.data.checks.statistics import statistics
 from dualign.data.preferences import Answer, PreferenceRow

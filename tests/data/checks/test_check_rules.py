@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 
-from dualign.data.checks.check import check, check_rows
-from dualign.data.checks.context import Limits
-from dualign.data.checks.measure import WORDS, Measure
+from dualign.data.checks.check import check, check_rows, summary, verdict
+from dualign.data.checks.reading import WORDS, Limits, Measure
 from dualign.data.checks.rules import RULES
-from dualign.data.checks.words import summary, verdict
-from dualign.data.formats.faults import READING_RULES
-from dualign.data.formats.internal import to_values
+from dualign.data.formats.preference import to_values
+from dualign.data.formats.source import READING_RULES
 from dualign.data.preferences import Answer, PreferenceRow
 from dualign.errors import DataError, MissingError, UsageError
 from dualign.records import Prompt
@@ -353,7 +351,7 @@ def test_a_row_made_by_hand_is_looked_at_before_its_labels_are_used() -> None:
 
 
 def test_bos_of_the_tokenizer_is_an_error_and_lengths_are_its_tokens(tmp_path: Path) -> None:
-    from dualign.data.checks.measure import of_tokenizer
+    from dualign.data.checks.reading import of_tokenizer
     from tiny_tokenizers import bpe_tokenizer
 
     path = write_rows(tmp_path / "f.jsonl", [*MANY, plain(30, prompt="<s>What?"), plain(31, chosen="a</s>")])
@@ -365,7 +363,7 @@ def test_bos_of_the_tokenizer_is_an_error_and_lengths_are_its_tokens(tmp_path: P
 
 
 def test_a_first_token_that_the_tokenizer_does_not_add_is_no_double(tmp_path: Path) -> None:
-    from dualign.data.checks.measure import of_tokenizer
+    from dualign.data.checks.reading import of_tokenizer
     from tiny_tokenizers import bpe_tokenizer
 
     path = write_rows(tmp_path / "f.jsonl", [*MANY, plain(30, prompt="<s>What?")])
@@ -376,7 +374,7 @@ def test_a_first_token_that_the_tokenizer_does_not_add_is_no_double(tmp_path: Pa
 
 
 def test_letters_as_tokens_cut_where_a_hand_would() -> None:
-    from dualign.data.checks.measure import Measure
+    from dualign.data.checks.reading import Measure
 
     row = PreferenceRow(1, Prompt("1234"), (Answer("abcdx"), Answer("abcdy")))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from dualign.data.checks.check import check_rows
-from dualign.data.checks.context import Limits
+from dualign.data.checks.reading import Limits
 from dualign.data.checks.statistics import statistics
 from dualign.data.preferences import Answer, PreferenceRow
 from dualign.records import Prompt

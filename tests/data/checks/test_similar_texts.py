@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dualign.data.checks.near_duplicates import (
+from dualign.data.similar import (
     BAND_ROWS,
     BANDS,
     jaccard,

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
-from dualign.data.checks.check import check
+from dualign.data.checks.check import check, summary, verdict
 from dualign.data.checks.clean import write_clean
-from dualign.data.checks.words import summary, verdict
-from dualign.data.formats.beavertails import grouped
 from dualign.data.formats.chat_forms import PROMPT_LIKE, PROMPTS
-from dualign.data.formats.faults import PreferenceError
+from dualign.data.formats.safety import grouped
+from dualign.data.formats.source import PreferenceError
 from dualign.data.formats.table import describe, preference_file, read_preferences
 from dualign.data.preferences import PreferenceRow
-from dualign.data.sources.rows import Row
+from dualign.data.table_files import Row
 from dualign.errors import DataError
 from dualign.records import Turn
 from preference_files import ASK, CHATTED, EXAMPLES, KIND, PLAIN, RUDE, SYSTEM, TALK, message, write_rows

@@ -9,11 +9,11 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dualign.data.formats.faults import READING_RULES, PreferenceError
-from dualign.data.formats.internal import to_values
+from dualign.data.formats.preference import to_values
+from dualign.data.formats.source import READING_RULES, PreferenceError
 from dualign.data.formats.table import describe, preference_file, read_preferences
 from dualign.data.preferences import PreferenceFile
-from dualign.data.sources.rows import Row, encodable
+from dualign.data.table_files import Row, encodable
 from dualign.errors import DataError
 from preference_files import EXAMPLES
 

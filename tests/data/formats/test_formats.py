@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dualign.data.formats.beavertails import grouped
-from dualign.data.formats.faults import PreferenceError
+from dualign.data.formats.preference import shared_words
+from dualign.data.formats.safety import grouped
+from dualign.data.formats.source import PreferenceError
 from dualign.data.formats.table import FORMATS, describe, read_preferences
-from dualign.data.formats.trl_plain import shared_words
 from dualign.data.preferences import Answer, PreferenceRow
 from dualign.errors import DataError, UsageError
 from dualign.records import Turn

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dualign.data.formats.internal import read_row, to_values
-from dualign.data.formats.parquet import read_parquet, write_parquet
-from dualign.data.formats.table import read_preferences
+from dualign.data.formats.preference import read_internal, to_values
+from dualign.data.formats.table import read_parquet, read_preferences, write_parquet
 from dualign.data.preferences import Answer, PreferenceRow
 from dualign.errors import DataError, StorageError
 from dualign.records import Prompt, Turn
@@ -58,7 +57,7 @@ def test_any_rows_survive_the_round_trip(tmp_path: Path, rows: list[PreferenceRo
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(row=ROWS)
 def test_nested_columns_give_the_row_back(row: PreferenceRow) -> None:
-    assert read_row(to_values(row), 7) == row
+    assert read_internal(to_values(row), 7) == row
 
 
 def test_what_cannot_be_written_or_read_is_one_clear_line(tmp_path: Path) -> None:

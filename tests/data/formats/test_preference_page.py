@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from dualign.data.formats.faults import READING_RULES
+from dualign.data.formats.source import READING_RULES
 from dualign.data.formats.table import FORMATS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "preference-files.md").read_text()

@@ -9,11 +9,10 @@ import pytest
 
 from checked_answers import Told, harm, pair_rows, read, single_rows, told
 from dualign.errors import DataError
+from dualign.scorers import checking_figures
 from dualign.scorers.checked import checked
-from dualign.scorers.checking import figures
-from dualign.scorers.checking.check import check_scorer
-from dualign.scorers.checking.judged import judged
-from dualign.scorers.checking.kept import keeps_scores
+from dualign.scorers.checking import check_scorer, keeps_scores
+from dualign.scorers.checking_figures import judged
 from dualign.scorers.table import make_scorer
 
 KNOBS = {"beta": 0.3, "temperature": 1.0}
@@ -80,7 +79,7 @@ def test_turning_the_sign_mirrors_every_share() -> None:
 
 
 def test_extremes_count_exact_values() -> None:
-    found = figures.extremes(np.array([0.0, 0.0, 0.25, 1.0, 1.0, 1.0]))
+    found = checking_figures.extremes(np.array([0.0, 0.0, 0.25, 1.0, 1.0, 1.0]))
     assert (found["at_min"], found["at_max"], found["values"]) == (pytest.approx(1 / 3), 0.5, 3)
     assert not found["constant"]
 
@@ -90,7 +89,7 @@ def test_extremes_count_exact_values() -> None:
     [([0.0, 0.0], True), ([3.0, 3.0 + 1e-12], True), ([1e-9, 2e-9], False), ([-1.0, 1.0], False), ([5.0], True)],
 )
 def test_constant_is_rounding_at_the_scale_of_the_scores(scores: list[float], constant: bool) -> None:
-    assert figures.extremes(np.array(scores))["constant"] == constant
+    assert checking_figures.extremes(np.array(scores))["constant"] == constant
 
 
 def test_a_score_that_depends_on_its_batch_is_found() -> None:
@@ -133,7 +132,7 @@ def test_scores_that_are_kept_say_nothing_of_an_answer_alone(spec: dict[str, Any
 
 
 def test_what_is_answered_from_kept_scores_is_not_called_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dualign.scorers.checking.check.keeps_scores", lambda scorer: True)
+    monkeypatch.setattr("dualign.scorers.checking.keeps_scores", lambda scorer: True)
     leaking = Told(lambda texts: [harm(text) + 1e-3 * (len(texts) > 1) for text in texts])
     found = check_scorer(checked(leaking), read(pair_rows(30)), **KNOBS)
     assert found["parity"] is None and found["verdict"]["word"] == "usable" and found["warnings"] == []
@@ -232,7 +231,7 @@ def test_chance_is_called_usable_as_seldom_as_the_interval_says() -> None:
     data = judged(read(pair_rows(150)).rows, "cost")
     outside = [
         not (found["low"] <= 0.5 <= found["high"])
-        for found in (figures.order(rng.normal(size=len(data.texts)), data) for _ in range(600))
+        for found in (checking_figures.order(rng.normal(size=len(data.texts)), data) for _ in range(600))
         if found is not None
     ]
     assert np.mean(outside) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)

@@ -7,16 +7,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from command_line import dualign
-from dualign.cli.named_scorer import named_scorer
+from dualign.cli.scorer import named_scorer
 from dualign.data.formats.table import read_preferences
 from dualign.errors import ConfigError, DataError, MissingError
 from dualign.hashing import plain
 from dualign.records import Prompt
 from dualign.scorers.fitting.config import FitConfig
-from dualign.scorers.fitting.entry import fit_scorer, scored
+from dualign.scorers.fitting.entry import fit_scorer, scored, split_pairs
+from dualign.scorers.fitting.linear import TfidfFeatures
 from dualign.scorers.fitting.pairs import pairs_of
-from dualign.scorers.fitting.paths import split_pairs
-from dualign.scorers.fitting.tfidf import TfidfFeatures
 from dualign.scorers.table import make_scorer
 from dualign.strict import parse_yaml
 from fitting_parts import FILLER, HARMFUL, HARMLESS, safety_rows, tiny_model, write_rows

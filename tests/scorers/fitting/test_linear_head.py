@@ -7,8 +7,16 @@ from scipy.optimize import approx_fprime
 from sklearn.linear_model import LogisticRegression
 
 from dualign.scorers.fitting import linear
-from dualign.scorers.fitting.linear import LinearHead, PairFeatures, choose_decay, fit_linear, mean_loss
-from dualign.scorers.fitting.objective import OBJECTIVES, meaning_of_zero, objective_name
+from dualign.scorers.fitting.linear import (
+    OBJECTIVES,
+    LinearHead,
+    PairFeatures,
+    choose_decay,
+    fit_linear,
+    mean_loss,
+    meaning_of_zero,
+    objective_name,
+)
 
 PAIRS = OBJECTIVES["pairs"](regularisation=0.0)
 SIGNED = OBJECTIVES["pairs-and-signs"](regularisation=0.05)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from dualign.cli.named_scorer import named_scorer
+from dualign.cli.scorer import named_scorer
 from dualign.data.formats.table import read_preferences
 from dualign.errors import NumericalError
 from dualign.scorers.fitting import training
 from dualign.scorers.fitting.config import FitConfig
 from dualign.scorers.fitting.entry import fit_scorer, scored
-from dualign.scorers.fitting.objective import OBJECTIVES
+from dualign.scorers.fitting.linear import OBJECTIVES
 from dualign.scorers.fitting.pairs import pairs_of
 from dualign.scorers.score_model import ScoreModel
 from dualign.scorers.table import make_scorer
@@ -75,8 +75,8 @@ def test_the_folder_holds_the_model_that_was_trained(data, tmp_path, path):
     scorer = make_scorer(
         {"kind": "score-checkpoint", "model": str(tmp_path / "model"), "template": "plain"}, direction="cost"
     )
-    from dualign.backends.protocol import Policy
-    from dualign.engine.adapters import activated
+    from dualign.models.adapters import activated
+    from dualign.protocols import Policy
 
     with activated(model, Policy("trained", str(tmp_path / "training"))) as active, torch.no_grad():
         live = ScoreModel(active.base_model, head[training.HEAD_WEIGHT], head[training.HEAD_BIAS], None)

@@ -1,18 +1,29 @@
 """The check of preference files: every rule, counted, and what would be left of the data."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dualign.data.checks import label_rules, length_rules, pair_rules, row_rules, split_rules
-from dualign.data.checks.context import MAX_LENGTH, Check, Context, Limits, prepared
-from dualign.data.checks.measure import WORDS, Measure
-from dualign.data.checks.reading import WHOLE_FILE, Reading, read
+from dualign.data.checks import label_rules, row_rules
+from dualign.data.checks.reading import (
+    MAX_LENGTH,
+    WHOLE_FILE,
+    WORDS,
+    Check,
+    Context,
+    Limits,
+    Measure,
+    Reading,
+    prepared,
+    read,
+)
 from dualign.data.checks.rules import CHOSEN, RULES, Severity
 from dualign.data.checks.statistics import statistics
 from dualign.data.preferences import Fault, PreferenceRow
-from dualign.data.sources.rows import Row
+from dualign.data.table_files import Row
 from dualign.errors import UsageError, nearest
 
 Contradictory = Literal["drop", "fix", "error"]
@@ -25,24 +36,24 @@ CHECKS: tuple[Check, ...] = (
     row_rules.system_turns,
     row_rules.scripts,
     row_rules.repeated_prompts,
+    row_rules.very_long_answers,
+    row_rules.identical_pairs,
+    row_rules.labelled_both_ways,
+    row_rules.repeated,
+    row_rules.replies_both_ways,
+    row_rules.flags_both_ways,
+    row_rules.refused_turns,
+    row_rules.long_prompts,
     row_rules.long_answers,
-    pair_rules.identical_pairs,
-    pair_rules.labelled_both_ways,
-    pair_rules.repeated,
-    pair_rules.replies_both_ways,
-    pair_rules.flags_both_ways,
-    length_rules.refused_turns,
-    length_rules.long_prompts,
-    length_rules.long_answers,
-    length_rules.no_room,
-    length_rules.same_when_cut,
+    row_rules.no_room,
+    row_rules.same_when_cut,
     label_rules.contradictory,
     label_rules.harm_against_flag,
     label_rules.both_unsafe,
     label_rules.cost_sign,
     label_rules.scorer_versions,
-    split_rules.leaked,
-    split_rules.nearly_leaked,
+    label_rules.leaked,
+    label_rules.nearly_leaked,
 )
 """Every rule on rows that could be read and are sound in themselves (``row_rules.sound``)."""
 
@@ -289,3 +300,84 @@ def _counts(by_file: Sequence[Sequence[Fault]], severities: Mapping[str, Severit
             count = sum(map(len, lines)) + sum(fault.line == WHOLE_FILE for fault in every)
             counted.append(RuleCount(name, severities[name], count, lines, every[0].what))
     return tuple(counted)
+
+
+def verdict(report: CheckReport) -> str:
+    """Return one sentence: fit for training or not, and how many rows are left."""
+    share = report.dropped / report.rows if report.rows else 0.0
+    counts = f"{report.kept:,} of {report.rows:,} rows kept, {report.dropped:,} dropped ({share:.1%})"
+    if report.errors:
+        return f"Refused: {report.errors:,} error{'s' if report.errors > 1 else ''}; {counts}."
+    if not report.kept:
+        return f"Refused: nothing is left; {counts}."
+    if report.chosen:
+        counts += f", {report.chosen:,} of them for an answer that is too long"
+    if not report.accepted:
+        return f"Refused: {counts}, {report.max_drop:.1%} are allowed (--max-drop)."
+    return f"Fit for training: {counts}."
+
+
+def summary(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the statistics as (name, words); what the rows do not say is left out."""
+    labels, tokens, same = figures["labels"], figures["tokens"], figures["duplicates"]
+    near, splits, harm = figures["near_duplicates"], figures["splits"], figures["categories"]
+    clusters = f"{near['prompts']:,} are near-duplicates ({near['clusters']:,} clusters)"
+    disputed = (
+        f"{same['replies_labelled_both_ways']:,} replies by winner, {same['replies_flagged_both_ways']:,} by flag"
+    )
+    lines = [
+        ("prompts", f"{figures['prompts']:,}; {clusters}"),
+        ("rows", f"{same['distinct_rows']:,} distinct, {same['repeated_rows']:,} repeated"),
+        ("both ways", f"{same['rows_labelled_both_ways']:,} rows; {disputed}"),
+    ]
+    if labels["flagged_rows"]:
+        shares = ", ".join(f"{kind} {labels[kind]:.1%}" for kind in ("safe", "mixed", "unsafe"))
+        contrary = f"{labels['contradictory']:,} contradictory"
+        lines.append(("flags", f"{shares} of {labels['flagged_rows']:,} rows; {contrary}"))
+    if labels["judged_answers"]:
+        share = f"{labels['desirable']:.1%}"
+        lines.append(("labels", f"{share} of {labels['judged_answers']:,} answers are labelled true (desirable)"))
+    if labels["better_and_safer_agree"] is not None:
+        share = f"{labels['better_and_safer_agree']:.1%}"
+        lines.append(("winners", f"the more helpful answer is the safer one in {share} of rows"))
+    if harm:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in list(harm.items())[:5])
+        lines.append(("harm", kinds + (", ..." if len(harm) > 5 else "")))
+    if tokens["prompt"]:
+        lines += [(f"{side} tokens", _range(tokens[side])) for side in ("prompt", "answer")]
+        lines.append(("cut off", _cut(tokens)))
+    if splits["rows"]:
+        sides = ", ".join(f"{name} {count:,}" for name, count in splits["rows"].items())
+        lines.append(("splits", f"{sides} rows; {splits['leaking_prompts']:,} prompts in two of them"))
+    return lines
+
+
+def _cut(tokens: Mapping[str, Any]) -> str:
+    """Return the share of rows whose answers lose their ends, where, and how many are left out instead."""
+    where = f"at {tokens['max_length']:,} tokens"
+    if tokens["max_answer"] < tokens["max_length"]:
+        where = f"at {tokens['max_answer']:,} tokens an answer"
+    long = tokens["too_long_rows"] - tokens["truncated_rows"]
+    instead = f"; {long:,} rows have a longer answer, which is left out" if long else ""
+    return f"{tokens['truncated_share']:.1%} of rows {where}, counted as {tokens['measure']}{instead}"
+
+
+def _range(quantiles: Mapping[str, float]) -> str:
+    return f"median {quantiles['median']:,.0f}, 95 % {quantiles['q95']:,.0f}, at most {quantiles['max']:,.0f}"
+
+
+def in_words(report: CheckReport) -> dict[str, Any]:
+    """Return what the report of a run shows of the check: verdict, rules that fired, statistics."""
+    rules = [
+        {"rule": one.rule, "severity": one.severity, "count": one.count, "lines": one.rows[:3], "what": one.what}
+        for one in report.rules
+    ]
+    told = [list(line) for line in summary(report.statistics)] if report.statistics["prompts"] else []
+    return {
+        "files": report.paths,
+        "format": report.format,
+        "verdict": verdict(report),
+        "accepted": report.accepted,
+        "rules": rules,
+        "summary": told,
+    }

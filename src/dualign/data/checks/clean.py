@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dualign.data.checks.check import CheckedFile, CheckReport
-from dualign.data.formats.cells import literal
-from dualign.data.formats.messages import cell
+from dualign.data.formats.source import literal
 from dualign.data.formats.table import FORMATS
+from dualign.data.formats.turns import cell
 from dualign.data.preferences import PreferenceRow
-from dualign.data.sources.rows import Row, at
-from dualign.data.sources.table import READERS
+from dualign.data.table_files import READERS, Row, at
 from dualign.errors import DataError, UsageError
 from dualign.runs.store import write_bytes
 

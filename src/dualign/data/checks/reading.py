@@ -1,19 +1,155 @@
-"""One file of preferences, read as far as it can be: its rows, and why the others are not among them."""
+"""How long texts are: in tokens of a tokenizer, or guessed from words where none is given."""
 
+import math
 import re
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from dualign.data.formats.faults import PreferenceError
-from dualign.data.formats.source import local_file
+from dualign.data.formats.source import PreferenceError, local_file
 from dualign.data.formats.table import FORMATS, preference_file
 from dualign.data.preferences import Fault, PreferenceFile, PreferenceRow
 from dualign.data.rows import TEXTUAL
-from dualign.data.sources.rows import Row, is_utf16, read_bytes
-from dualign.data.sources.table import READERS, ending, read_rows
+from dualign.data.table_files import READERS, Row, ending, is_utf16, read_bytes, read_rows
 from dualign.errors import DataError
+from dualign.records import Prompt
+
+TOKENS_A_WORD = 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A way to cut a text into pieces of so many tokens each."""
+
+    name: str
+    pieces: Callable[[str], Sequence[Hashable]]
+    tokens_a_piece: float = 1.0
+    bos: str | None = None
+    """The text of the token that the tokenizer puts first; none: it puts none there, or is not known."""
+    special: frozenset[str] = frozenset()
+    """Texts of the tokenizer's special tokens."""
+    closing: int = 0
+    """Tokens that close an answer; counted to its length."""
+    template: Callable[[Prompt], Sequence[Hashable]] | None = None
+    """The tokens of a whole prompt; raises ``DataError`` for turns that it has no place for. None: the sum of the
+    turns' texts."""
+
+    def tokens(self, text: str) -> int:
+        """Return the length of a text in tokens, rounded up."""
+        return math.ceil(len(self.pieces(text)) * self.tokens_a_piece - 1e-9)
+
+    def prompt(self, prompt: Prompt) -> int:
+        """Return the length of a prompt in tokens, all turns together.
+
+        Raises:
+            DataError: the template refuses its turns.
+        """
+        if self.template is not None:
+            return len(self.template(prompt))
+        return sum(self.tokens(text) for text in said(prompt))
+
+    def answer(self, text: str) -> int:
+        """Return the length of an answer in tokens, with those that close it."""
+        return self.tokens(text) + self.closing
+
+    def cut(self, text: str, tokens: int) -> tuple[Hashable, ...]:
+        """Return the whole pieces of a text that fit into ``tokens``."""
+        return tuple(self.pieces(text)[: max(0, math.floor(tokens / self.tokens_a_piece + 1e-9))])
+
+
+WORDS = Measure(f"words x {TOKENS_A_WORD}", str.split, TOKENS_A_WORD)
+"""A guess for English text; about right for most tokenizers, far off for scripts without spaces."""
+
+
+def of_tokenizer(tokenizer: Any, name: str) -> Measure:
+    """Return the measure of a Hugging Face tokenizer; texts are cut without the tokens that it adds itself."""
+
+    def pieces(text: str) -> Sequence[Hashable]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    whole: list[int] = tokenizer("a", verbose=False)["input_ids"]
+    added = tokenizer.bos_token_id is not None and whole[:1] == [tokenizer.bos_token_id]  # many name one and add none
+    special = frozenset(token for token in tokenizer.all_special_tokens)
+    return Measure(name, pieces, bos=tokenizer.bos_token if added else None, special=special)
+
+
+def said(prompt: Prompt) -> tuple[str, ...]:
+    """Return the texts of a prompt's turns, its own last."""
+    return (*(turn.text for turn in prompt.history), prompt.text)
+
+
+MAX_LENGTH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Tokens that fit, and what becomes of an answer that does not."""
+
+    together: int = MAX_LENGTH
+    """Tokens that prompt and answer may have together."""
+    prompt: int | None = None
+    """Tokens that the prompt may have; none: what fits into ``together``."""
+    answer: int | None = None
+    """Tokens that an answer may have; none: what the prompt leaves of ``together``."""
+    drops_long: bool = False
+    """Whether a row whose answers do not fit is left out; otherwise their ends are cut off."""
+
+    @property
+    def longest_prompt(self) -> int:
+        """Return the tokens that a prompt may have."""
+        return self.together if self.prompt is None else min(self.prompt, self.together)
+
+    def room(self, prompt: int) -> int:
+        """Return the tokens that an answer to a prompt of so many tokens may have; 0 or less: it has no room."""
+        left = self.together - prompt
+        return left if self.answer is None else min(self.answer, left)
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of one row."""
+
+    prompt: int
+    """All turns together, with what a template adds where there is one."""
+    answers: tuple[int, ...]
+    refused: str = ""
+    """What the template says of turns that it has no place for; empty: it takes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Settings of a check, and the lengths of its rows by their line."""
+
+    limits: Limits = field(default_factory=Limits)
+    measure: Measure = WORDS
+    lengths: Mapping[int, Lengths] | None = None
+
+    def of(self, row: PreferenceRow) -> Lengths:
+        """Return the lengths of a row."""
+        known = None if self.lengths is None else self.lengths.get(row.line)
+        return known or measured(row, self.measure)
+
+
+Check = Callable[[Sequence[PreferenceRow], Context], list[Fault]]
+"""A rule, or a few of one kind: the rows of a check, each with a line of its own -> what is wrong with them."""
+
+
+def measured(row: PreferenceRow, measure: Measure) -> Lengths:
+    """Return the lengths of a row, every text cut once."""
+    answers = tuple(measure.answer(answer.text) for answer in row.answers)
+    try:
+        return Lengths(measure.prompt(row.prompt), answers)
+    except DataError as error:
+        return Lengths(0, answers, refused=str(error))
+
+
+def prepared(rows: Sequence[PreferenceRow], *, limits: Limits, measure: Measure) -> Context:
+    """Return the context in which these rows are checked."""
+    return Context(limits, measure, {row.line: measured(row, measure) for row in rows})
+
 
 WHOLE_FILE = 0
 """The line of a fault that no single line is to blame for."""

@@ -6,19 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from dualign.data.checks.context import Context
-from dualign.data.checks.label_rules import contradiction
-from dualign.data.checks.near_duplicates import SIMILARITY
-from dualign.data.checks.pair_rules import (
-    compared,
-    flag_opinions,
-    labelled_both_ways,
-    record,
-    safer_opinions,
-)
-from dualign.data.checks.split_rules import leaked, near_duplicates
-from dualign.data.formats.beavertails import grouped
+from dualign.data.checks.label_rules import contradiction, leaked, near_duplicates
+from dualign.data.checks.reading import Context
+from dualign.data.checks.row_rules import compared, flag_opinions, labelled_both_ways, record, safer_opinions
+from dualign.data.formats.safety import grouped
 from dualign.data.preferences import PreferenceRow
+from dualign.data.similar import SIMILARITY
 
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 

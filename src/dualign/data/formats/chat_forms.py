@@ -9,9 +9,7 @@ serves all, and each form is a row that names its columns. TRL: ``prompt``, or n
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from dualign.data.formats.cells import Values, flag, given, text, unpacked
-from dualign.data.formats.faults import RowError
-from dualign.data.formats.rows import Format, made
+from dualign.data.formats.source import Format, RowError, Values, flag, given, made, text, unpacked
 from dualign.data.formats.turns import (
     check_attached,
     compared,

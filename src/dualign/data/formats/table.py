@@ -1,12 +1,11 @@
-"""The table of formats, and the one function that reads a preference file by it."""
+"""Which format rows are of, said by their columns; and what to say where they are of none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from dualign.data.formats.beavertails import BEAVERTAILS
-from dualign.data.formats.beavertails_evaluation import BEAVERTAILS_EVALUATION
-from dualign.data.formats.cells import Values, literal
+from dualign.data import table_files
 from dualign.data.formats.chat_forms import (
     CONTEXT,
     CONTEXT_MESSAGES,
@@ -23,30 +22,92 @@ from dualign.data.formats.chat_forms import (
     TRL_CHAT_EXPLICIT,
     TRL_CHAT_IMPLICIT,
     TRL_PLAIN_EXPLICIT,
+    like_a_prompt,
+    named_prompt,
 )
-from dualign.data.formats.faults import READING_RULES, UNREADABLE, RowError, refusal
-from dualign.data.formats.helpsteer import HELPSTEER
-from dualign.data.formats.hh_rlhf import HH_RLHF
-from dualign.data.formats.internal import INTERNAL
-from dualign.data.formats.messages import mixed, with_messages
-from dualign.data.formats.pku_processed_hh import PKU_PROCESSED_HH
-from dualign.data.formats.pku_saferlhf import PKU_SAFERLHF
-from dualign.data.formats.pku_saferlhf_qa import PKU_SAFERLHF_QA
-from dualign.data.formats.pku_saferlhf_v0 import PKU_SAFERLHF_V0
-from dualign.data.formats.recognition import missing, recognised, renamed, unknown
-from dualign.data.formats.rows import Format
-from dualign.data.formats.saferlhf_v import SAFERLHF_V
-from dualign.data.formats.safety_pairs import SAFETY_PAIRS
-from dualign.data.formats.scored_pairs import SCORED_PAIRS
-from dualign.data.formats.source import local_file
-from dualign.data.formats.trl_plain import TRL_PLAIN_IMPLICIT
-from dualign.data.formats.turns import ATTACHED, check_attached, with_system
+from dualign.data.formats.preference import HELPSTEER, HH_RLHF, INTERNAL, SCORED_PAIRS, TRL_PLAIN_IMPLICIT, to_values
+from dualign.data.formats.safety import (
+    BEAVERTAILS,
+    BEAVERTAILS_EVALUATION,
+    PKU_PROCESSED_HH,
+    PKU_SAFERLHF,
+    PKU_SAFERLHF_QA,
+    PKU_SAFERLHF_V0,
+    SAFERLHF_V,
+    SAFETY_PAIRS,
+)
+from dualign.data.formats.source import (
+    READING_RULES,
+    UNREADABLE,
+    Format,
+    PreferenceError,
+    RowError,
+    Values,
+    literal,
+    local_file,
+    refusal,
+)
+from dualign.data.formats.turns import ATTACHED, check_attached, mixed, with_messages, with_system
 from dualign.data.preferences import Fault, PreferenceFile, PreferenceRow
 from dualign.data.prompts import column_text
 from dualign.data.rows import TEXTUAL
-from dualign.data.sources.rows import Row, encodable
-from dualign.data.sources.table import ending, read_rows
+from dualign.data.table_files import Row, encodable, ending, read_rows
 from dualign.errors import DataError, UsageError, nearest
+from dualign.runs.store import write_bytes
+
+
+def recognised(rows: Sequence[Row], names: Iterable[str], formats: Iterable[Format]) -> Format | None:
+    """Return the first format whose needed columns are all there and that knows the rows, or none."""
+    present, values = set(names), [row.values for row in rows]
+    return next((known for known in formats if present.issuperset(known.needs) and known.recognise(values)), None)
+
+
+def renamed(rows: Sequence[Row], where: str, columns: Mapping[str, str], formats: Iterable[Format]) -> list[Row]:
+    """Return the rows with each column, or what a path leads to, under the name it is read as.
+
+    Raises:
+        UsageError: no format reads a column of that name, or one column is to be read as two.
+        DataError: the file has no such column.
+    """
+    formats = list(formats)
+    known = list(dict.fromkeys(name for kind in formats if not kind.refusal for name in (*kind.needs, *kind.options)))
+    for read in columns:
+        if not any(kind.reads(read) for kind in formats):
+            raise UsageError(f"columns: no format reads {read!r}; {nearest(read, known)}")
+    return table_files.renamed(rows, where, columns)
+
+
+def unknown(rows: Sequence[Row], names: Sequence[str], where: str, formats: Iterable[Format]) -> PreferenceError:
+    """Return the error of columns that are no known format; it names the closest one if most of that is there."""
+    values = [row.values for row in rows]
+    readable = [known for known in formats if not known.refusal and known.recognise(values)]
+    closest = min(readable, key=lambda known: len(_absent(known, names)) / len(known.needs))
+    absent = _absent(closest, names)
+    if 2 * len(absent) <= len(closest.needs):
+        return missing(rows, names, where, closest, absent)
+    given = ", ".join(repr(name) for name in names) or "none"
+    likely = (like_a_prompt(values) or ["NAME"])[0]
+    asked = "" if named_prompt(values) else f", prompt={likely}"
+    answers = "completion=NAME, label=NAME" if {"label", "kto_tag"} & set(names) else "chosen=NAME, rejected=NAME"
+    what = f"columns {given} are no known format of preferences; map them ({answers}{asked})"
+    return refusal(where, (Fault("missing column", rows[0].line, what),))
+
+
+def missing(
+    rows: Sequence[Row], names: Sequence[str], where: str, known: Format, absent: Sequence[str]
+) -> PreferenceError:
+    """Return the error of a file without columns that its format needs."""
+    free = [name for name in names if not known.reads(name)]
+    lacks = "; ".join(f"no column {name!r}, {nearest(name, free)}" for name in absent)
+    likely = like_a_prompt([row.values for row in rows]) if absent[0] == "prompt" else []
+    what = f"read as {known.name}, the file has {lacks} (columns may be mapped: {absent[0]}={(likely or ['NAME'])[0]})"
+    return refusal(where, (Fault("missing column", rows[0].line, what),))
+
+
+def _absent(known: Format, names: Iterable[str]) -> list[str]:
+    present = set(names)
+    return [name for name in known.needs if name not in present]
+
 
 FORMATS: dict[str, Format] = {
     known.name: known
@@ -206,3 +267,59 @@ def _settled(read: Sequence[PreferenceRow | Fault], where: str, format: str) -> 
 
 def _left_out(fault: Fault) -> Fault:
     return replace(fault, rule="parting transcripts") if fault.rule == NO_PROMPT else fault
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    column = pa.struct([("name", pa.string()), ("value", pa.string())])
+    turn = pa.struct([("role", pa.string()), ("text", pa.string())])
+    prompt = [("text", pa.string()), ("id", pa.string()), ("columns", pa.list_(column)), ("history", pa.list_(turn))]
+    answer = [
+        ("text", pa.string()),
+        ("safe", pa.bool_()),
+        ("severity", pa.int64()),
+        ("categories", pa.list_(pa.string())),
+        ("reward", pa.float64()),
+        ("cost", pa.float64()),
+        ("desirable", pa.bool_()),
+    ]
+    return pa.schema(
+        [
+            ("line", pa.int64()),
+            ("prompt", pa.struct(prompt)),
+            ("answers", pa.list_(pa.struct(answer))),
+            ("better", pa.int64()),
+            ("safer", pa.int64()),
+            ("split", pa.string()),
+        ]
+    )
+
+
+def write_parquet(rows: Iterable[PreferenceRow], path: str | Path) -> Path:
+    """Return ``path`` once it holds the rows.
+
+    Raises:
+        DataError: a text has no form in UTF-8.
+        StorageError: the disk refused; what was at ``path`` before is still there.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    sink = pyarrow.BufferOutputStream()
+    try:
+        table = pyarrow.Table.from_pylist([to_values(row) for row in rows], schema=_schema())
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path}: a row holds half of a character (a lone surrogate): {error.reason}") from None
+    pyarrow.parquet.write_table(table, sink, compression="zstd")
+    return write_bytes(Path(path), sink.getvalue().to_pybytes())
+
+
+def read_parquet(path: str | Path) -> tuple[PreferenceRow, ...]:
+    """Return the rows that ``write_parquet`` wrote.
+
+    Raises:
+        MissingError: there is no such file.
+        DataError: a damaged file, or one of other columns.
+    """
+    return read_preferences(path, format=INTERNAL.name).rows

@@ -1,4 +1,6 @@
-"""The config of ``dualign scorer fit``: strict models, read from YAML."""
+"""The dtype that a fit computes in, where the config leaves it open."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,9 +9,17 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from dualign.errors import ConfigError, MissingError
-from dualign.scorers.protocol import Direction
+from dualign.models.language_model import LanguageModel
+from dualign.models.timing import choose_compute
+from dualign.protocols import Direction
 from dualign.scorers.spec import ScorerSpec, read_spec
 from dualign.strict import parse_yaml
+
+
+def faster_dtype(model: Any, tokenizer: Any = None) -> Literal["float32", "bfloat16"]:
+    """Return ``float32`` or ``bfloat16``, whichever is faster for ``model`` on this machine; takes about a second."""
+    timed = LanguageModel(model=model, tokenizer=tokenizer, template=lambda _: [], eos=0, pad=1)
+    return "bfloat16" if choose_compute(timed).dtype == "bfloat16" else "float32"
 
 
 class FitData(ScorerSpec):

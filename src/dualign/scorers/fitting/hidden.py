@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 
-from dualign.engine.limits import UNLIMITED, positions
-from dualign.engine.loading import default_cache, identity, readable, resolve
-from dualign.engine.templates import make_template
-from dualign.engine.tokenising import text_tokens
 from dualign.errors import ConfigError, DataError, UsageError
 from dualign.hashing import canonical_digest
+from dualign.models.language_model import text_tokens
+from dualign.models.loading import default_cache, identity, readable, resolve
+from dualign.models.templates import make_template
+from dualign.models.tensors import UNLIMITED, positions
 from dualign.records import FloatArray, Prompt
 from dualign.runs.store import write_bytes
 from dualign.scorers.encoding import check_lengths, even_batches, load_model, load_tokenizer
-from dualign.scorers.fitting.compute import faster_dtype
+from dualign.scorers.fitting.config import faster_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,12 +12,17 @@ import numpy as np
 from dualign.errors import DataError
 from dualign.records import Prompt
 from dualign.scorers.fitting.config import FitConfig
-from dualign.scorers.fitting.head import Features, FittedHead
 from dualign.scorers.fitting.hidden import Reader, StateFeatures, StateReader, StateSettings, layers_of, located
-from dualign.scorers.fitting.linear import PairFeatures, choose_decay, fit_linear
-from dualign.scorers.fitting.objective import OBJECTIVES
+from dualign.scorers.fitting.linear import (
+    OBJECTIVES,
+    Features,
+    FittedHead,
+    PairFeatures,
+    TfidfFeatures,
+    choose_decay,
+    fit_linear,
+)
 from dualign.scorers.fitting.pairs import Answers, LabelledPair, answers, signs
-from dualign.scorers.fitting.tfidf import TfidfFeatures
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,111 @@
-"""A linear head on given features, by L-BFGS on the exact loss, its strength of decay by grouped cross-validation."""
+"""What a fit minimises, one function a kind of labels and one table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
+from scipy import sparse
 from scipy.optimize import minimize
+from torch import Tensor
 
-from dualign.errors import NumericalError
-from dualign.records import FloatArray
-from dualign.scorers.fitting.objective import ScoreLoss
+from dualign.errors import DataError, MissingError, NumericalError
+from dualign.maths.losses import cost_model_loss, reward_model_loss
+from dualign.protocols import Direction
+from dualign.records import FloatArray, Prompt
+from dualign.runs.store import write_bytes, write_json
+from dualign.scorers.fitting.hidden import StateFeatures
+from dualign.scorers.lexical import features, learn
+from dualign.scorers.spec import revision_of
+
+ScoreLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(scores of the higher answers, of the lower, signs of the higher, of the lower) -> losses; each ``[pair]``."""
+
+
+def pairs(*, regularisation: float) -> ScoreLoss:
+    """Return the loss of the order alone; signs are not read."""
+    return lambda higher, lower, *_: reward_model_loss(higher, lower, regularisation=regularisation)
+
+
+def pairs_and_signs(*, regularisation: float) -> ScoreLoss:
+    """Return the loss of the order and of the sign of either cost."""
+
+    def loss(higher: Tensor, lower: Tensor, higher_sign: Tensor, lower_sign: Tensor) -> Tensor:
+        return cost_model_loss(higher, lower, higher_sign, lower_sign, regularisation=regularisation)
+
+    return loss
+
+
+OBJECTIVES: dict[str, Callable[..., ScoreLoss]] = {"pairs": pairs, "pairs-and-signs": pairs_and_signs}
+
+ZERO = {
+    "reward": "the zero of a reward is arbitrary: only differences between answers to one prompt mean something",
+    "pairs": "the zero of this cost is arbitrary, because no answer has a safety flag: a limit of 0 means nothing, set "
+    "limits relative to the reference",
+    "pairs-and-signs": "the cost is below 0 where the answers of the data were flagged safe more often than not",
+}
+"""What 0 means, by what was fitted."""
+
+
+def objective_name(direction: Direction, *, signed: bool) -> str:
+    """Return the name in ``OBJECTIVES`` for labels of that kind."""
+    return "pairs-and-signs" if direction == "cost" and signed else "pairs"
+
+
+def meaning_of_zero(direction: Direction, objective: str) -> str:
+    """Return what a score of 0 means."""
+    return ZERO["reward" if direction == "reward" else objective]
+
+
+MAX_WORDS = 1_000
+"""Whole answers, nearly always: unlike the class of an answer, its order among others may be told at its end."""
+
+
+@dataclass(frozen=True)
+class TfidfFeatures:
+    """Vocabularies and weights, as they were in the texts that they were made from."""
+
+    words: tuple[str, ...]
+    characters: tuple[str, ...]
+    idf: FloatArray
+    """Shape ``[feature]``, words first."""
+    max_words: int = MAX_WORDS
+
+    @classmethod
+    def of(cls, responses: Sequence[str]) -> Self:
+        """Return the features of the terms of ``responses``; no label is read.
+
+        Raises:
+            DataError: no term is common enough.
+        """
+        learned = learn(responses, MAX_WORDS)
+        return cls(learned.words, learned.characters, learned.idf)
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Any:  # noqa: ARG002
+        """Return the sparse ``[answer, feature]`` matrix."""
+        if not responses:
+            return sparse.csr_matrix((0, len(self.idf)))
+        return features(responses, self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the arrays."""
+        return {"words": self.words, "characters": self.characters, "max_words": self.max_words}
+
+    def tensors(self) -> dict[str, FloatArray]:
+        """Return the arrays."""
+        return {"idf": np.ascontiguousarray(self.idf)}
+
+    @classmethod
+    def load(cls, head: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> Self:
+        """Return the features that ``to_json`` and ``tensors`` told of."""
+        return cls(tuple(head["words"]), tuple(head["characters"]), tensors["idf"], int(head["max_words"]))
+
 
 MAX_ITERATIONS = 2_000
 TOLERANCE = 1e-7
@@ -116,3 +209,123 @@ def _loss_and_slopes(
     value = loss(*sides, *marks).mean()
     slopes = torch.autograd.grad(value, sides)
     return float(value.detach()), slopes[0].numpy(), slopes[1].numpy()
+
+
+FORMAT = "dualign-fitted-1"
+HEAD, WEIGHTS = "fitted.json", "fitted.safetensors"
+
+
+class Features(Protocol):
+    """Numbers of an answer, fixed once they are made."""
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Any:
+        """Return the ``[answer, feature]`` matrix, dense or sparse."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the arrays."""
+
+    def tensors(self) -> dict[str, FloatArray]:
+        """Return the arrays."""
+
+    @classmethod
+    def load(cls, head: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> Self:
+        """Return the features that the other two told of."""
+
+
+FEATURES: dict[str, type[Features]] = {"tfidf": TfidfFeatures, "states": StateFeatures}
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """score = bias + sum over the blocks of weights . features."""
+
+    features: Mapping[str, Features]
+    """By name in ``FEATURES``."""
+    weights: Mapping[str, FloatArray]
+    bias: float
+    direction: Direction
+    """What it was fitted as."""
+    objective: str
+    """Name in ``objective.OBJECTIVES``."""
+
+    @classmethod
+    def of(cls, features: Mapping[str, Features], widths: Sequence[int], head: LinearHead, **facts: Any) -> Self:
+        """Return the head whose weights stand one block after the other, ``widths`` wide."""
+        parts = np.split(head.weights, np.cumsum(widths)[:-1])
+        return cls(features, dict(zip(features, parts, strict=True)), head.bias, **facts)
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        """Return shape ``[answer]`` scores."""
+        total = np.full(len(responses), self.bias)
+        if responses:
+            for name, block in self.features.items():
+                total = total + np.asarray(block(prompts, responses) @ self.weights[name]).ravel()
+        return total
+
+    @property
+    def revision(self) -> str:
+        """Return a hash of all that determines the numbers."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self._tensors().items()):
+            digest.update(f"{name}\n".encode() + np.ascontiguousarray(value, "<f8").tobytes())
+        return revision_of(head=self._facts(), weights=digest.hexdigest())
+
+    def save(self, folder: Path) -> None:
+        """Write both files into ``folder``."""
+        from safetensors.numpy import save
+
+        write_bytes(folder / WEIGHTS, save(self._tensors()))
+        write_json(folder / HEAD, {**self._facts(), "revision": self.revision})
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "direction": self.direction,
+            "objective": self.objective,
+            "bias": self.bias,
+            "features": {name: block.to_json() for name, block in self.features.items()},
+        }
+
+    def _tensors(self) -> dict[str, FloatArray]:
+        arrays = {f"{name}.weights": values for name, values in self.weights.items()}
+        for name, block in self.features.items():
+            arrays |= {f"{name}.{key}": value for key, value in block.tensors().items()}
+        return {name: np.ascontiguousarray(value, dtype=np.float64) for name, value in arrays.items()}
+
+
+def load_head(folder: Path) -> FittedHead:
+    """Return the head of a folder, with the very numbers that were saved.
+
+    Raises:
+        MissingError: a file is missing, or the model of its features is.
+        DataError: a file is damaged, of another format, or was altered; or the model is another one by now.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    for name in (HEAD, WEIGHTS):
+        if not (folder / name).is_file():
+            raise MissingError(f"{folder}: no {name}; a folder written by 'dualign scorer fit' is needed")
+    try:
+        head = json.loads((folder / HEAD).read_bytes())
+        arrays = load((folder / WEIGHTS).read_bytes())
+        if head["format"] != FORMAT:
+            raise DataError(f"{folder}: format {head['format']!r}; {FORMAT} is needed")
+        fitted = FittedHead(
+            features={name: FEATURES[name].load(facts, _own(arrays, name)) for name, facts in head["features"].items()},
+            weights={name: arrays[f"{name}.weights"] for name in head["features"]},
+            bias=float(head["bias"]),
+            direction=head["direction"],
+            objective=head["objective"],
+        )
+        intact = head["revision"] == fitted.revision
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise DataError(f"{folder}: a damaged fitted scorer ({type(error).__name__}: {error})") from error
+    if not intact:
+        raise DataError(f"{folder}: the fitted scorer was altered; fit it again or restore it")
+    return fitted
+
+
+def _own(arrays: Mapping[str, FloatArray], name: str) -> dict[str, FloatArray]:
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dualign.data.formats.beavertails import grouped
+from dualign.data.formats.safety import grouped
 from dualign.data.preferences import Answer, PreferenceRow
 from dualign.errors import DataError
+from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt, normalise_prompt
-from dualign.scorers.protocol import Direction
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,23 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualign.backends.protocol import Policy
-from dualign.engine.adapters import activated, base_parameters
-from dualign.engine.batches import count_steps, plan_steps
-from dualign.engine.language_model import LanguageModel
-from dualign.engine.loading import load_language_model
-from dualign.engine.optimiser import Optimiser, rate_factor
-from dualign.engine.settings import TrainingSettings
-from dualign.engine.templates import make_transcript
-from dualign.engine.trained_weights import save_policy, trained_weights
 from dualign.errors import NumericalError
+from dualign.models.adapters import activated, base_parameters
+from dualign.models.language_model import LanguageModel
+from dualign.models.loading import load_language_model
+from dualign.models.templates import make_transcript
+from dualign.protocols import Policy
 from dualign.scorers.encoding import padded_batch
-from dualign.scorers.fitting.compute import faster_dtype
-from dualign.scorers.fitting.config import FitConfig
+from dualign.scorers.fitting.config import FitConfig, faster_dtype
 from dualign.scorers.fitting.hidden import located
-from dualign.scorers.fitting.objective import OBJECTIVES
+from dualign.scorers.fitting.linear import OBJECTIVES
 from dualign.scorers.fitting.pairs import LabelledPair, signs
 from dualign.scorers.score_model import ScoreModel, save_score_model
+from dualign.train.batches import count_steps, plan_steps
+from dualign.train.optimiser import Optimiser, rate_factor
+from dualign.train.settings import TrainingSettings
+from dualign.train.weights import save_policy, trained_weights
 
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
 TELL_EVERY = 20

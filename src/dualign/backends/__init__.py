@@ -1,1 +1,0 @@
-"""Where policies are fitted: exactly on finite worlds, by gradient steps on language models."""

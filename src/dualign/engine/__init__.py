@@ -1,1 +1,0 @@
-"""Pairs to log-probabilities to gradient steps, on language models."""

@@ -1,0 +1,353 @@
+"""The assistant world as a job: every stage real, then held against the optimum that only this world can know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dualign.config import Config
+from dualign.hashing import canonical_digest, plain
+from dualign.job.assembly import backend_factory
+from dualign.job.best_of import read_choice
+from dualign.job.checks import constraints_of
+from dualign.job.job import Job, Tell
+from dualign.job.run import run_job
+from dualign.job.search import extra_round, prepare
+from dualign.maths.exact import FiniteProblem, Optimum, expectations, optimum
+from dualign.maths.policy_gradient import log_best_of
+from dualign.models.language_model import LanguageModel
+from dualign.protocols import Policy
+from dualign.records import FloatArray, Prompt
+from dualign.report.build import build_report
+from dualign.runs.journal import Journal, open_run
+from dualign.runs.lock import run_lock
+from dualign.runs.store import read_json, write_json
+from dualign.train.sft import SftSettings, fine_tune
+from dualign.worlds.assistant import (
+    AssistantWorld,
+    Gap,
+    HeadReport,
+    Heads,
+    build_assistant_world,
+    enumerate_log_probs,
+    gap,
+    learned_heads,
+)
+from dualign.worlds.assistant_text import WORLDS, AssistantSettings
+
+
+def demo_config(seed: int, world: str) -> Config:
+    """Return the config of the demo: the vetted setting of its size."""
+    settings = WORLDS[world]
+    evaluation = settings.evaluation_size
+    return Config.model_validate(
+        {
+            "policy": {"world": world},
+            "reward": {"scorer": {"kind": "assistant-reward"}},
+            "constraints": [
+                {
+                    "name": "harm",
+                    "scorer": {"kind": "assistant-cost"},
+                    "where": dict(settings.where),
+                    "limit": settings.limit,
+                    "cap": settings.cap,
+                }
+            ],
+            "method": {"dual": "bracket", "max_rounds": 5},
+            "training": {**settings.training, "beta": settings.beta, "dtype": "float32"},
+            "sampling": {"responses_per_prompt": settings.group_size, "max_new_tokens": 7, "batch_size": 1024},
+            "evaluation": {"responses_per_prompt": evaluation},
+            "certificate": {"responses_per_prompt": evaluation},
+            "run": {"name": "demo", "seed": seed},
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The world with everything learned in it."""
+
+    world: AssistantWorld
+    model: LanguageModel
+    heads: Heads
+
+
+def run_demo(
+    config: Config, run: Path, journal: Journal, tell: Tell, *, arms: bool = False
+) -> tuple[dict[str, Any], int]:
+    """Return the ``demo`` object and the exit code; its ``selected`` figures are the true ones."""
+    parts = learn(config, journal, tell)
+    job = make_job(config, run, journal, tell, parts)
+    result, code = run_job(job)
+    truth = Truth.of(job, parts)
+    exact = compare_with_optimum(truth, job, result, other_arms(job, result) if arms else {})
+    if arms:
+        exact["exact_scores"] = with_exact_scores(config, run, parts, tell)
+    write_json(run / "exact.json", exact, run=run)
+    tell(f"exact: gap {exact['gap']:.4f} (scores {exact['gap_scores']:.4f}, training {exact['gap_training']:.4f})")
+    result = {
+        **result,
+        "selected": {**result["selected"], **exact["selected"]},
+        "optimum": exact["optimum"],
+        "gap": exact["gap"],
+    }
+    return result, code
+
+
+def other_arms(job: Job, result: dict[str, Any]) -> dict[str, Policy]:
+    """Return what one might train instead, at the selected multiplier and the same cost of training."""
+    search = prepare(job)
+    selected = np.array(list(result["selected"]["multipliers_normalised"].values()))
+    arms = {"hard labels": (1.0, "hard"), "half the multiplier": (0.5, None), "twice the multiplier": (2.0, None)}
+    return {
+        name: extra_round(search, factor * selected, name.replace(" ", "-"), labels=labels).policy
+        for name, (factor, labels) in arms.items()
+    }
+
+
+def with_exact_scores(config: Config, run: Path, parts: Parts, tell: Tell) -> dict[str, Any]:
+    """Return the true figures of the same job with the hidden scores in the place of the learned ones."""
+    tell("the same job with the exact scores")
+    scorers = parts.world.exact_scorers
+    heads = Heads(scorers["reward"], scorers["cost"], parts.heads.report)
+    beside = run.with_name(f"{run.name}-exact-scores")
+    with run_lock(beside):
+        journal = open_run(beside, config.model_dump(mode="json"))
+        job = make_job(config, beside, journal, tell, parts, heads=heads)
+        result, _ = run_job(job)
+        exact = compare_with_optimum(Truth.of(job, parts), job, result, {})
+        write_json(beside / "exact.json", exact, run=beside)
+        build_report(beside)
+    return {**exact["selected"], "gap": exact["gap"], "rounds": len(result["iterates"])}
+
+
+def learn(config: Config, journal: Journal, tell: Tell) -> Parts:
+    """Return the world after supervised fine-tuning, comparisons and the two heads."""
+    settings: AssistantSettings = WORLDS[str(config.policy.world)]
+    world = build_assistant_world(settings, config.run.seed)
+    train = world.splits()["train"]
+    model = _fine_tuned(config, world, train, journal, tell)
+    heads = _heads(config, world, model, train, journal, tell)
+    report = heads.report
+    tell(
+        f"learned reward: {report.reward_accuracy:.3f} of held-out pairs (hidden reward: "
+        f"{report.reward_accuracy_ceiling:.3f}); learned cost: {report.sign_accuracy:.3f} of held-out flags "
+        f"(hidden cost: {report.sign_accuracy_ceiling:.3f})"
+    )
+    return Parts(world, model, heads)
+
+
+def _heads(
+    config: Config, world: AssistantWorld, model: LanguageModel, train: Sequence[Prompt], journal: Journal, tell: Tell
+) -> Heads:
+    """Return reward and cost as learned from comparisons of the model's own replies."""
+    from safetensors.numpy import load_file, save_file
+
+    def action(folder: Path) -> None:
+        tell(f"asking people to compare {world.settings.comparisons:,} pairs of replies, and learning from them")
+        drawn = world.comparisons(train, enumerate_log_probs(model, Policy("reference"), train))
+        found = world.fit_heads(drawn)
+        save_file({"reward": found.reward.table, "cost": found.cost.table}, folder / "tables.safetensors")
+        write_json(folder / "report.json", plain(found.report))
+
+    inputs = {"world": world.settings, "seed": config.run.seed, "model": model.revision}
+    journal.phase("learn scores", plain(inputs), action, lambda _: None, target="scorers/heads")
+    folder = journal.run / "scorers" / "heads"
+    tables = load_file(folder / "tables.safetensors")
+    return learned_heads(tables["reward"], tables["cost"], HeadReport(**read_json(folder / "report.json")))
+
+
+def _fine_tuned(
+    config: Config, world: AssistantWorld, train: Sequence[Prompt], journal: Journal, tell: Tell
+) -> LanguageModel:
+    """Return the language model after supervised fine-tuning on demonstrations, from scratch."""
+    import torch
+    from safetensors.torch import load_model, save_model
+
+    torch.set_num_threads(int(journal.choice("threads", lambda: torch.get_num_threads())))
+    model = world.language_model()
+    examples = world.demonstrations(train)
+    settings = SftSettings(**world.settings.sft)  # type: ignore[arg-type]
+
+    def action(folder: Path) -> None:
+        tell(f"supervised fine-tuning on {len(examples):,} demonstrations")
+        report = fine_tune(model, examples, settings=settings, seed=config.run.seed, folder=None)
+        tell(f"supervised fine-tuning: {report.first_loss:.3f} -> {report.last_loss:.3f} nats a token")
+        save_model(model.model, str(folder / "model.safetensors"))
+        write_json(folder / "report.json", {"revision": report.revision})
+
+    inputs = {"world": world.settings, "seed": config.run.seed, "settings": settings}
+    journal.phase("sft", plain(inputs), action, lambda _: None, target="policy/sft")
+    folder = journal.run / "policy" / "sft"
+    load_model(model.model, folder / "model.safetensors")
+    return replace(model, revision=str(read_json(folder / "report.json")["revision"]))
+
+
+def make_job(
+    config: Config, run: Path, journal: Journal, tell: Tell, parts: Parts, *, heads: Heads | None = None
+) -> Job:
+    """Return the job of the world under ``heads`` (none: the learned ones)."""
+    constraints, functionals = constraints_of(config)
+    chosen = parts.heads if heads is None else heads
+    quality = {key: value for key, value in plain(parts.heads.report).items() if key != "comparisons"}
+    facts = {
+        "notes": [
+            "The prompts, replies and hidden scores of this world are made up; its language model is small and real.",
+            f"Reward and cost were learned from {parts.heads.report.comparisons:,} noisy comparisons.",
+        ],
+        "scorers": [
+            {"id": s.id, "revision": s.revision, "direction": s.direction, "quality": quality if heads is None else {}}
+            for s in (chosen.reward, chosen.cost)
+        ],
+    }
+    return Job(
+        config=config,
+        run=run,
+        journal=journal,
+        backend_at=backend_factory(config, parts.model, run),
+        reference=Policy("reference"),
+        identity=canonical_digest([parts.model.revision, config.training.model_dump(), config.sampling.model_dump()]),
+        splits=parts.world.splits(),
+        constraints=constraints,
+        functionals=functionals,
+        reward=chosen.reward,
+        costs=(chosen.cost,),
+        facts=facts,
+        tell=tell,
+    )
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What only this world can know: all probabilities, the hidden scores, the optimum."""
+
+    prompts: Sequence[Prompt]
+    model: LanguageModel
+    problem: FiniteProblem
+    """Under the hidden scores."""
+    best: Optimum
+    learned: FiniteProblem
+    """Under the learned scores."""
+    believed: Optimum
+    """The optimum under the learned scores."""
+    price: float
+    """Raw multiplier of a normalised multiplier of 1."""
+    share: float
+    """Of the prompts, those in the limit's slice: what turns this problem's multiplier into the job's."""
+    limited: str
+    """Name of the limit."""
+
+    @classmethod
+    def of(cls, job: Job, parts: Parts) -> Truth:
+        """Return the truth on the report prompts, for the job's raw beta."""
+        prompts = job.splits["report"]
+        reference = enumerate_log_probs(parts.model, job.reference, prompts)
+        search = prepare(job)
+        beta, scale = search.beta, search.scale
+        world, (constraint,) = parts.world, job.constraints
+        hidden = world.problem(prompts, reference, beta=beta, limit=constraint.limit)
+        learned = world.problem(
+            prompts, reference, scores="learned", heads=parts.heads, beta=beta, limit=constraint.limit
+        )
+        inside = [all(p.columns[key] == value for key, value in world.where.items()) for p in prompts]
+        return cls(
+            prompts=prompts,
+            model=parts.model,
+            problem=hidden,
+            best=optimum(hidden),
+            learned=learned,
+            believed=optimum(learned),
+            price=float(scale.reward_sd / scale.cost_sds[0]),
+            share=float(np.mean(inside)),
+            limited=constraint.name,
+        )
+
+    def log_probs(self, policy: Policy) -> FloatArray:
+        """Return a policy's ``[prompt, reply]`` log-probabilities; best-of-n has them in closed form."""
+        choice = read_choice(policy)
+        if choice is None:
+            return enumerate_log_probs(self.model, policy, self.prompts)
+        # the learned problem's costs are those of the slice, divided by its share
+        price = float(choice.multipliers[0]) * self.price * self.share
+        return log_best_of(
+            self.learned.log_reference, self.learned.reward - price * self.learned.costs[:, :, 0], choice.n
+        )
+
+    def figures(self, policy: Policy) -> dict[str, Any]:
+        """Return a policy's true figures: enumerated, under the hidden scores."""
+        log_probs = self.log_probs(policy)
+        found = expectations(self.problem, log_probs)
+        parts = self.gap(log_probs)
+        return {
+            "reward": found.reward,
+            "costs": {self.limited: _clean(found.costs[0])},
+            "kl": _clean(found.kl),
+            "objective": found.objective,
+            "gap": parts.total,
+            "limits_met": bool(found.costs[0] <= self.problem.limits[0]),
+        }
+
+    def gap(self, log_probs: FloatArray) -> Gap:
+        """Return how far a policy is from the optimum, and why."""
+        return gap(
+            self.problem,
+            multipliers=self.best.multipliers,
+            best=self.best.log_probs,
+            believed=self.believed.log_probs,
+            policy=log_probs,
+        )
+
+
+def compare_with_optimum(truth: Truth, job: Job, result: dict[str, Any], more: Mapping[str, Policy]) -> dict[str, Any]:
+    """Return exact.json: the optimum, the selected policy's true figures, the gap and its parts, every round."""
+    best = expectations(truth.problem, truth.best.log_probs)
+    chosen = _policy(job, result["selected"]["name"])
+    parts = truth.gap(truth.log_probs(chosen))
+    method = job.config.method.name.upper()
+    arms = [{"name": "reference", **truth.figures(job.reference)}]
+    for row in result["iterates"]:
+        label = "plain DPO" if row["role"] == "dpo" else f"{method} at {row['multipliers'][truth.limited]:.2f}"
+        arms.append({"name": label, **truth.figures(_policy(job, row["name"]))})
+    arms += [{"name": name, **truth.figures(policy)} for name, policy in more.items()]
+    selected = truth.figures(chosen)
+    return {
+        "optimum": {
+            "multipliers": {truth.limited: float(truth.best.multipliers[0]) / truth.share},
+            "reward": best.reward,
+            "costs": {truth.limited: _clean(best.costs[0])},
+            "kl": best.kl,
+            "objective": best.objective,
+        },
+        "selected": {key: selected[key] for key in ("reward", "costs", "kl", "objective")},
+        "gap": parts.total,
+        "gap_scores": parts.scores,
+        "gap_training": parts.training,
+        "arms": arms,
+        "sentence": _sentence(selected, arms),
+    }
+
+
+def _clean(value: float) -> float:
+    """Return ``value`` without what float64 leaves of a zero."""
+    return round(float(value), 12) + 0.0
+
+
+def _policy(job: Job, name: str) -> Policy:
+    return Policy(name, job.run / "rounds" / name / "fit" / "policy")
+
+
+def _sentence(selected: dict[str, Any], arms: Sequence[dict[str, Any]]) -> str:
+    """Return what the true figures say, also where they do not favour the method."""
+    better = [
+        arm["name"]
+        for arm in arms
+        if arm["limits_met"] and arm["objective"] > selected["objective"] + 1e-9 and arm["name"] != "selected"
+    ]
+    held = "meets" if selected["limits_met"] else "breaks"
+    if better:
+        return f"The selected policy {held} the limit by truth; {', '.join(better)} met it too, with more objective."
+    return f"The selected policy {held} the limit by truth; no other policy shown met it with more objective."

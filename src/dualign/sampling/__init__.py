@@ -1,1 +1,0 @@
-"""Responses drawn from a policy."""

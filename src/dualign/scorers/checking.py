@@ -1,0 +1,185 @@
+"""Whether a scorer answers from scores that it kept: asked twice, it shows what it said before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from dualign.data.preferences import PreferenceFile
+from dualign.protocols import Direction, Scorer
+from dualign.records import FloatArray
+from dualign.scorers import checking_figures
+from dualign.scorers.checked import CheckedScorer
+from dualign.scorers.checking_figures import Judged, judged
+from dualign.scorers.composite import LogOdds, WeightedSum
+from dualign.scorers.remote import RemoteScorer
+from dualign.scorers.table import same_scorer
+
+
+def keeps_scores(scorer: Scorer) -> bool:
+    """Return whether ``scorer``, or one inside it, is behind an address: no row is sent there twice."""
+    match scorer:
+        case RemoteScorer():
+            return True
+        case CheckedScorer(scorer=inner) | LogOdds(inner=inner):
+            return keeps_scores(inner)
+        case WeightedSum(terms=terms):
+            return any(keeps_scores(term) for _, term in terms)
+        case _:
+            return False
+
+
+Figures = Mapping[str, Any]
+MANY = 0.5
+"""From this share on, ties, answers at one extreme and saturated labels are warned of."""
+
+
+def verdict(figures: Figures, direction: Direction) -> dict[str, str]:
+    """Return ``word`` (usable, wrong sign, at chance or constant) and ``sentence``.
+
+    What decides is the 95 % interval of what training uses: the order of labelled pairs; without pairs, the AUC
+    against flags.
+    """
+    ends = figures["extremes"]
+    if ends["constant"]:
+        return {"word": "constant", "sentence": f"Constant: every answer scores {ends['min']:.6g}; it says nothing."}
+    found, says = _evidence(figures, direction)
+    if found["low"] > 0.5:
+        return {"word": "usable", "sentence": f"Usable as a {direction}: {says}."}
+    if found["high"] < 0.5:
+        other = "reward" if direction == "cost" else "cost"
+        turned = f"turn its sign, or use it as a {other}"
+        return {"word": "wrong sign", "sentence": f"The sign is wrong for a {direction}: {says}; {turned}."}
+    return {"word": "at chance", "sentence": f"At chance as a {direction}: {says}; the interval holds one half."}
+
+
+def _evidence(figures: Figures, direction: Direction) -> tuple[Figures, str]:
+    """Return what decides, and what it says."""
+    order = figures["order"]
+    if order is not None:
+        side = "less safe" if direction == "cost" else "more helpful"
+        of = f"{order['n']:,} pairs of {order['n_prompts']:,} prompts"
+        return order, f"the {side} answer scores higher in {_share(order)} of {of}"
+    area = figures["detection"]["auc"]
+    kinds = f"{figures['detection']['unsafe']:,} unsafe, {figures['detection']['safe']:,} safe"
+    return area, f"an unsafe answer scores higher than a safe one with probability {_share(area)} ({kinds})"
+
+
+def _share(found: Figures) -> str:
+    return f"{found['value']:.1%} (95 %: {found['low']:.1%} to {found['high']:.1%})"
+
+
+def warnings(figures: Figures) -> Iterator[str]:
+    """Yield one line for each thing that a user should know before trusting the scorer."""
+    ends, order, detection, parity = (figures[name] for name in ("extremes", "order", "detection", "parity"))
+    if parity is not None and not parity["held"]:
+        yield (
+            f"an answer's score changes by up to {parity['largest_change']:.3g} when it is scored alone "
+            f"({parity['allowed']:.1g} is rounding): batch or padding leaks into the score"
+        )
+    if ends["constant"]:
+        return
+    for side in ("min", "max"):
+        if ends[f"at_{side}"] >= MANY:
+            what = f"{ends[f'at_{side}']:.0%} of the answers score exactly {ends[side]:.6g}, the {side}imum"
+            yield f"{what}: capped, or of few values; it cannot tell them apart"
+    if order is not None and order["ties"] >= MANY:
+        yield f"{order['ties']:.0%} of the pairs tie, and teach nothing"
+    if figures["scale"]["saturated"]["normalised"] >= MANY:
+        yield "most labels are outside [0.01, 0.99] even in units of the within-prompt SD; raise the temperature"
+    if detection is not None:
+        yield from _about_flags(detection, order)
+
+
+def _about_flags(detection: Figures, order: Figures | None) -> Iterator[str]:
+    area, sign = detection["auc"], detection["sign"]
+    if sign["value"] < detection["commoner_flag"] and area["low"] > 0.5:
+        yield (
+            f"its zero does not part safe from unsafe: the sign is right for {sign['value']:.1%} of the flagged "
+            f"answers, the commoner flag alone for {detection['commoner_flag']:.1%}; choose the limit on its own scale"
+        )
+    if order is not None and (area["low"] > 0.5 > order["high"] or area["high"] < 0.5 < order["low"]):
+        yield (
+            f"pairs and flags contradict each other: AUC {area['value']:.3f} against flags of all prompts, "
+            f"{order['value']:.1%} of pairs within a prompt"
+        )
+
+
+SAME_JUDGE = "the second scorer is the first: their agreement says nothing about either"
+
+
+def check_scorer(
+    scorer: Scorer, file: PreferenceFile, *, second: Scorer | None = None, beta: float, temperature: float
+) -> dict[str, Any]:
+    """Return the JSON object of ``dualign scorer check``: figures, warnings, verdict.
+
+    Args:
+        scorer: Asked for all distinct answers at once, and for a few of them one by one, unless it keeps its scores.
+        file: What people said of the answers.
+        second: Another scorer of the same quantity, to compare with.
+        beta: KL coefficient for scores in units of their within-prompt SD.
+        temperature: Of the labels.
+
+    Raises:
+        DataError: the file does not say which answers should score higher.
+        ScorerError: a scorer failed.
+    """
+    data = judged(file.rows, scorer.direction)
+    found = _figures(scorer, data, beta=beta, temperature=temperature, second=second)
+    told = list(warnings(found))
+    if second is not None and same_scorer(scorer, second):
+        told.append(SAME_JUDGE)
+    return {
+        "scorer": identity(scorer),
+        "data": _sizes(file, data),
+        **found,
+        "warnings": told,
+        "verdict": verdict(found, scorer.direction),
+    }
+
+
+def identity(scorer: Scorer) -> dict[str, str]:
+    """Return who scored."""
+    return {"id": scorer.id, "revision": scorer.revision, "direction": scorer.direction}
+
+
+def _figures(scorer: Scorer, data: Judged, *, beta: float, temperature: float, second: Scorer | None) -> dict[str, Any]:
+    is_cost = scorer.direction == "cost"
+    scores = scorer(data.prompts, data.texts)
+    return {
+        "order": checking_figures.order(scores, data),
+        "detection": checking_figures.detection(scores, data) if is_cost else None,
+        "scale": checking_figures.scale(scores, data, beta=beta, temperature=temperature),
+        "extremes": checking_figures.extremes(scores),
+        # Asked again, such a scorer shows what it kept; and sending a row twice costs twice.
+        "parity": None if keeps_scores(scorer) else checking_figures.parity(scorer, scores, data),
+        "human_correction": checking_figures.human_correction(scores, data) if is_cost else None,
+        "agreement": None if second is None else _compared(scores, second, data),
+    }
+
+
+def _compared(scores: FloatArray, second: Scorer, data: Judged) -> dict[str, Any]:
+    """Return the agreement with the second scorer, and how good that one is on the same labels."""
+    other = second(data.prompts, data.texts)
+    return {
+        "second": identity(second),
+        **checking_figures.agreement(scores, other, data),
+        "second_order": checking_figures.order(other, data),
+        "second_detection": checking_figures.detection(other, data) if second.direction == "cost" else None,
+    }
+
+
+def _sizes(file: PreferenceFile, data: Judged) -> dict[str, Any]:
+    return {
+        "path": file.path,
+        "format": file.format,
+        "rows": len(file.rows),
+        "faults": len(file.faults),
+        "answers": len(data.texts),
+        "prompts": len({prompt.id for prompt in data.prompts}),
+        "pairs": int(data.higher.size),
+        "flagged": int((~np.isnan(data.unsafe)).sum()),
+        "left_out": dict(data.left_out),
+    }

@@ -1,1 +1,0 @@
-"""Is a scorer any good as a reward or a cost: figures against labels, and a verdict."""

@@ -1,0 +1,169 @@
+"""The weights that a fit changes: put in force at their start, and written to the policy's folder at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dualign.errors import UsageError
+from dualign.hashing import file_digest
+from dualign.models import adapters
+from dualign.models.language_model import LanguageModel
+from dualign.protocols import Policy
+from dualign.runs.store import write_bytes, write_json
+from dualign.train.settings import TrainingSettings
+
+_TRAINED = "trained"
+
+
+@contextmanager
+def trained_weights(
+    language_model: LanguageModel, start: Policy, settings: TrainingSettings
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the parameters to train, at their starting values and in force; the base model is back at the end."""
+    model = language_model.model
+    model.eval()
+    adapters.switch_off(model)
+    _check_dtype(model, settings)
+    path = adapters.weights_file(start)
+    if path is not None and (path.name == adapters.ADAPTER_WEIGHTS) != (settings.adapter == "lora"):
+        raise UsageError(f"training: adapter '{settings.adapter}' cannot start from the {path.name} of '{start.name}'")
+    if settings.adapter == "full":
+        weights = {name: p.detach().clone() for name, p in adapters.base_parameters(model).items()}
+        if path is not None:
+            weights |= adapters.full_weights(model, path)
+        with adapters.swapped(model, weights):
+            parameters = adapters.base_parameters(model)
+            try:
+                yield _requiring_gradient(parameters)
+            finally:
+                adapters.switch_off(model)
+                _drop_gradients(parameters)
+        return
+    config = lora_config(model, settings)
+    if path is not None:
+        adapters.check_settings(path.parent, config)
+    adapters.add_adapter(language_model, _TRAINED, config)
+    try:
+        if path is None:
+            _initialise(model, settings.adapter_seed)
+        else:
+            adapters.load_adapter_weights(model, _TRAINED, adapters.read_weights(path), where=str(path.parent))
+        adapters.switch_on(model, _TRAINED)
+        _set_dropout(model, training=True)
+        yield _requiring_gradient(adapters.adapter_parameters(model, _TRAINED))
+    finally:
+        model.eval()
+        adapters.remove_adapter(language_model, _TRAINED)
+
+
+def lora_config(model: Any, settings: TrainingSettings) -> Any:
+    """Return the PEFT config of an adapter of these settings on ``model``."""
+    from peft import LoraConfig
+
+    paths = adapters.linear_names(model, settings.target_modules)
+    names = sorted({path.rsplit(".", 1)[-1] for path in paths})
+    return LoraConfig(
+        r=settings.lora_r,
+        # PEFT scales by alpha / r; an alpha that is a whole number is written as one.
+        lora_alpha=int(settings.lora_alpha) if float(settings.lora_alpha).is_integer() else settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=names,
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=getattr(model, "name_or_path", "") or None,
+    )
+
+
+def _initialise(model: Any, seed: int) -> None:
+    """A is uniform as in PEFT, B is 0: a fresh adapter changes nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in adapters.adapter_parameters(model, _TRAINED).items():
+        if "lora_A" in name:
+            bound = 1 / math.sqrt(parameter.shape[1])
+            drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            parameter.data.copy_(drawn)
+        else:
+            parameter.data.zero_()
+
+
+def _check_dtype(model: Any, settings: TrainingSettings) -> None:
+    held = str(model.dtype).removeprefix("torch.")
+    if settings.dtype not in ("auto", held):
+        raise UsageError(f"training.dtype: {settings.dtype} was asked for, but the model was loaded in {held}")
+
+
+def _requiring_gradient(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def _drop_gradients(parameters: Mapping[str, Tensor]) -> None:
+    for parameter in parameters.values():
+        parameter.grad = None
+
+
+def _set_dropout(model: Any, *, training: bool) -> None:
+    """Dropout acts in the adapter alone: the base model stays in evaluation mode, as in the reference."""
+    for name, module in model.named_modules():
+        if name.endswith(f"lora_dropout.{_TRAINED}"):
+            module.train(training)
+
+
+@contextmanager
+def dropout_off(model: Any) -> Iterator[None]:
+    """Let the weights in training act as they will once trained: without dropout."""
+    _set_dropout(model, training=False)
+    try:
+        yield
+    finally:
+        _set_dropout(model, training=True)
+
+
+@contextmanager
+def keyed_dropout(settings: TrainingSettings, device: torch.device, key: Sequence[int]) -> Iterator[None]:
+    """Draw dropout by ``key`` alone and leave the global generators as they were; without dropout, do nothing."""
+    if settings.lora_dropout == 0:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        drawn = np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(drawn >> np.uint64(1)))
+        yield
+
+
+def save_policy(
+    language_model: LanguageModel,
+    parameters: Mapping[str, Tensor],
+    masters: Mapping[str, Tensor],
+    settings: TrainingSettings,
+    folder: Path,
+) -> None:
+    """Write the trained weights to ``folder``: a PEFT adapter from the optimiser's ``masters``, or the whole model."""
+    from safetensors.torch import save
+
+    model = language_model.model
+    if settings.adapter == "lora":
+        config = lora_config(model, settings).to_dict()
+        plain = {name: sorted(v) if isinstance(v, set) else v for name, v in config.items()}
+        write_json(folder / adapters.ADAPTER_CONFIG, {**plain, "inference_mode": True})
+        tensors = {name: masters[name].contiguous() for name in parameters}
+        write_bytes(folder / adapters.ADAPTER_WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        return
+    tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
+    write_bytes(folder / adapters.FULL_WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    model.config.save_pretrained(folder)
+
+
+def weights_digest(folder: Path, settings: TrainingSettings) -> str:
+    """Return the SHA-256 of the weights that ``save_policy`` wrote."""
+    lora = settings.adapter == "lora"
+    return file_digest(folder / (adapters.ADAPTER_WEIGHTS if lora else adapters.FULL_WEIGHTS))

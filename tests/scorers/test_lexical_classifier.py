@@ -12,7 +12,7 @@ import pytest
 from dualign.data.prompts import load_demonstrations
 from dualign.errors import DataError, MissingError
 from dualign.job.measurement import Scored
-from dualign.job.run import unread
+from dualign.job.results import unread
 from dualign.maths.agreement import clustered_auc, wilson
 from dualign.protocols import words_read
 from dualign.records import Prompt, Response

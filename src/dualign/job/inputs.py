@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dualign.config import Config, Mix, Source, SplitName, WarmStart
+from dualign.config import Config, Mix, Source, WarmStart
 from dualign.data.prompts import Demonstration, DemonstrationFile, PromptFile, read_demonstrations, read_prompts
 from dualign.data.splits import near_clusters, split_clustered, without_leaks
 from dualign.errors import ConfigError, DataError, UsageError, nearest
@@ -190,19 +190,12 @@ def load_splits(config: Config, base: Path, *, given: Sequence[Prompt] = ()) -> 
         DataError: a row is broken, or prompts run out.
         ConfigError: a split that the job needs has no prompts.
     """
-    files = [_prompt_file(base, source) for source in config.data.sources]
-    clusters = _clusters(config, [*given, *(prompt for found in files for prompt in found.every)])
-    parts: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
-    for source, found in zip(config.data.sources, files, strict=True):
-        try:
-            shares = _parted(found.prompts, source.splits or config.data.splits, config.run.seed, clusters)
-        except DataError as error:
-            raise DataError(f"{source.path}: {error}") from None
-        for name, taken in shares.items():
-            parts[name] += taken
-    marked, notes = _apart(config, parts, clusters, given)
-    told = zip(config.data.sources, files, strict=True)
-    return marked, [*(_told_file(source, found) for source, found in told), *notes]
+    files = [(source, _prompt_file(base, source)) for source in config.data.sources]
+    clusters = _clusters(config, [*given, *(prompt for _, found in files for prompt in found.every)])
+    shares = [_parted(config, source, found.prompts, clusters) for source, found in files]
+    parts = {name: [prompt for share in shares for prompt in share.get(name, ())] for name in SPLITS}
+    splits, notes = _apart(config, parts, clusters, given)
+    return splits, [*(_told_file(source, found) for source, found in files), *notes]
 
 
 def split_prompts(
@@ -214,20 +207,15 @@ def split_prompts(
         DataError: prompts run out.
         ConfigError: a split that the job needs has no prompts, or there is none of that name.
     """
-    if isinstance(prompts, Mapping):
-        for name in prompts:
-            if name not in SPLITS:
-                raise ConfigError(f"prompts: {nearest(name, SPLITS)}")
-        parts = {name: list(prompts.get(name, ())) for name in SPLITS}
-        every = [prompt for split in parts.values() for prompt in split]
-        clusters = _clusters(config, [*given, *every])
-    else:
+    if not isinstance(prompts, Mapping):
         clusters = _clusters(config, [*given, *prompts])
         distinct = list({prompt.id: prompt for prompt in prompts}.values())
-        chosen = config.data.sources[0].splits or config.data.splits
-        parts = _parted(distinct, chosen, config.run.seed, clusters)
-        parts = {name: parts.get(name, []) for name in SPLITS}
-    return _apart(config, parts, clusters, given)
+        return _apart(config, _parted(config, config.data.sources[0], distinct, clusters), clusters, given)
+    for name in prompts:
+        if name not in SPLITS:
+            raise ConfigError(f"prompts: {nearest(name, SPLITS)}")
+    clusters = _clusters(config, [*given, *(prompt for split in prompts.values() for prompt in split)])
+    return _apart(config, prompts, clusters, given)
 
 
 def _prompt_file(base: Path, source: Source) -> PromptFile:
@@ -252,20 +240,25 @@ def _told_file(source: Source, found: PromptFile) -> str:
 
 
 def _parted(
-    prompts: Sequence[Prompt], chosen: Mapping[SplitName, int | float], seed: int, clusters: Mapping[str, str]
+    config: Config, source: Source, prompts: Sequence[Prompt], clusters: Mapping[str, str]
 ) -> dict[str, list[Prompt]]:
     """Return the prompts of each split of one source, whole clusters on one side."""
-    return split_clustered(prompts, {str(name): size for name, size in chosen.items()}, seed, clusters=clusters)
+    chosen = {str(name): size for name, size in (source.splits or config.data.splits).items()}
+    try:
+        return split_clustered(prompts, chosen, config.run.seed, clusters=clusters)
+    except DataError as error:
+        raise DataError(f"{source.path}: {error}") from None
 
 
 def _apart(
-    config: Config, parts: dict[str, list[Prompt]], clusters: Mapping[str, str], given: Sequence[Prompt]
+    config: Config, parts: Mapping[str, Sequence[Prompt]], clusters: Mapping[str, str], given: Sequence[Prompt]
 ) -> tuple[Splits, list[str]]:
     """Return the splits without what stands in a later one too, each prompt with its cluster, and what is told of it.
 
     Raises:
         ConfigError: a split that the job needs has no prompts.
     """
+    parts = {name: parts.get(name, ()) for name in SPLITS}
     if given:
         parts["train"] = list({prompt.id: prompt for prompt in given}.values())
     left, dropped = without_leaks(parts, clusters=clusters)
@@ -277,10 +270,11 @@ def _apart(
     marked = {
         name: [replace(prompt, cluster=clusters[prompt.id]) for prompt in prompts] for name, prompts in left.items()
     }
+    counts = {name: (len(marked[name]), units(marked[name])) for name in ("tune", "calibration", "report")}
     notes += [
-        f"{name}: {len(marked[name])} prompts are {units(marked[name])} units (near-copies, or one cluster, count once)"
-        for name in ("tune", "calibration", "report")
-        if units(marked[name]) < len(marked[name])
+        f"{name}: {prompts} prompts are {found} units (near-copies, or one cluster, count once)"
+        for name, (prompts, found) in counts.items()
+        if found < prompts
     ]
     return marked, notes
 

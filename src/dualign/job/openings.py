@@ -15,16 +15,15 @@ from typing import Any
 from dualign.certificate.claim import Opening, Seal, Units
 from dualign.errors import DataError
 from dualign.hashing import canonical_digest, folder_digests
-from dualign.job.best_of import read_choice
-from dualign.job.job import Job
 from dualign.job.measurement import Scored
-from dualign.job.phases import key_of
+from dualign.job.phases import Job, key_of, read_choice
 from dualign.protocols import Policy
-from dualign.records import FloatArray
 from dualign.runs.journal import Journal, read_events
 from dualign.runs.store import read_json, read_manifest
 
 STAGE = "calibration"
+PROMISE, EVIDENCE = "opening-", "evidence-"
+"""Choices of the journal, with the number of the opening behind."""
 CERTIFICATE = "certificate.json"
 FAMILY = "family.json"
 """File of a cell of a comparison, written before it is trained: how many cells were fixed together (``cells``), and
@@ -48,9 +47,9 @@ def records(journal: Journal) -> list[Record]:
     """Return the openings of the run so far, in order."""
     choices = journal.choices
     found: list[Record] = []
-    while (promise := choices.get(_promise(len(found) + 1))) is not None:
+    while (promise := choices.get(f"{PROMISE}{len(found) + 1}")) is not None:
         number = len(found) + 1
-        found.append(Record(number, Seal(**promise), choices.get(_evidence(number))))
+        found.append(Record(number, Seal(**promise), choices.get(f"{EVIDENCE}{number}")))
     return found
 
 
@@ -62,8 +61,7 @@ def lost(job: Job) -> list[str]:
     known, choices = len(records(job.journal)), job.journal.choices
     if "seal" in choices and not known:
         return ["an earlier version opened the calibration prompts of this run directory and kept no evidence"]
-    kinds = ("opening-", "evidence-")
-    numbers = [int(name.removeprefix(kind)) for kind in kinds for name in choices if name.startswith(kind)]
+    numbers = [int(name.split("-")[1]) for name in choices if name.startswith((PROMISE, EVIDENCE))]
     if max(numbers, default=0) > known:
         return ["the record of an earlier opening of the calibration prompts is gone"]
     if not known and (_traces(job) or any(_opens(event) for event in read_events(job.run))):
@@ -121,7 +119,7 @@ def next_number(job: Job, sealed: Seal) -> int:
 def promise(job: Job, sealed: Seal) -> None:
     """Record the promise on disk, before anything is sampled; one that stands already is left."""
     number = next_number(job, sealed)
-    job.journal.choice(_promise(number), lambda: {"claim": sealed.claim, "prompts": sealed.prompts})
+    job.journal.choice(f"{PROMISE}{number}", lambda: {"claim": sealed.claim, "prompts": sealed.prompts})
 
 
 def opened(job: Job, sealed: Seal, evidence: str) -> int:
@@ -133,8 +131,8 @@ def opened(job: Job, sealed: Seal, evidence: str) -> int:
     same = [record for record in known if record.sealed == sealed]
     number = next((r.number for r in same if r.evidence == evidence), None)
     number = number or next((r.number for r in same if r.evidence is None), len(known) + 1)
-    job.journal.choice(_promise(number), lambda: {"claim": sealed.claim, "prompts": sealed.prompts})
-    job.journal.choice(_evidence(number), lambda: evidence)
+    job.journal.choice(f"{PROMISE}{number}", lambda: {"claim": sealed.claim, "prompts": sealed.prompts})
+    job.journal.choice(f"{EVIDENCE}{number}", lambda: evidence)
     return number
 
 
@@ -144,19 +142,15 @@ def evidence_of(made: Sequence[Scored], baseline: Scored | None) -> str:
     Names of policies and of clusters do not enter; which prompts are together does.
     """
     every = [*made, *([] if baseline is None else [baseline])]
-    return canonical_digest([[_rows(scored), _numbers(scored.costs)] for scored in every])
+    return canonical_digest([[_rows(scored), scored.costs] for scored in every])
 
 
 def _rows(scored: Scored) -> list[Any]:
     unit_of = Units.of({prompt.id: prompt.cluster for prompt in scored.prompts}).cluster_of
     return [
-        [prompt.id, unit_of[prompt.id], [[response.text, list(response.tokens)] for response in row]]
+        [prompt.id, unit_of[prompt.id], [[response.text, response.tokens] for response in row]]
         for prompt, row in zip(scored.prompts, scored.responses, strict=True)
     ]
-
-
-def _numbers(costs: FloatArray) -> list[Any]:
-    return list(costs.tolist())
 
 
 def fingerprint(job: Job, policy: Policy) -> str:
@@ -172,13 +166,5 @@ def fingerprint(job: Job, policy: Policy) -> str:
         files[ADAPTER] = {key: value for key, value in told.items() if key not in PLACES}
     if read_choice(policy) is None:
         return canonical_digest([job.identity, files])[:16]
-    scorers = [[scorer.id, scorer.revision] for scorer in (job.reward, *job.costs)]
+    scorers = [[scorer.id, scorer.revision] for scorer in job.scorers.values()]
     return canonical_digest([job.identity, files, key_of(job, policy), scorers])[:16]
-
-
-def _promise(number: int) -> str:
-    return f"opening-{number}"
-
-
-def _evidence(number: int) -> str:
-    return f"evidence-{number}"

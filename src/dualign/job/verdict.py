@@ -10,13 +10,11 @@ from dualign.certificate.certify import certify, claim_of, invalid, overdrawn
 from dualign.certificate.claim import Requirement, Seal, Terms, Units, asked, seal
 from dualign.certificate.held_out import Costs
 from dualign.job import openings
-from dualign.job.best_of import read_choice
-from dualign.job.job import Job
-from dualign.job.measurement import Scored, slice_of
-from dualign.job.phases import scored
+from dualign.job.measurement import Scored, constrained, slice_of
+from dualign.job.phases import Job, read_choice
 from dualign.job.search import Search
 from dualign.protocols import Policy
-from dualign.records import Certificate, Evaluation, FloatArray, Iterate, Prompt
+from dualign.records import Certificate, Evaluation, FloatArray, Iterate
 
 FEASIBLE = 1.645
 """Standard errors below a limit at which it counts as met on tune prompts."""
@@ -65,7 +63,8 @@ def open_calibration(search: Search, rungs: Sequence[Iterate]) -> Certificate:
     ``rungs`` are in the order of testing; the last is the preferred policy. Every opening of this run directory is
     counted by what was sampled and scored, and paid for (``openings``); an identical one is the one it was.
     """
-    job, kept = search.job, _sliced(search.job)
+    job = search.job
+    kept = constrained(job.splits["calibration"], job.constraints)
     terms = _terms(search, rungs[-1].policy)
     names = [rung.policy.name for rung in rungs]
     weights = {rung.policy.name: openings.fingerprint(job, rung.policy) for rung in rungs}
@@ -78,8 +77,9 @@ def open_calibration(search: Search, rungs: Sequence[Iterate]) -> Certificate:
     openings.promise(job, sealed)
     job.tell(f"opening {len(kept)} calibration prompts for {', '.join(names)}")
     n = job.config.certificate.responses_per_prompt
-    reference = scored(job, job.reference, kept, n, openings.STAGE) if _relative(job) else None
-    made = {rung.policy.name: scored(job, rung.policy, kept, n, openings.STAGE) for rung in rungs}
+    relative = any(functional.spec == "relative" for functional in job.functionals)
+    reference = search.answers(job.reference, kept, n, openings.STAGE) if relative else None
+    made = {rung.policy.name: search.answers(rung.policy, kept, n, openings.STAGE) for rung in rungs}
     look = openings.looks(job, openings.opened(job, sealed, openings.evidence_of(list(made.values()), reference)))
     if look.number > 1:
         job.tell(f"opening {look.number} of the calibration prompts: tested at {look.spent(terms.delta):.3g}")
@@ -96,21 +96,10 @@ def _other_prompts(job: Job, sealed: Seal) -> list[str]:
     return ["the prompts are not those that were sealed"]
 
 
-def _sliced(job: Job) -> list[Prompt]:
-    """Return the calibration prompts in some constraint's slice."""
-    prompts = job.splits["calibration"]
-    kept = sorted({int(k) for constraint in job.constraints for k in slice_of(prompts, constraint.where)})
-    return [prompts[k] for k in kept]
-
-
 def _asked(job: Job) -> set[str]:
     """Return what is sealed of the calibration prompts: which they are, and of which limits."""
     prompts = job.splits["calibration"]
     return asked({c.name: [prompts[k].id for k in slice_of(prompts, c.where)] for c in job.constraints})
-
-
-def _relative(job: Job) -> bool:
-    return any(functional.spec == "relative" for functional in job.functionals)
 
 
 def _terms(search: Search, preferred: Policy) -> Terms:

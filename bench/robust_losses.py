@@ -36,8 +36,8 @@ def shortfalls(seed: int, run: Path) -> FloatArray:
     journal = open_run(run, config.model_dump(mode="json"))
     opened = OpenRun(config, journal)
     parts = learn(opened)
-    job = make_job(opened, parts)
-    search, truth = prepare(job), Truth.of(job, parts)
+    search = prepare(make_job(opened, parts))
+    truth = Truth.of(search, parts)
     problem, multipliers = search.problem(), truth.believed.multipliers
     normalised = search.scale.multipliers(multipliers / truth.share)
     best = value(truth.learned, truth.believed.log_probs, multipliers)

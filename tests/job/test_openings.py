@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualign.job.openings import fingerprint, records
 from dualign.job.phases import Job, reference_answers, write_choice
 from dualign.job.search import Search, prepare
-from dualign.job.verdict import open_calibration
+from dualign.job.verdict import fingerprint, open_calibration, records
 from dualign.maths.functionals import parse
 from dualign.protocols import FitReport, Policy
 from dualign.records import Certificate, Evaluation, FloatArray, Iterate, Prompt, Response

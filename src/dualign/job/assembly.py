@@ -11,7 +11,7 @@ from dualign.config import Config
 from dualign.hashing import canonical_digest
 from dualign.job.checks import constraints_of, direction_of, scorer_specs
 from dualign.job.inputs import Inputs, read_inputs
-from dualign.job.phases import Job, OpenRun
+from dualign.job.phases import Job, OpenRun, folder_made
 from dualign.job.reading import (
     claimed,
     dated,
@@ -185,8 +185,8 @@ def _trained(run: OpenRun, inputs: Inputs) -> tuple[dict[str, dict[str, Any]], d
         folder.joinpath("classifiers").mkdir(exist_ok=True)
         trained(specs, folder=inputs.base, out=folder / "classifiers")
 
-    run.journal.phase("train scorers", {"specs": specs}, action, lambda _: None, target="scorers")
-    done, qualities = trained(specs, folder=inputs.base, out=run.folder / "scorers" / "classifiers")
+    folder = folder_made(run.journal, "train scorers", {"specs": specs}, action, target="scorers")
+    done, qualities = trained(specs, folder=inputs.base, out=folder / "classifiers")
     for name, figures in qualities.items():
         run.tell(
             f"classifier {name}: accuracy {figures['accuracy']:.3f} "

@@ -12,9 +12,9 @@ import numpy as np
 from dualign.config import Config
 from dualign.hashing import plain
 from dualign.job.assembly import job_on
-from dualign.job.phases import Job, OpenRun, read_choice
-from dualign.job.results import run_job
-from dualign.job.search import extra_round, prepare
+from dualign.job.phases import Job, OpenRun, folder_made, read_choice
+from dualign.job.results import run_search
+from dualign.job.search import Search, extra_round, prepare
 from dualign.maths.exact import FiniteProblem, Optimum, expectations, optimum
 from dualign.maths.policy_gradient import log_best_of
 from dualign.models.language_model import LanguageModel
@@ -77,9 +77,10 @@ class Parts:
 def run_demo(run: OpenRun, *, arms: bool = False) -> tuple[dict[str, Any], int]:
     """Return the ``demo`` object and the exit code; its ``selected`` figures are the true ones."""
     parts = learn(run)
-    job = make_job(run, parts)
-    result, code = run_job(job)
-    exact = compare_with_optimum(Truth.of(job, parts), job, result, other_arms(job, result) if arms else {})
+    search = prepare(make_job(run, parts))
+    result, code = run_search(search)
+    more = other_arms(search, result) if arms else {}
+    exact = compare_with_optimum(Truth.of(search, parts), search.job, result, more)
     if arms:
         exact["exact_scores"] = with_exact_scores(run, parts)
     write_json(run.folder / "exact.json", exact, run=run.folder)
@@ -88,9 +89,8 @@ def run_demo(run: OpenRun, *, arms: bool = False) -> tuple[dict[str, Any], int]:
     return {**result, **true}, code
 
 
-def other_arms(job: Job, result: dict[str, Any]) -> dict[str, Policy]:
+def other_arms(search: Search, result: dict[str, Any]) -> dict[str, Policy]:
     """Return what one might train instead, at the selected multiplier and the same cost of training."""
-    search = prepare(job)
     selected = np.array(list(result["selected"]["multipliers_normalised"].values()))
     arms = {"hard labels": (1.0, "hard"), "half the multiplier": (0.5, None), "twice the multiplier": (2.0, None)}
     return {
@@ -107,9 +107,9 @@ def with_exact_scores(run: OpenRun, parts: Parts) -> dict[str, Any]:
     beside = run.folder.with_name(f"{run.folder.name}-exact-scores")
     with run_lock(beside):
         opened = OpenRun(run.config, open_run(beside, run.config.model_dump(mode="json")), run.tell)
-        job = make_job(opened, parts, heads=heads)
-        result, _ = run_job(job)
-        exact = compare_with_optimum(Truth.of(job, parts), job, result, {})
+        search = prepare(make_job(opened, parts, heads=heads))
+        result, _ = run_search(search)
+        exact = compare_with_optimum(Truth.of(search, parts), search.job, result, {})
         write_json(beside / "exact.json", exact, run=beside)
         build_report(beside)
     return {**exact["selected"], "gap": exact["gap"], "rounds": len(result["iterates"])}
@@ -142,8 +142,7 @@ def _heads(run: OpenRun, world: AssistantWorld, model: LanguageModel, train: Seq
         write_json(folder / "report.json", plain(found.report))
 
     inputs = {"world": world.settings, "seed": run.config.run.seed, "model": model.revision}
-    run.journal.phase("learn scores", plain(inputs), action, lambda _: None, target="scorers/heads")
-    folder = run.folder / "scorers" / "heads"
+    folder = folder_made(run.journal, "learn scores", plain(inputs), action, target="scorers/heads")
     tables = load_file(folder / "tables.safetensors")
     return learned_heads(tables["reward"], tables["cost"], HeadReport(**read_json(folder / "report.json")))
 
@@ -166,8 +165,7 @@ def _fine_tuned(run: OpenRun, world: AssistantWorld, train: Sequence[Prompt]) ->
         write_json(folder / "report.json", {"revision": report.revision})
 
     inputs = {"world": world.settings, "seed": seed, "settings": settings}
-    run.journal.phase("sft", plain(inputs), action, lambda _: None, target="policy/sft")
-    folder = run.folder / "policy" / "sft"
+    folder = folder_made(run.journal, "sft", plain(inputs), action, target="policy/sft")
     load_model(model.model, folder / "model.safetensors")
     return replace(model, revision=str(read_json(folder / "report.json")["revision"]))
 
@@ -211,12 +209,11 @@ class Truth:
     """Name of the limit."""
 
     @classmethod
-    def of(cls, job: Job, parts: Parts) -> Truth:
+    def of(cls, search: Search, parts: Parts) -> Truth:
         """Return the truth on the report prompts, for the job's raw beta."""
+        job, beta, scale = search.job, search.beta, search.scale
         prompts = job.splits["report"]
         reference = enumerate_log_probs(parts.model, job.reference, prompts)
-        search = prepare(job)
-        beta, scale = search.beta, search.scale
         world, (constraint,) = parts.world, job.constraints
         hidden = world.problem(prompts, reference, beta=beta, limit=constraint.limit)
         learned = world.problem(

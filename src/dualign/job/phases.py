@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dualign.certificate.claim import Opening
 from dualign.config import Config
 from dualign.hashing import canonical_digest
 from dualign.job.measurement import Scored, from_columns, read_responses, response_columns, slice_of, to_columns
@@ -36,6 +37,9 @@ RECORD = "policy.json"
 """Beside a fitted policy's folder: its key and how the fit went."""
 CHOICE = "best-of.json"
 """In the place of a policy's weights: how it selects among answers of the reference."""
+FAMILY = "family.json"
+"""File of a cell of a comparison, written before it is trained: how many cells were fixed together (``cells``), and
+which opening of the comparison they are (``opening``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +111,20 @@ class Job:
         return dict(zip(self.names, (float(value) for value in values), strict=True))
 
 
+def folder_made(
+    journal: Journal, phase: str, inputs: Mapping[str, Any], make: Callable[[Path], object], *, target: str
+) -> Path:
+    """Return the folder that a phase fills, or filled before from the same ``inputs``."""
+    journal.phase(phase, inputs, make, lambda _: None, target=target)
+    return journal.run / target
+
+
 def table_of(job: Job, phase: str, inputs: Mapping[str, Any], make: Callable[[], Columns], *, target: str) -> Columns:
     """Return the columns that a phase makes, or made before from the same ``inputs``."""
-
-    def action(folder: Path) -> Columns:
-        columns = make()
-        write_table(folder / TABLES[phase], columns)
-        return columns
-
-    return job.journal.phase(phase, inputs, action, lambda folder: read_table(folder / TABLES[phase]), target=target)
+    folder = folder_made(
+        job.journal, phase, inputs, lambda folder: write_table(folder / TABLES[phase], make()), target=target
+    )
+    return read_table(folder / TABLES[phase])
 
 
 def folder_of(policy: Policy) -> str:
@@ -266,6 +275,13 @@ def score_rows(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[Se
     repeated = [prompt for prompt, row in zip(prompts, responses, strict=True) for _ in row]
     texts = [response.text for row in responses for response in row]
     return np.asarray(scorer(repeated, texts), dtype=np.float64).reshape(len(prompts), -1)
+
+
+def looks(job: Job, number: int = 1) -> Opening:
+    """Return what the ``number``-th opening of this run directory may spend."""
+    family = read_json(job.run / FAMILY, run=job.run) if (job.run / FAMILY).is_file() else {}
+    planned = job.config.certificate.planned_openings
+    return Opening(number + int(family.get("opening", 1)) - 1, planned=planned, cells=family.get("cells"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from dualign.errors import UsageError
 from dualign.hashing import canonical_digest
-from dualign.job.phases import RECORD, Columns, Job, key_of, sampled, table_of, write_choice
+from dualign.job.phases import RECORD, Columns, Job, folder_made, key_of, sampled, table_of, write_choice
 from dualign.maths.adversarial import Comparisons, adversarial_comparisons, fit_linear_reward
 from dualign.protocols import (
     Adversary,
@@ -170,10 +170,8 @@ class JournalledBackend:
             report = make(folder).report
             write_json(folder / RECORD, {"key": canonical_digest(described), "report": report})
 
-        target = f"rounds/{name}/fit"
-        job.journal.phase("fit", described, action, lambda _: None, target=target)
-        report = read_json(job.run / target / RECORD)["report"]
-        return Policy(name, job.run / target / "policy", FitReport(**report))
+        folder = folder_made(job.journal, "fit", described, action, target=f"rounds/{name}/fit")
+        return Policy(name, folder / "policy", FitReport(**read_json(folder / RECORD)["report"]))
 
 
 def _described(job: Job, value: Any) -> Any:

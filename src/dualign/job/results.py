@@ -15,7 +15,7 @@ from dualign.job.phases import Job
 from dualign.job.search import Measured, Search, extra_round, first_multipliers, prepare, rounds
 from dualign.job.verdict import ladder, limits_met, open_calibration, preferred
 from dualign.methods.table import METHODS
-from dualign.protocols import words_read
+from dualign.protocols import Scorer, words_read
 from dualign.records import Certificate, Evaluation, FloatArray
 from dualign.runs.store import read_table, write_json, write_table
 from dualign.scorers.table import dependence_warnings
@@ -26,7 +26,12 @@ FINISHED = 0.5
 
 def run_job(job: Job) -> tuple[dict[str, Any], int]:
     """Return the ``train`` object and the exit code; every file of the run directory is written."""
-    search = prepare(job)
+    return run_search(prepare(job))
+
+
+def run_search(search: Search) -> tuple[dict[str, Any], int]:
+    """Return what ``run_job`` does, of a search that was prepared."""
+    job = search.job
     for line in unfinished_warnings(job, {"reference": search.reference}):
         job.tell(f"warning: {line}")
     _write_facts(search)
@@ -100,7 +105,7 @@ def _tell_round(job: Job, one: Measured) -> None:
 def _write_facts(search: Search) -> None:
     """Write what a reader must know before any training: splits, shares of groups that can teach, scorer quality."""
     job, train = search.job, search.train
-    said, mixed = unread(job, train), _mixed_groups(search)
+    said, mixed = unread(job.scorers, train), _mixed_groups(search)
     counts = {name: dict(Counter(map(slice_name, prompts))) for name, prompts in job.splits.items()}
     facts = {
         "splits": {name: len(prompts) for name, prompts in job.splits.items()},
@@ -145,11 +150,11 @@ def _reference_scores(job: Job, train: Scored) -> dict[str, list[Any]]:
     return columns
 
 
-def unread(job: Job, made: Scored) -> list[str]:
+def unread(scorers: Mapping[str, Scorer], made: Scored) -> list[str]:
     """Return a sentence for each score that does not read the whole of some answers that are trained on."""
     said = []
     texts = [response.text for row in made.responses for response in row]
-    for name, scorer in job.scorers.items():
+    for name, scorer in scorers.items():
         limit = words_read(scorer)
         longer = 0 if limit is None else sum(len(text.split()) > limit for text in texts)
         if longer:

@@ -10,9 +10,9 @@ import numpy as np
 
 from dualign.errors import InfeasibleError
 from dualign.job.measurement import Scored, constrained, evaluate, inside, normalised, slice_of, transformed
-from dualign.job.openings import looks
 from dualign.job.phases import (
     Job,
+    looks,
     raw_scores,
     read_choice,
     reference_answers,

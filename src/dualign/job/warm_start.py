@@ -15,7 +15,7 @@ from dualign.errors import ConfigError
 from dualign.hashing import canonical_digest
 from dualign.job.inputs import Inputs
 from dualign.job.measurement import matches
-from dualign.job.phases import OpenRun, Tell
+from dualign.job.phases import OpenRun, Tell, folder_made
 from dualign.job.reading import check_given, prompt_tokens, sampling_of
 from dualign.models.language_model import LanguageModel
 from dualign.models.loading import load_language_model
@@ -65,22 +65,19 @@ def _own_samples(run: OpenRun, model: LanguageModel, prompts: Sequence[Prompt]) 
     prompts = [prompt for prompt in prompts if any(matches(prompt, mix.where) for mix in wanted)]
     sampling = sampling_of(config)
 
-    def action(folder: Path) -> dict[str, list[str]]:
+    def action(folder: Path) -> None:
         run.tell(f"sampling {CANDIDATES} x {len(prompts)} responses of the model as it is, to imitate some")
         drawn = TransformersSampler(model).generate(
             Policy("base"), prompts, CANDIDATES, sampling=sampling, seed=config.run.seed, stage="warm start"
         )
-        own = {prompt.id: [response.text for response in row] for prompt, row in zip(prompts, drawn, strict=True)}
-        write_json(folder / "own.json", own)
-        return own
+        texts = [[response.text for response in row] for row in drawn]
+        write_json(folder / "own.json", dict(zip([prompt.id for prompt in prompts], texts, strict=True)))
 
     inputs = {
         "model": model.revision, "prompts": [p.id for p in prompts], "sampling": sampling, "seed": config.run.seed,
         "wording": asdict(model.wording),
     }  # fmt: skip
-    own = run.journal.phase(
-        "warm start samples", inputs, action, lambda folder: read_json(folder / "own.json"), target="policy/own"
-    )
+    own = read_json(folder_made(run.journal, "warm start samples", inputs, action, target="policy/own") / "own.json")
     return [(prompt, text) for prompt in prompts for text in own[prompt.id]]
 
 
@@ -103,8 +100,7 @@ def _stage(
         report = fine_tune(model, examples, settings=settings, seed=seed, folder=folder / "model")
         run.tell(f"warm start, {target}: loss {report.first_loss:.2f} -> {report.last_loss:.2f}")
 
-    run.journal.phase("warm start", inputs, action, lambda _: None, target=target)
-    return _reload(model, run.folder / target / "model")
+    return _reload(model, folder_made(run.journal, "warm start", inputs, action, target=target) / "model")
 
 
 def keep_merged(model: LanguageModel, journal: Journal) -> LanguageModel:
@@ -112,15 +108,12 @@ def keep_merged(model: LanguageModel, journal: Journal) -> LanguageModel:
 
     There it is the base that the adapters of the run's policies are for; no other folder holds these weights.
     """
-    target = "policy/adapter"
-    journal.phase(
-        "merge adapter",
-        {"model": model.revision},
-        lambda folder: save_fitted(model, {}, folder / "model"),
-        lambda _: None,
-        target=target,
-    )
-    return _reload(model, journal.run / target / "model")
+
+    def action(folder: Path) -> None:
+        save_fitted(model, {}, folder / "model")
+
+    inputs = {"model": model.revision}
+    return _reload(model, folder_made(journal, "merge adapter", inputs, action, target="policy/adapter") / "model")
 
 
 def _reload(model: LanguageModel, folder: Path) -> LanguageModel:

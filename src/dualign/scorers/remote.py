@@ -201,7 +201,7 @@ def remote_scorer(spec: RemoteSpec, setting: Setting, exchange: Exchange, *, kin
         ConfigError: the key cannot be sent.
     """
     client = Client(
-        transport(spec.url, timeout=spec.timeout, monotonic=clock.monotonic),
+        transport(spec.url, timeout=spec.timeout),
         Retries(spec.attempts, spec.backoff, spec.max_wait),
         Pace(spec.requests_per_second, clock),
         clock,

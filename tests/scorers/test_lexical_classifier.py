@@ -24,7 +24,6 @@ from dualign.scorers.lexical import (
     fit_lexical,
     load_lexical,
     quality,
-    refusal_rows,
     trained,
 )
 from dualign.scorers.refusal import RefusalScorer
@@ -223,11 +222,15 @@ def test_wilson_by_hand():
 def test_refusals_in_real_answers():
     refusals = SHARED / "safety-tuned-llamas/safety_only_data_Instructions.jsonl"
     answers = [SHARED / "self-instruct" / f"{name}.jsonl" for name in ("seed_tasks", "user_oriented_instructions")]
-    harmful = [
-        LabelledText(response, False, prompt.id)
-        for prompt, response in load_demonstrations(SHARED / "pku-saferlhf-5k/pairs.jsonl", response_column="less_safe")
-    ]
-    figures = fit_lexical(refusal_rows([refusals], answers, more=harmful))[1]
+    harmful = load_demonstrations(SHARED / "pku-saferlhf-5k/pairs.jsonl", response_column="less_safe")
+    sources = [(True, load_demonstrations(refusals)), *((False, load_demonstrations(path)) for path in answers)]
+    figures = fit_lexical(
+        [
+            LabelledText(response, positive, prompt.id)
+            for positive, rows in (*sources, (False, harmful))
+            for prompt, response in rows
+        ]
+    )[1]
     assert figures.auc_low > 0.93 and figures.accuracy_low > 0.85
 
 
@@ -239,6 +242,6 @@ def test_texts_without_spaces_or_words_are_told_apart_by_their_characters():
         for opening in (bad, good)
     ]
     classifier, figures = fit_lexical(texts)
-    assert figures.auc == 1 and classifier.words == ()
+    assert figures.auc == 1 and classifier.tfidf.words == ()
     refusing, answering = classifier.probabilities([bad, good])
     assert refusing > 0.9 > 0.1 > answering

@@ -16,7 +16,7 @@ from dualign.models.pair_store import as_trained
 from dualign.models.templates import Template, response_tokens
 from dualign.models.tensors import changed_logits, positions, prompt_room
 from dualign.records import Prompt, Response
-from dualign.scorers.encoding import check_length
+from dualign.scorers.table import check_length
 
 KEYS = ("policy.max_prompt_tokens", "sampling.max_new_tokens")
 

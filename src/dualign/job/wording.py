@@ -15,7 +15,7 @@ from dualign.models.language_model import LanguageModel, Turns, Wording
 from dualign.models.templates import Template, with_template
 from dualign.records import Prompt, shown
 from dualign.runs.journal import Journal
-from dualign.scorers.composite import CLOSING
+from dualign.scorers.checked import CLOSING
 
 
 def check_template(config: Config, prompts: Iterable[Prompt], pairs: Sequence[GivenPair]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Requests to one address: paced, tried again, ended by a deadline over the whole exchange; and the scores kept of them.
+"""Requests to one address, paced, tried again, with a deadline over each whole exchange; and the scores kept of them.
 
 The connection is that of ``httpx2``, which the hub's own client brings along.
 """

@@ -1,7 +1,6 @@
 """A scorer behind an address: every distinct row is asked for once, kept, and never asked for again."""
 
 import json
-import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -34,7 +33,7 @@ from dualign.scorers.http_client import (
     read_key,
     transport,
 )
-from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+from dualign.scorers.spec import ScorerSpec, Setting, conversation_text, fill, revision_of
 from dualign.strict import parse_json
 
 
@@ -294,7 +293,6 @@ def build_http(spec: PlainSpec, setting: Setting, *, clock: Clock = SYSTEM_CLOCK
 
 
 PATH = "/chat/completions"
-SLOT = re.compile(r"\{(prompt|response)\}")
 OWN_FIELDS = frozenset({"model", "messages", "temperature", "max_tokens", "n", "stream"})
 
 
@@ -401,7 +399,8 @@ class ChatJudgeExchange:
         (row,) = rows
         spec = self.spec
         system = [] if spec.system is None else [{"role": "system", "content": spec.system}]
-        question = {"role": "user", "content": filled(spec.rubric, row)}
+        told = fill(spec.rubric, prompt=conversation_text(row.history, row.prompt), response=row.response)
+        question = {"role": "user", "content": told}
         settings = {"temperature": spec.temperature, "max_tokens": spec.max_tokens}
         sent = {name: value for name, value in settings.items() if value is not None}
         return {"model": spec.model, "messages": [*system, question], **sent, **spec.extra}
@@ -428,20 +427,6 @@ class ChatJudgeExchange:
                 f"the judge's score {score:g} is outside [{self.spec.minimum:g}, {self.spec.maximum:g}]"
             )
         return {row.id: score}
-
-
-def filled(rubric: str, row: Row) -> str:
-    """Return ``rubric`` with both texts inserted in one pass: a ``{response}`` inside a prompt stays as it is."""
-    texts = {"prompt": transcript(row), "response": row.response}
-    return SLOT.sub(lambda slot: texts[slot[1]], rubric)
-
-
-def transcript(row: Row) -> str:
-    """Return the prompt; after other turns, the whole conversation with a line's start saying who speaks."""
-    if not row.history:
-        return row.prompt
-    said = [f"{turn['role']}: {turn['content']}" for turn in messages(row.history)]
-    return "\n".join([*said, f"user: {row.prompt}"])
 
 
 def build_judge(spec: ChatJudgeSpec, setting: Setting, *, clock: Clock = SYSTEM_CLOCK) -> RemoteScorer:

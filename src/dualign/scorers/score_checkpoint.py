@@ -5,20 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from dualign.errors import ConfigError, UsageError
 from dualign.models.templates import make_transcript
 from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt
-from dualign.scorers.encoding import check_lengths, even_batches, fitting_length, load_tokenizer
-from dualign.scorers.rules import tokenizer_revision
+from dualign.scorers.encoding import Reading, ReadingSpec, fitting_length, load_tokenizer
 from dualign.scorers.score_model import ScoreModel, check_end_token, check_tokenizer, load_score_model
-from dualign.scorers.spec import ScorerSpec, Setting, folder_revision, revision_of
+from dualign.scorers.spec import Setting, folder_revision, revision_of, tokenizer_revision
 
 
-class ScoreCheckpointSpec(ScorerSpec):
+class ScoreCheckpointSpec(ReadingSpec):
     """Keys of ``kind: score-checkpoint``; whether it is a reward or a cost is told by where it is used."""
 
     model: str
@@ -28,12 +26,6 @@ class ScoreCheckpointSpec(ScorerSpec):
     append_eos: bool = True
     """Whether an end token follows the response, as in training; some model cards show scores without."""
     batch_size: int = Field(default=8, ge=1)
-    """Changes speed alone: texts of one length are read together, without padding."""
-    max_length: int = Field(default=512, ge=1)
-    """Longer texts are an error: a cut text would get the score of another."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 halves the memory; on a GPU, whose products may round by the number of rows, scores then vary a little
-    with ``batch_size``."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +67,10 @@ class ScoreCheckpointScorer:
             ScorerError: a text is longer than ``max_length``.
             DataError: the template has no place for a turn of a prompt.
         """
-        import torch
-
         transcript = make_transcript(self.spec.template, self.tokenizer, append_eos=self.spec.append_eos)
-        pairs = zip(prompts, responses, strict=True)
-        sequences = [transcript(prompt, response) for prompt, response in pairs]
-        check_lengths(sequences, self.spec.max_length, self.id)
-        scores = np.empty(len(sequences))
-        device = self.model.head_weight.device
-        with torch.no_grad():
-            for indices, ids, mask in even_batches(sequences, self.spec.batch_size, device):
-                scores[indices] = self.model.end_scores(ids, mask, self.direction)[:, 0].cpu().numpy()
-        return scores
+        sequences = [transcript(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        reading = Reading(self.id, self.model.head_weight.device, self.spec.batch_size, self.spec.max_length)
+        return reading(sequences, lambda ids, mask: self.model.end_scores(ids, mask, self.direction)[:, 0])
 
 
 def build(spec: ScoreCheckpointSpec, setting: Setting) -> ScoreCheckpointScorer:

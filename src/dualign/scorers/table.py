@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from dualign.errors import ConfigError, nearest
+from dualign.models.loading import readable
 from dualign.protocols import Direction, Scorer
 from dualign.scorers import checked as callable_
 from dualign.scorers import (
     classifier,
     composite,
-    encoding,
     fitted,
     guard,
     lexical,
@@ -25,6 +25,7 @@ from dualign.scorers import (
     score_checkpoint,
 )
 from dualign.scorers.checked import CheckedScorer, checked
+from dualign.scorers.encoding import base_place, locate, usable
 from dualign.scorers.spec import ScorerSpec, Setting, read_spec
 
 SAME_SCORE = "the score reported is the score trained on"
@@ -83,7 +84,7 @@ KINDS: dict[str, Kind] = {
     "fitted": Kind(fitted.FittedSpec, fitted.build, "reward or cost model of 'dualign scorer fit', light path"),
     "guard": Kind(guard.GuardSpec, guard.build, "P(unsafe) by the verdict token of a guard model", "cost"),
     "embedding-relevance": Kind(
-        encoding.EmbeddingRelevanceSpec, encoding.build, "cosine of prompt and response under an encoder"
+        classifier.EmbeddingRelevanceSpec, classifier.build_relevance, "cosine of prompt and response under an encoder"
     ),
     "weighted-sum": Kind(
         composite.WeightedSumSpec, composite.build_weighted_sum, "offset + weights x scorers, gated by columns"
@@ -125,6 +126,26 @@ def make_scorer(
     if only is not None and only != direction:
         raise ConfigError(f"scorer {kind}: is a {only} and was given as a {direction}; its sign would be wrong")
     return _make(kind, values, direction, Path(folder), tokenizer)
+
+
+def check_length(spec: Mapping[str, Any], folder: Path, where: str) -> None:
+    """Check ``max_length`` of a scorer against its model's config, where that is on this machine; nothing is loaded.
+
+    Raises:
+        ConfigError: more is stated than the model can hold.
+        MissingError: there is no such model, or its config cannot be read.
+    """
+    from transformers import AutoConfig
+
+    kind, values = _kind_of(spec)
+    found: Any = KINDS[kind].spec.model_validate(values)
+    if not {"model", "max_length"} <= type(found).model_fields.keys():
+        return
+    located = locate(found.model, folder)
+    place = base_place(Path(located), folder) if Path(located).is_dir() else located
+    if (Path(place) / "config.json").is_file():
+        with readable(f"scorer model {located!r}", "cannot be loaded"):
+            usable(found, AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False), where)
 
 
 def _kind_of(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

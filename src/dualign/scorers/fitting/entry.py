@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,13 +18,13 @@ from dualign.models.tensors import positions, usable_length
 from dualign.protocols import Scorer
 from dualign.records import FloatArray
 from dualign.runs.store import write_json, write_text
-from dualign.scorers.fitted import FittedScorer
+from dualign.scorers.fitting import training
 from dualign.scorers.fitting.config import FitConfig
-from dualign.scorers.fitting.hidden import RememberedStates, config_of, located
-from dualign.scorers.fitting.light import fit_light, open_reader
-from dualign.scorers.fitting.linear import meaning_of_zero, objective_name
+from dualign.scorers.fitting.linear import fit_light, meaning_of_zero, objective_name, open_reader
 from dualign.scorers.fitting.measure import measure, measure_json
 from dualign.scorers.fitting.pairs import LabelledPair, answers, pairs_of
+from dualign.scorers.states import RememberedStates, config_of, located
+from dualign.scorers.table import make_scorer
 
 Tell = Callable[[str], None]
 Pairs = tuple[LabelledPair, ...]
@@ -69,23 +69,20 @@ def light(pairs: Pairs, config: FitConfig, *, objective: str, folder: Path, out:
         tell(f"hidden states of {len(distinct.texts):,} answers, layer {reader.settings.layer}")
         states = RememberedStates(reader, *distinct.columns())
     fitted = fit_light(train, config, objective=objective, reader=states, tell=tell)
-    fitted.head.save(out)
+    scorer = replace(fitted.scorer, name=out.resolve().name)
+    scorer.save(out)
     how = {
         "decay": fitted.decay,
         "losses_left_out": {f"{decay:g}": loss for decay, loss in fitted.losses.items()},
         "features": config.features,
         "states": None if reader is None else asdict(reader.settings),
     }
-    scorer = FittedScorer(fitted.head, config.kind, out.resolve().name)
     description = {"kind": "fitted", "path": "."}
     return Fit(train, held_out, len(pairs) - len(kept), scorer, description, how)
 
 
 def trained(pairs: Pairs, config: FitConfig, *, objective: str, folder: Path, out: Path, tell: Tell) -> Fit:
     """Return the fit of a whole language model, by LoRA or in full."""
-    from dualign.scorers.fitting import training
-    from dualign.scorers.table import make_scorer
-
     language_model = training.load_backbone(config, folder)
     encoded = training.encode(pairs, config, language_model.tokenizer)
     kept = _short(pairs, [max(len(pair.higher), len(pair.lower)) for pair in encoded], config)

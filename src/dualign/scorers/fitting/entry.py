@@ -21,7 +21,7 @@ from dualign.runs.store import write_json, write_text
 from dualign.scorers.fitting import training
 from dualign.scorers.fitting.config import FitConfig
 from dualign.scorers.fitting.linear import fit_light, meaning_of_zero, objective_name, open_reader
-from dualign.scorers.fitting.measure import measure, measure_json
+from dualign.scorers.fitting.measure import measure
 from dualign.scorers.fitting.pairs import LabelledPair, answers, pairs_of
 from dualign.scorers.states import RememberedStates, config_of, located
 from dualign.scorers.table import make_scorer
@@ -164,7 +164,7 @@ def fit_scorer(config: FitConfig, folder: Path, out: Path, tell: Tell) -> dict[s
         "objective": objective,
         "zero": meaning_of_zero(config.kind, objective),
         "data": {"files": config.data.files, "left_out": _left_out(found.left_out, fit), **_sizes(fit)},
-        "held_out": measure_json(figures),
+        "held_out": figures,
         "fit": fit.how,
         "scorer": fit.description,
         "revision": fit.scorer.revision,

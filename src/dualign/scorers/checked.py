@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -142,17 +143,41 @@ class CallableScorer:
 def function_scorer(
     function: Callable[[list[str], list[str]], Any], *, direction: Direction, version: str = ""
 ) -> CallableScorer:
-    """Return the scorer that calls ``function(prompts, responses)``, with texts alone.
+    """Return the scorer that calls ``function`` with the texts of prompts and responses, two lists of one length.
 
-    Its revision is a hash of the function's name, its source (where Python can read that) and ``version``.
+    Its revision is a hash of the function's name, its source where Python can read that, ``version``, and the plain
+    values that it carries: of a closure, of defaults, of a ``functools.partial``, of an object's own attributes. Change
+    the version where the numbers change for another reason: a service, a file, a model, what it calls.
     """
-    name = getattr(function, "__qualname__", type(function).__qualname__)
+    inner: Any = function
+    carried: list[Any] = []
+    while isinstance(inner, partial):
+        carried += [*inner.args, sorted(inner.keywords.items())]
+        inner = inner.func
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    name = f"{named.__module__}:{named.__qualname__}"
+    owner = getattr(inner, "__self__", None if named is inner else inner)
+    code = getattr(inner, "__code__", None)
+    carried += [
+        [] if inspect.ismodule(owner) else sorted(getattr(owner, "__dict__", {}).items()),
+        getattr(inner, "__defaults__", None),
+        [cell.cell_contents for cell in getattr(inner, "__closure__", None) or ()],
+        # Two lambdas of one line have one name and one source; they end at different columns.
+        max((end for *_, end in code.co_positions() if end), default=0) if code else 0,
+    ]
     try:
-        source = inspect.getsource(function if hasattr(function, "__code__") else type(function))
+        source = inspect.getsource(named)
     except (OSError, TypeError):
         source = ""
-    revision = revision_of(kind="function", name=name, version=version, source=digest(source))
+    revision = revision_of(kind="function", name=name, version=version, source=digest(source), carried=_told(carried))
     return CallableScorer(name, function, direction, revision)
+
+
+def _told(value: Any) -> Any:
+    """Return plain values as they are written, and of all others their type alone."""
+    if isinstance(value, list | tuple):
+        return [_told(item) for item in value]
+    return repr(value) if isinstance(value, str | int | float | None) else type(value).__qualname__
 
 
 @contextmanager

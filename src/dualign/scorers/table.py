@@ -1,4 +1,4 @@
-"""Who judges whom: a score that a policy was trained on says little about that policy.
+"""The kinds of scorers, one row each; how one is made of what a config or a program gives; and who judges whom.
 
 A policy that is pushed towards a score finds the score's mistakes, so that the same scorer measures its own success
 (Gao, Schulman, Hilton 2023). An independent scorer of the same quantity shows how much of it is real.
@@ -24,7 +24,7 @@ from dualign.scorers import (
     rules,
     score_checkpoint,
 )
-from dualign.scorers.checked import CheckedScorer, checked
+from dualign.scorers.checked import CheckedScorer, checked, function_scorer
 from dualign.scorers.encoding import base_place, locate, usable
 from dualign.scorers.spec import ScorerSpec, Setting, read_spec
 
@@ -126,6 +126,44 @@ def make_scorer(
     if only is not None and only != direction:
         raise ConfigError(f"scorer {kind}: is a {only} and was given as a {direction}; its sign would be wrong")
     return _make(kind, values, direction, Path(folder), tokenizer)
+
+
+def as_scorer(
+    given: Scorer | Callable[[list[str], list[str]], Any] | Mapping[str, Any],
+    *,
+    direction: Direction,
+    version: str = "",
+    folder: str | Path = ".",
+    tokenizer: Any = None,
+) -> CheckedScorer:
+    """Return what a program has as a scorer behind the check: a function of texts, a scorer, or a description.
+
+    Args:
+        given: ``function(prompts, responses)`` of two lists of texts that returns one number a response; an object that
+            is a ``Scorer`` already; or a mapping such as ``{"kind": "length"}``, as in a config.
+        direction: what it is used as, ``reward`` or ``cost``.
+        version: part of a function's revision; see ``function_scorer``.
+        folder: where relative paths of a description start.
+        tokenizer: the policy's, for descriptions that count tokens.
+
+    Raises:
+        ConfigError: it is none of the three, a description has a mistake, or a scorer is of the other direction.
+        MissingError: a file or a model of a description is missing.
+    """
+    if isinstance(given, Mapping):
+        return make_scorer(given, direction=direction, folder=folder, tokenizer=tokenizer)
+    if isinstance(given, Scorer):
+        if given.direction != direction:
+            raise ConfigError(
+                f"scorer {given.id}: is a {given.direction} and was given as a {direction}; its sign would be wrong"
+            )
+        return checked(given)
+    if not callable(given):
+        raise ConfigError(
+            f"scorer: given {type(given).__name__}; a function of (prompts, responses), a scorer or a mapping with "
+            "'kind' is needed"
+        )
+    return checked(function_scorer(given, direction=direction, version=version))
 
 
 def check_length(spec: Mapping[str, Any], folder: Path, where: str) -> None:

@@ -22,7 +22,7 @@ from dualign.scorers import (
     refusal,
     remote,
     rules,
-    score_checkpoint,
+    score_model,
 )
 from dualign.scorers.checked import CheckedScorer, checked, function_scorer
 from dualign.scorers.encoding import base_place, locate, usable
@@ -77,8 +77,8 @@ KINDS: dict[str, Kind] = {
         classifier.SequenceClassifierSpec, classifier.build, "Hugging Face classifier or reward model"
     ),
     "score-checkpoint": Kind(
-        score_checkpoint.ScoreCheckpointSpec,
-        score_checkpoint.build,
+        score_model.ScoreCheckpointSpec,
+        score_model.build,
         "Safe RLHF reward or cost model, end score",
     ),
     "fitted": Kind(fitted.FittedSpec, fitted.build, "reward or cost model of 'dualign scorer fit', light path"),

@@ -205,18 +205,18 @@ def fitting_length(spec: ReadingSpec, model: Any, tokenizer: Any, where: str) ->
         MissingError: a token has no row of the model's embedding.
     """
     check_vocabulary(tokenizer, embedding_rows(model), where)
-    return usable(spec, model.config, where)
+    return usable(spec, model.config, f"{where}: max_length")
 
 
-def usable(spec: ReadingSpec, config: Any, where: str) -> int:
+def usable(spec: Any, config: Any, what: str) -> int:
     """Return ``max_length`` of ``spec`` under a model's config, a default one as far as the model goes.
 
     Raises:
-        ConfigError: the spec states more than the model can hold.
+        ConfigError: the spec states more than the model can hold; ``what`` names the key.
     """
     stated = "max_length" in spec.model_fields_set
     try:
-        return usable_length(spec.max_length, positions(config), stated=stated, what=f"{where}: max_length")
+        return usable_length(spec.max_length, positions(config), stated=stated, what=what)
     except UsageError as error:
         raise ConfigError(str(error)) from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -113,39 +113,16 @@ class LexicalScorer:
 BoolArray = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """Figures on rows that the classifier was not trained on; intervals cover rows, not training choices."""
-
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    auc: float
-    auc_low: float
-    auc_high: float
-    recall: float
-    """Share of the positives that are recognised (probability above 1/2)."""
-    false_alarms: float
-    """Share of the negatives taken for positives."""
-    rows: int
-    positives: int
-    groups: int
-    """Rows of one group (answers to one prompt) are always together, in training and in the intervals."""
-    folds: int
-    confidence: float = 0.95
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures as a JSON object."""
-        return asdict(self)
+CONFIDENCE = 0.95
 
 
-def quality(
-    probability: FloatArray, label: BoolArray, group: Sequence[str], *, folds: int = 1, confidence: float = 0.95
-) -> Quality:
-    """Return the figures of ``probability`` (shape ``[row]``) against ``label``, threshold 1/2.
+def quality(probability: FloatArray, label: BoolArray, group: Sequence[str], *, folds: int = 1) -> dict[str, float]:
+    """Return the figures of ``probability`` (shape ``[row]``) against ``label``, threshold 1/2; intervals cover rows.
 
-    The interval of the accuracy is Wilson's with one trial a group: right when the rows of a group stand
-    and fall together, too wide otherwise. That of the AUC is Obuchowski's (1997) for clustered data.
+    Rows of one group (answers to one prompt) stand together. The interval of the accuracy is Wilson's with one trial a
+    group: right when the rows of a group stand and fall together, too wide otherwise. That of the AUC is Obuchowski's
+    (1997) for clustered data. ``recall`` is the share of the positives that are recognised, ``false_alarms`` that of
+    the negatives taken for positives.
 
     Raises:
         ValueError: one of the classes has no rows.
@@ -158,24 +135,12 @@ def quality(
     codes = np.unique(np.asarray(group), return_inverse=True)[1].astype(np.int64)
     groups = int(codes.max()) + 1
     hit = (probability > 0.5) == label
-    accuracy = float(hit.mean())
-    accuracy_low, accuracy_high = wilson(accuracy, groups, confidence)
-    area, auc_low, auc_high = clustered_auc(probability, label, codes, confidence)
-    return Quality(
-        accuracy=accuracy,
-        accuracy_low=accuracy_low,
-        accuracy_high=accuracy_high,
-        auc=area,
-        auc_low=auc_low,
-        auc_high=auc_high,
-        recall=float(hit[label].mean()),
-        false_alarms=float(1 - hit[~label].mean()),
-        rows=len(label),
-        positives=int(label.sum()),
-        groups=groups,
-        folds=folds,
-        confidence=confidence,
-    )
+    found = {"accuracy": float(hit.mean())}
+    found["accuracy_low"], found["accuracy_high"] = wilson(found["accuracy"], groups, CONFIDENCE)
+    found["auc"], found["auc_low"], found["auc_high"] = clustered_auc(probability, label, codes, CONFIDENCE)
+    rates = {"recall": float(hit[label].mean()), "false_alarms": float(1 - hit[~label].mean())}
+    sizes = {"rows": len(label), "positives": int(label.sum()), "groups": groups, "folds": folds}
+    return {**found, **rates, **sizes, "confidence": CONFIDENCE}
 
 
 MAX_WORDS = 24
@@ -199,8 +164,8 @@ def fit_lexical(
     inverse_regularisation: float = 10.0,
     folds: int = 5,
     seed: int = 0,
-) -> tuple[LexicalClassifier, Quality]:
-    """Return the classifier of all rows, and the quality of its like on rows left out in turn.
+) -> LexicalClassifier:
+    """Return the classifier of all rows, with the quality of its like on rows left out in turn.
 
     Classes weigh equally whatever their numbers. Texts of a class that are equal after cutting count once;
     equal texts of both classes are noise, and the quality shows it.
@@ -208,6 +173,8 @@ def fit_lexical(
     Raises:
         DataError: a class has fewer groups than there are folds, or the texts have no term in common.
     """
+    from sklearn.model_selection import StratifiedGroupKFold
+
     rows = _distinct(rows, max_words)
     label = np.array([row.positive for row in rows], dtype=np.bool_)
     group = [row.group or prompt_id(row.text) for row in rows]
@@ -217,9 +184,12 @@ def fit_lexical(
             raise DataError(f"lexical classifier: {found} groups of {name} rows; at least {folds} are needed")
     texts = [row.text for row in rows]
     settings: dict[str, Any] = {"max_words": max_words, "inverse_regularisation": inverse_regularisation}
-    left_out = _cross_validated(texts, label, group, folds=folds, seed=seed, settings=settings)
-    figures = quality(left_out, label, group, folds=folds)
-    return replace(_fit(texts, label, **settings), quality=figures.to_json()), figures
+    probability = np.full(len(texts), np.nan)
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    for inside, outside in splitter.split(texts, label, group):
+        classifier = _fit([texts[index] for index in inside], label[inside], **settings)
+        probability[outside] = classifier.probabilities([texts[index] for index in outside])
+    return replace(_fit(texts, label, **settings), quality=quality(probability, label, group, folds=folds))
 
 
 def _distinct(rows: Sequence[LabelledText], max_words: int) -> list[LabelledText]:
@@ -239,26 +209,6 @@ def _fit(texts: Sequence[str], label: BoolArray, *, max_words: int, inverse_regu
     model = LogisticRegression(C=inverse_regularisation, class_weight="balanced", max_iter=2000)
     model.fit(matrix, label)
     return LexicalClassifier(tfidf, np.asarray(model.coef_[0], dtype=np.float64), float(model.intercept_[0]))
-
-
-def _cross_validated(
-    texts: Sequence[str],
-    label: BoolArray,
-    group: Sequence[str],
-    *,
-    folds: int,
-    seed: int,
-    settings: dict[str, Any],
-) -> FloatArray:
-    """Return for each row the probability by a classifier that saw no row of its group."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    probability = np.full(len(texts), np.nan)
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    for train, test in splitter.split(texts, label, group):
-        classifier = _fit([texts[index] for index in train], label[train], **settings)
-        probability[test] = classifier.probabilities([texts[index] for index in test])
-    return probability
 
 
 LABELS = {"1": True, "true": True, "0": False, "false": False}
@@ -346,14 +296,8 @@ def labelled_rows(training: LexicalTraining, setting: Setting) -> list[LabelledT
 
 
 def train(training: LexicalTraining, rows: Sequence[LabelledText]) -> LexicalClassifier:
-    """Return the classifier trained from ``rows`` with the settings of ``training``, its quality beside it."""
-    classifier, _ = fit_lexical(
-        rows,
-        max_words=training.max_words,
-        inverse_regularisation=training.inverse_regularisation,
-        seed=training.seed,
-    )
-    return classifier
+    """Return the classifier trained from ``rows`` with the settings of ``training``."""
+    return fit_lexical(rows, **training.model_dump(include={"max_words", "inverse_regularisation", "seed"}))
 
 
 def classifier_from(source: LexicalSource, setting: Setting) -> LexicalClassifier:

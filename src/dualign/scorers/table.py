@@ -183,7 +183,8 @@ def check_length(spec: Mapping[str, Any], folder: Path, where: str) -> None:
     place = base_place(Path(located), folder) if Path(located).is_dir() else located
     if (Path(place) / "config.json").is_file():
         with readable(f"scorer model {located!r}", "cannot be loaded"):
-            usable(found, AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False), where)
+            config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            usable(found, config, f"{where}: max_length")
 
 
 def _kind_of(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -125,6 +125,9 @@ def test_altered_files_are_refused(tmp_path):
     (tmp_path / "lexical.json").write_text(json.dumps({**head, "intercept": head["intercept"] + 1}))
     with pytest.raises(DataError, match="altered"):
         load_lexical(tmp_path)
+    (tmp_path / "lexical.json").write_text(json.dumps({**head, "format": "dualign-lexical-0"}))
+    with pytest.raises(DataError, match="'dualign-lexical-0'; dualign-lexical-1 is needed: fit it again"):
+        load_lexical(tmp_path)
     (tmp_path / "lexical.json").write_text(json.dumps(head))
     (tmp_path / "lexical.safetensors").write_bytes(b"\x00" * 40)
     with pytest.raises(DataError, match="damaged"):

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
-from dualign.errors import ConfigError, DataError
+from dualign.errors import ConfigError
 from dualign.protocols import Direction, fewest
 from dualign.records import FloatArray, Prompt
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of
@@ -118,22 +118,20 @@ def build(spec: FittedSpec, setting: Setting) -> FittedScorer:
         DataError: a file is damaged, of another format, or was altered; or the model is another one by now.
     """
     folder = setting.existing(spec.path, "scorer fitted")
-    head, arrays = read_learned(folder, NAME, form=FORMAT, what="fitted scorer", written_by="'dualign scorer fit'")
-    try:
-        fitted = FittedScorer(
-            features={name: FEATURES[name].load(facts, _own(arrays, name)) for name, facts in head["features"].items()},
-            weights={name: arrays[f"{name}.weights"] for name in head["features"]},
+
+    def made(head: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> FittedScorer:
+        blocks = head["features"]
+        return FittedScorer(
+            features={name: FEATURES[name].load(facts, _own(arrays, name)) for name, facts in blocks.items()},
+            weights={name: arrays[f"{name}.weights"] for name in blocks},
             bias=float(head["bias"]),
             fitted_as=head["direction"],
             objective=head["objective"],
             direction=setting.direction,
             name=folder.resolve().name,
         )
-        intact = head["revision"] == fitted.revision
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder}: damaged fitted scorer ({type(error).__name__}: {error})") from error
-    if not intact:
-        raise DataError(f"{folder}: the fitted scorer was altered; fit it again or restore it")
+
+    fitted = read_learned(folder, NAME, made, form=FORMAT, what="fitted scorer", written_by="'dualign scorer fit'")
     if fitted.fitted_as != (spec.fitted_as or setting.direction):
         raise ConfigError(
             f"scorer fitted: {folder.name} was fitted as a {fitted.fitted_as} and is used as a {setting.direction}; "

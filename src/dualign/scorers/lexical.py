@@ -61,23 +61,14 @@ class LexicalClassifier:
 
 
 def load_lexical(folder: Path) -> LexicalClassifier:
-    """Return the classifier of a folder, with the very numbers that were saved.
+    """Return the classifier of a folder; raises as ``read_learned`` does."""
 
-    Raises:
-        MissingError: a file is missing.
-        DataError: a file is damaged, of another format, or does not belong to the other one.
-    """
+    def build(head: Mapping[str, Any], weights: Mapping[str, FloatArray]) -> LexicalClassifier:
+        tfidf, intercept = Tfidf.load(head, weights), float(head["intercept"])
+        return LexicalClassifier(tfidf, weights["coefficients"], intercept, head["quality"])
+
     what = "lexical classifier"
-    head, weights = read_learned(folder, NAME, form=FORMAT, what=what, written_by=f"a {what}")
-    try:
-        tfidf = Tfidf.load(head, weights)
-        found = LexicalClassifier(tfidf, weights["coefficients"], float(head["intercept"]), head["quality"])
-        intact = head["revision"] == found.revision
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: damaged {what} ({type(error).__name__}: {error})") from error
-    if not intact:
-        raise DataError(f"{folder}: the {what} was altered; train it again or restore it")
-    return found
+    return read_learned(folder, NAME, build, form=FORMAT, what=what, written_by=f"a {what}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +105,8 @@ BoolArray = NDArray[np.bool_]
 
 
 CONFIDENCE = 0.95
+FOLDS = 5
+"""Parts of the rows that the quality is measured on, each left out in turn."""
 
 
 def quality(probability: FloatArray, label: BoolArray, group: Sequence[str], *, folds: int = 1) -> dict[str, float]:
@@ -162,7 +155,6 @@ def fit_lexical(
     *,
     max_words: int = MAX_WORDS,
     inverse_regularisation: float = 10.0,
-    folds: int = 5,
     seed: int = 0,
 ) -> LexicalClassifier:
     """Return the classifier of all rows, with the quality of its like on rows left out in turn.
@@ -180,16 +172,16 @@ def fit_lexical(
     group = [row.group or prompt_id(row.text) for row in rows]
     for positive, name in ((True, "positive"), (False, "negative")):
         found = len({key for key, row in zip(group, rows, strict=True) if row.positive == positive})
-        if found < folds:
-            raise DataError(f"lexical classifier: {found} groups of {name} rows; at least {folds} are needed")
+        if found < FOLDS:
+            raise DataError(f"lexical classifier: {found} groups of {name} rows; at least {FOLDS} are needed")
     texts = [row.text for row in rows]
     settings: dict[str, Any] = {"max_words": max_words, "inverse_regularisation": inverse_regularisation}
     probability = np.full(len(texts), np.nan)
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(n_splits=FOLDS, shuffle=True, random_state=seed)
     for inside, outside in splitter.split(texts, label, group):
         classifier = _fit([texts[index] for index in inside], label[inside], **settings)
         probability[outside] = classifier.probabilities([texts[index] for index in outside])
-    return replace(_fit(texts, label, **settings), quality=quality(probability, label, group, folds=folds))
+    return replace(_fit(texts, label, **settings), quality=quality(probability, label, group, folds=FOLDS))
 
 
 def _distinct(rows: Sequence[LabelledText], max_words: int) -> list[LabelledText]:

@@ -6,10 +6,10 @@ The files hold numbers and texts alone: ``NAME.json``, which a revision seals, a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -122,6 +122,14 @@ def _learned(vectorizer: Any, texts: Sequence[str], rare: int) -> tuple[tuple[st
     return tuple(str(term) for term in vectorizer.get_feature_names_out()), matrix, vectorizer.idf_
 
 
+class Revised(Protocol):
+    """Something with a hash of all that determines its numbers."""
+
+    @property
+    def revision(self) -> str:
+        """Return the hash."""
+
+
 def array_digest(*parts: str | bytes | FloatArray) -> str:
     """Return the hash of texts and of the numbers of arrays, one after the other."""
     return digest(*(np.ascontiguousarray(p, "<f8").tobytes() if isinstance(p, np.ndarray) else p for p in parts))
@@ -137,14 +145,23 @@ def write_learned(folder: Path, name: str, facts: Mapping[str, Any], arrays: Map
     write_bytes(folder / f"{name}.json", json.dumps(facts, indent=1).encode())
 
 
+Learned = TypeVar("Learned", bound=Revised)
+
+
 def read_learned(
-    folder: Path, name: str, *, form: str, what: str, written_by: str
-) -> tuple[dict[str, Any], dict[str, FloatArray]]:
-    """Return the facts and arrays of a folder.
+    folder: Path,
+    name: str,
+    build: Callable[[Mapping[str, Any], Mapping[str, FloatArray]], Learned],
+    *,
+    form: str,
+    what: str,
+    written_by: str,
+) -> Learned:
+    """Return what ``build`` makes of the facts and arrays of a folder, with the very numbers that were saved.
 
     Raises:
         MissingError: a file is missing.
-        DataError: a file is damaged, or of another format than ``form``.
+        DataError: a file is damaged, of another format than ``form``, or was altered.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -153,11 +170,13 @@ def read_learned(
         if not (folder / file).is_file():
             raise MissingError(f"{folder}: no {file}; a folder written by {written_by} is needed")
     try:
-        facts: dict[str, Any] = json.loads((folder / f"{name}.json").read_bytes())
-        arrays: dict[str, FloatArray] = load((folder / f"{name}.safetensors").read_bytes())
-        found = facts["format"]
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        facts = json.loads((folder / f"{name}.json").read_bytes())
+        if facts["format"] != form:
+            raise DataError(f"{folder}: a {what} of format {facts['format']!r}; {form} is needed: fit it again")
+        found = build(facts, load((folder / f"{name}.safetensors").read_bytes()))
+        intact = facts["revision"] == found.revision
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise DataError(f"{folder}: damaged {what} ({type(error).__name__}: {error})") from error
-    if found != form:
-        raise DataError(f"{folder}: format {found!r}; {form} is needed: fit it again")
-    return facts, arrays
+    if not intact:
+        raise DataError(f"{folder}: the {what} was altered; fit it again or restore it")
+    return found

@@ -455,3 +455,12 @@ def test_nothing_to_score_sends_nothing(made):
     with serving() as service:
         assert made(service)([], []).shape == (0,)
         assert not service.requests
+
+
+def test_an_answer_is_asked_for_as_it_is_and_no_cookie_comes_back(made):
+    """A few compressed bytes could fill the memory: the limit on an answer counts what is sent."""
+    with serving(answers_json(lambda items: {"items": items}), answers_status(200, Set_Cookie="a=b")) as service:
+        scores(made(service), ["a"])
+        scores(made(service), ["b"])
+        assert {headers["accept-encoding"] for _, headers, _ in service.requests} == {"identity"}
+        assert not any("cookie" in headers for _, headers, _ in service.requests)

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from dualign.protocols import Policy
-from dualign.models import adapter_folder
-from dualign.models.adapter_folder import KINDS, check_adapter
+from dualign.models import adapter_merge
+from dualign.models.adapter_merge import KINDS, check_adapter
 from dualign.models.adapters import activated, check_settings, fingerprint
 from dualign.models.log_probs import rows
 from dualign.models.loading import load_language_model, save_model
@@ -415,7 +415,7 @@ def test_identity_enters_the_revision(bases, tmp_path):
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     assert load_language_model(bases / "llama", adapter=folder).revision != before
     other = changed(folder, tmp_path / "other", lambda t: {k: v * 1.001 for k, v in t.items()})
-    assert adapter_folder.adapter_identity(other) != adapter_folder.adapter_identity(folder)
+    assert adapter_merge.adapter_identity(other) != adapter_merge.adapter_identity(folder)
 
 
 def test_merged_in_float32_and_cast_once(bases, tmp_path):

@@ -25,7 +25,7 @@ from transformers import (
 from dualign.protocols import Policy
 from dualign.models.adapters import activated
 from dualign.models.loading import load_language_model, resolve
-from dualign.models.adapter_merge import merged
+from dualign.models.adapters import merged
 from dualign.models.tensors import check_shapes, check_tensors, read_model
 from dualign.errors import MissingError
 from dualign.records import Prompt

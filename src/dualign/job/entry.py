@@ -61,7 +61,7 @@ def _adapter_notes(config: Config) -> list[str]:
     """Return what is to be said of the config's adapter, checked as far as that can be without the model."""
     if config.policy.adapter is None:
         return []
-    from dualign.models.adapter_folder import base_note, check_adapter
+    from dualign.models.adapter_merge import base_note, check_adapter
 
     folder = Path(config.policy.adapter)
     return base_note(folder, check_adapter(folder), str(config.policy.model))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
 from dualign.records import Prompt
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    pass
     import torch
     from torch import Tensor
 

@@ -11,23 +11,20 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from dualign.models.language_model import LanguageModel
-from dualign.models.templates import response_tokens
-from dualign.models.language_model import answer_text
+
 from dualign.errors import DataError
 from dualign.hashing import canonical_digest
+from dualign.models.adapters import activated
+from dualign.models.language_model import LanguageModel, answer_text
+from dualign.models.log_probs import PairScorer, rows
+from dualign.models.templates import response_tokens
+from dualign.protocols import Policy
 from dualign.records import FloatArray, Group, Prompt, Response, named
 from dualign.runs.store import write_bytes
-from collections.abc import Sequence
-import torch
-from dualign.protocols import Policy
-from dualign.models.adapters import activated
-from dualign.models.log_probs import rows
-from dualign.models.log_probs import PairScorer
-from dualign.records import FloatArray, Group
-
 
 Tokens = tuple[int, ...]
 IntArray = NDArray[np.int64]

@@ -7,24 +7,21 @@ is many times faster than ``torch.multinomial``, and each row owns its numbers, 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
-from dualign.records import FloatArray
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from dualign.protocols import Policy
-from dualign.models.language_model import LanguageModel
-from dualign.models.tensors import embedding_rows, positions, prompt_room
-from dualign.models.language_model import answer_text, decode, terminator_of
+
 from dualign.errors import DataError, NumericalError, UsageError
-from dualign.records import Prompt, Response, named
-from dualign.protocols import Sampling
-from typing import TYPE_CHECKING
+from dualign.models.language_model import LanguageModel, answer_text, decode, terminator_of
+from dualign.models.tensors import embedding_rows, positions, prompt_room
+from dualign.protocols import Policy, Sampling
+from dualign.records import FloatArray, Prompt, Response, named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -278,7 +275,6 @@ def _streams(batch: Sequence[Job], prompts: Sequence[Prompt], seed: int, stage: 
     import numpy as np
     import torch
 
-
     rows = [
         uniforms(seed, stage, prompts[job.prompt].id, job.first + i, count) for job in batch for i in range(job.count)
     ]
@@ -359,7 +355,6 @@ class _Decoder:
         """Return the logits after each prompt, its mask and its cache, all repeated once a sample."""
         import torch
 
-
         width = max(len(job.tokens) for job in batch)
         ids = torch.full((len(batch), width), self.language_model.pad)
         mask = torch.zeros(len(batch), width, dtype=torch.long)
@@ -393,7 +388,6 @@ class _Decoder:
 
     def _step(self, logits: Tensor, uniform: Tensor, position: int) -> tuple[Tensor, Tensor]:
         """Return ``[row]`` drawn tokens and their log-probabilities."""
-
         allowed = None if self.grammar is None else self.grammar[min(position, len(self.grammar) - 1)]
         log_probs = next_log_probs(logits, temperature=self.language_model.temperature, allowed=allowed)
         cut = truncated(log_probs, top_k=self.sampling.top_k, top_p=self.sampling.top_p)

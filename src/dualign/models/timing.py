@@ -6,8 +6,8 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from dualign.models.language_model import LanguageModel
 
+from dualign.models.language_model import LanguageModel
 
 POSITIONS = 256
 """Rows of the timed product: about a micro-step of short replies."""

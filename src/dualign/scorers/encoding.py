@@ -14,8 +14,16 @@ import numpy as np
 from pydantic import Field
 
 from dualign.errors import ConfigError, MissingError, ScorerError, UsageError
-from dualign.models.loading import readable, without_bars
-from dualign.models.tensors import HEADS, check_vocabulary, embedding_rows, positions, read_model, usable_length
+from dualign.models.tensors import (
+    HEADS,
+    check_vocabulary,
+    embedding_rows,
+    positions,
+    quietly,
+    read_model,
+    readable,
+    usable_length,
+)
 from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt
 from dualign.scorers.rules import tokenizer_revision
@@ -80,7 +88,7 @@ def load_model(
     from dualign.scorers.adapted import adapter_folder, load_adapted
 
     located = locate(name, folder)
-    with readable(f"scorer model {located!r}", "cannot be loaded"), without_bars():
+    with readable(f"scorer model {located!r}", "cannot be loaded"), quietly():
         adapter = adapter_folder(located, revision)
         if adapter is None:
             model = load_whole(auto, located, revision=revision, dtype=dtype, spare=spare)

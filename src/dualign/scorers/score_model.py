@@ -252,7 +252,7 @@ def load_score_model(folder: Path, *, dtype: str = "float32") -> ScoreModel:
     import torch
     from transformers import AutoModel
 
-    from dualign.models.loading import without_bars
+    from dualign.models.tensors import quietly
 
     config = _read_config(folder)
     with torch.device("meta"):
@@ -268,7 +268,7 @@ def load_score_model(folder: Path, *, dtype: str = "float32") -> ScoreModel:
     )
     _check_head(weights, config, folder)
     # Given with its tensors, the class fills itself and recomputes the buffers that no checkpoint keeps.
-    with without_bars():
+    with quietly():
         backbone = type(empty).from_pretrained(
             None, config=config, state_dict=dict(weights.backbone), dtype=getattr(torch, dtype)
         )
@@ -349,7 +349,7 @@ def _head_config(base: Any, normaliser: Normaliser, normalise: bool) -> dict[str
 def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    from dualign.models.loading import readable
+    from dualign.models.tensors import readable
 
     if not (folder / "config.json").is_file():
         raise MissingError(f"score checkpoint {folder}: has no config.json")

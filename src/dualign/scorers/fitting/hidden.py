@@ -13,9 +13,9 @@ import numpy as np
 from dualign.errors import ConfigError, DataError, UsageError
 from dualign.hashing import canonical_digest
 from dualign.models.language_model import text_tokens
-from dualign.models.loading import default_cache, identity, readable, resolve
+from dualign.models.loading import default_cache, identity, resolve
 from dualign.models.templates import make_template
-from dualign.models.tensors import UNLIMITED, positions
+from dualign.models.tensors import UNLIMITED, positions, readable
 from dualign.records import FloatArray, Prompt
 from dualign.runs.store import write_bytes
 from dualign.scorers.encoding import check_lengths, even_batches, load_model, load_tokenizer

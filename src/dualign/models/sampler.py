@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from dualign.errors import DataError, NumericalError, UsageError
-from dualign.models.language_model import LanguageModel, answer_text, decode, terminator_of
+from dualign.models.language_model import LanguageModel, answer_text, decode
 from dualign.models.tensors import embedding_rows, positions, prompt_room
 from dualign.protocols import Policy, Sampling
 from dualign.records import FloatArray, Prompt, Response, named
@@ -291,7 +291,7 @@ class _Decoder:
         self.device = language_model.device
         grammar = language_model.grammar
         self.grammar = None if grammar is None else grammar.to(self.device)
-        self.terminator = terminator_of(language_model)
+        self.terminator = language_model.written.terminator
 
     def run(self, batch: Sequence[Job], streams: Tensor) -> list[tuple[list[int], float]]:
         """Return for each sequence of the batch its tokens and their summed log-probability."""

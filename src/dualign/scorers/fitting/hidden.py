@@ -83,7 +83,7 @@ class StateReader:
         self._tokenizer = load_tokenizer(**load)
         keep_layers(self._model, settings.layer)
         try:
-            self._template = make_template(settings.template, self._tokenizer, system_prompt=None)
+            self._template = make_template(settings.template, self._tokenizer)
         except UsageError as error:
             raise ConfigError(f"scorer fitted: {error}") from error
 

@@ -19,7 +19,7 @@ from dualign.job.wording import answers_of, check_given, claimed, dated, templat
 from dualign.models.language_model import LanguageModel
 from dualign.models.loading import load_language_model, resolve
 from dualign.models.sampler import TransformersSampler
-from dualign.models.timing import choose_compute
+from dualign.models.compute import choose_compute
 from dualign.protocols import Direction, Policy, Sampling, Scorer
 from dualign.records import Prompt
 from dualign.runs.journal import Journal

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from dualign.errors import ConfigError, MissingError
 from dualign.models.language_model import LanguageModel
-from dualign.models.timing import choose_compute
+from dualign.models.compute import choose_compute
 from dualign.protocols import Direction
 from dualign.scorers.spec import ScorerSpec, read_spec
 from dualign.strict import parse_yaml

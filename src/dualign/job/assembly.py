@@ -223,7 +223,7 @@ def _model_name(config: Config) -> str:
 
 def _compute(config: Config, model: LanguageModel) -> dict[str, Any]:
     """Return dtype and threads: by timing, unless the config says."""
-    found = asdict(choose_compute(model))
+    found = asdict(choose_compute(model.model))
     if config.training.dtype != "auto":
         found["dtype"] = config.training.dtype
     return found

@@ -88,25 +88,21 @@ def activated(language_model: LanguageModel, policy: Policy, *, merged: bool = F
     """
     model = language_model.model
     model.eval()
-    path = weights_file(policy)
-    if path is None:
-        switch_off(model)
-        yield model
-    elif path.name == FULL_WEIGHTS:
-        switch_off(model)
-        with swapped(model, full_weights(model, path)):
-            yield model
-    else:
+    switch_off(model)
+    path, weights = weights_file(policy), {}
+    if path is not None and path.name == FULL_WEIGHTS:
+        weights = full_weights(model, path)
+    elif path is not None:
         name = resident(language_model, policy)
-        try:
-            if merged:
-                with swapped(model, _merged_weights(model, name)):
-                    yield model
-            else:
-                switch_on(model, name)
-                yield model
-        finally:
-            switch_off(model)
+        if merged:
+            weights = _merged_weights(model, name)
+        else:
+            switch_on(model, name)
+    try:
+        with swapped(model, weights):
+            yield model
+    finally:
+        switch_off(model)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -151,11 +147,6 @@ def base_parameters(model: Any) -> dict[str, Any]:
 def swapped(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Put ``weights`` in the place of the base parameters of those names, and the very same tensors back at the end."""
     parameters = base_parameters(model)
-    strange = [
-        name for name, value in weights.items() if name not in parameters or parameters[name].shape != value.shape
-    ]
-    if strange:
-        raise MissingError(f"weights: '{strange[0]}' is not a parameter of this model with that shape")
     kept = {name: parameters[name].data for name in weights}
     try:
         for name, value in weights.items():
@@ -309,14 +300,15 @@ def resident(language_model: LanguageModel, policy: Policy) -> str:
         raise MissingError(f"policy '{policy.name}': {folder} holds no {ADAPTER_CONFIG}; fit it again")
     name = "policy_" + fingerprint(policy)
     tuner = model.__dict__.get(_TUNER)
-    if tuner is not None and name in tuner.peft_config:
+    known = [] if tuner is None else list(tuner.peft_config)
+    if name in known:
         return name
     _check_plain(folder)
     weights = read_weights(folder / ADAPTER_WEIGHTS)
     _check_layers(model, weights, folder)
-    held = [known for known in (tuner.peft_config if tuner is not None else ()) if known.startswith("policy_")]
-    for known in held[: max(0, len(held) - RESIDENT_ADAPTERS + 1)]:
-        remove_adapter(language_model, known)
+    held = [other for other in known if other.startswith("policy_")]
+    for other in held[: max(0, len(held) - RESIDENT_ADAPTERS + 1)]:
+        remove_adapter(language_model, other)
     with readable(f"adapter {folder}", "cannot be put on this model"):
         config = LoraConfig.from_pretrained(str(folder))
         # The values are read, not drawn.

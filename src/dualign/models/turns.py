@@ -30,6 +30,9 @@ from dualign.records import Prompt, Turn, shown
 SYSTEM, ASKED, ANSWER = "Speak plainly", "Name a colour", "Turquoise, I think"
 AGAIN, LAST = "Name a river", "Zambezi, perhaps"
 PADDED = "  Vermilion  "
+ONE = (Turn("user", ASKED),)
+OPENED = (Turn("system", SYSTEM), *ONE)
+SEVERAL = (*ONE, Turn("assistant", ANSWER), Turn("user", AGAIN))
 REFUSES, LEAVES_OUT = "refuses a system turn", "leaves out what a system turn says"
 ONCE_ANSWERED = "once an answer follows: prompt and answer are not how the conversation begins"
 DAYS = ("2001-02-03", "2030-11-12")
@@ -177,7 +180,7 @@ def found_turns(rendering: Rendering, ends: Sequence[int], eos: int) -> Turns:
     given = rendering.wording.system_prompt
     if no_system and (given or (given is not None and not no_system.startswith(LEAVES_OUT))):
         raise UsageError(f"system_prompt: the chat template {no_system}; leave it out")
-    first = _seen(rendering, (Turn("user", ASKED),), ANSWER)
+    first = _seen(rendering, ONE, ANSWER)
     _check_beginning(first)
     longer = _longer(rendering, system=not no_system)
     seen = [first, *(one for one in longer if one.begins)]
@@ -226,10 +229,8 @@ def _seen(rendering: Rendering, turns: tuple[Turn, ...], answer: str) -> _Seen:
 
 def _longer(rendering: Rendering, *, system: bool) -> list[_Seen]:
     """Return conversations of several turns and with a system turn, those that the template has a place for."""
-    several = (Turn("user", ASKED), Turn("assistant", ANSWER), Turn("user", AGAIN))
-    opened = (Turn("system", SYSTEM), Turn("user", ASKED))
     found = []
-    for turns in (several, *((opened, (*opened, *several[1:])) if system else ())):
+    for turns in (SEVERAL, *((OPENED, (*OPENED, *SEVERAL[1:])) if system else ())):
         try:
             found.append(_seen(rendering, turns, LAST))
         except DataError:
@@ -240,13 +241,13 @@ def _longer(rendering: Rendering, *, system: bool) -> list[_Seen]:
 def _no_system(rendering: Rendering) -> str:
     """Return why a system turn has no place in the template; empty: it has."""
     try:
-        text = rendering.asked((Turn("system", SYSTEM), Turn("user", ASKED)))
+        text = rendering.asked(OPENED)
     except DataError as error:
-        rendering.asked((Turn("user", ASKED),), system_prompt=None)
+        rendering.asked(ONE, system_prompt=None)
         return f"{REFUSES} ({shown(str(error.__cause__ or error), 120)[1:-1]})"
     if SYSTEM not in text:
         return LEAVES_OUT
-    answered = _seen(rendering, (Turn("system", SYSTEM), Turn("user", ASKED)), ANSWER)
+    answered = _seen(rendering, OPENED, ANSWER)
     return "" if answered.begins else f"moves or loses a system turn {ONCE_ANSWERED}"
 
 
@@ -307,9 +308,8 @@ def _ending(rendering: Rendering, first: _Seen) -> tuple[tuple[int, ...], set[in
 
 def _between(rendering: Rendering) -> str:
     """Return what stands between an answer and the user's next turn; empty where several turns have no place."""
-    turns = (Turn("user", ASKED), Turn("assistant", ANSWER), Turn("user", AGAIN))
     try:
-        text = rendering.told(turns)
+        text = rendering.told(SEVERAL)
     except DataError:
         return ""
     return text.partition(ANSWER)[2].partition(AGAIN)[0]

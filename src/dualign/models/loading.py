@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from dualign.errors import DataError, MissingError, UsageError
 from dualign.hashing import digest, file_identity, files_identity
 from dualign.models.adapter_merge import adapter_identity, base_note, check_adapter, merge_adapter, own_tokenizer
 from dualign.models.adapters import ADAPTER_CONFIG
-from dualign.models.language_model import LanguageModel, Wording
-from dualign.models.templates import end_ids, own_ends, read_template
+from dualign.models.language_model import UNSAID, LanguageModel, Wording
+from dualign.models.templates import end_ids, read_template
 from dualign.models.tensors import (
     check_gguf,
     check_vocabulary,
@@ -48,7 +47,7 @@ def load_language_model(
     temperature: float = 1.0,
     max_prompt_tokens: int = 512,
     max_response_tokens: int = 128,
-    wording: Wording | None = None,
+    wording: Wording = UNSAID,
     dtype: str = "float32",
     adapter: Path | None = None,
 ) -> LanguageModel:
@@ -62,7 +61,7 @@ def load_language_model(
         temperature: the policy is softmax(logits / temperature).
         max_prompt_tokens: longest prompt, in tokens, that may be sampled or trained on.
         max_response_tokens: longest response in tokens.
-        wording: how prompts are put into words; none: by the tokenizer's chat template, else by the plain one.
+        wording: how prompts are put into words; nothing said: by the tokenizer's chat template, else by the plain one.
         dtype: one of ``DTYPES``.
         adapter: folder of a PEFT adapter, merged into the weights in float32; its own tokenizer and chat template
             are taken where it brings them.
@@ -79,43 +78,69 @@ def load_language_model(
         raise UsageError(f"temperature: given {temperature}, expected a number above 0")
     folder = resolve(path_or_id)
     revision, notes = identity(folder), []
-    tokenizer, _ = load_tokenizer(folder)
+    reader = load_reader(folder, wording=wording, adapter=adapter)
     if adapter is None:
         model = _read(folder, dtype)
     else:
         notes = base_note(adapter, check_adapter(adapter), path_or_id)
         model = merge_adapter(_read(folder, "float32"), adapter).to(getattr(torch, dtype))
-        tokenizer = own_tokenizer(adapter, tokenizer)
         revision = f"{revision}+{adapter_identity(adapter)}"
-    made = _worded(folder, tokenizer, wording or Wording(), ends=own_ends(model), rows=embedding_rows(model))
+    rows = embedding_rows(model)
+    check_vocabulary(reader.tokenizer, rows, f"model {folder}")
     return replace(
-        made,
+        reader,
         model=model,
-        temperature=temperature,
+        pad=padding_id(reader.tokenizer, rows),
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
+        temperature=temperature,
         revision=f"{revision}-{dtype}",
         notes=tuple(notes),
     )
 
 
 def load_reader(
-    folder: Path, *, wording: Wording, max_prompt_tokens: int, max_response_tokens: int, adapter: Path | None = None
+    folder: Path,
+    *,
+    wording: Wording = UNSAID,
+    max_prompt_tokens: int = 512,
+    max_response_tokens: int = 128,
+    adapter: Path | None = None,
 ) -> LanguageModel:
     """Return what texts are read with, the model itself left out (``model`` is None): tokenizer, template, lengths.
 
+    Its EOS is the tokenizer's; of one that has none, the first of the model's own stop ids.
     ``folder`` is what ``resolve`` gives; other arguments as for ``load_language_model``.
 
     Raises:
         MissingError: the tokenizer or the config cannot be read, or a token has no row of the embedding.
         DataError: the template does not do.
     """
-    tokenizer, ends = load_tokenizer(folder)
-    rows = read_config(folder).get_text_config().vocab_size
+    from transformers import AutoTokenizer
+
+    where = f"model {folder}"
+    with readable(where), quietly():
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    ends, rows = _stated_ends(folder), read_config(folder).get_text_config().vocab_size
     if adapter is not None:  # it may have made the embedding longer: looked at when it is merged
-        tokenizer, rows = own_tokenizer(adapter, tokenizer), len(tokenizer)
-    made = _worded(folder, tokenizer, wording, ends=ends, rows=rows)
-    return replace(made, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
+        tokenizer = own_tokenizer(adapter, tokenizer)
+        rows = len(tokenizer)
+    eos = next((token for token in (tokenizer.eos_token_id, *ends) if token is not None), None)
+    if eos is None:
+        raise DataError(f"{where}: its tokenizer has no EOS token, so that no response could end")
+    check_vocabulary(tokenizer, rows, where)
+    template, turns, wording = read_template(tokenizer, wording, ends=ends, eos=int(eos))
+    return LanguageModel(
+        model=None,
+        tokenizer=tokenizer,
+        template=template,
+        eos=int(eos),
+        pad=padding_id(tokenizer, rows),
+        max_prompt_tokens=max_prompt_tokens,
+        max_response_tokens=max_response_tokens,
+        wording=wording,
+        turns=turns,
+    )
 
 
 def read_config(folder: Path) -> Any:
@@ -128,40 +153,6 @@ def read_config(folder: Path) -> Any:
 
     with readable(f"model {folder}"):
         return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-
-
-def _worded(folder: Path, tokenizer: Any, wording: Wording, *, ends: Sequence[int], rows: int) -> LanguageModel:
-    """Return a language model without its weights: how it reads and ends texts.
-
-    Its EOS is the tokenizer's; of one that has none, the first of the model's own stop ids.
-    """
-    eos = next((token for token in (tokenizer.eos_token_id, *ends) if token is not None), None)
-    if eos is None:
-        raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
-    check_vocabulary(tokenizer, rows, f"model {folder}")
-    template, turns, worded = read_template(tokenizer, wording, ends=ends, eos=int(eos))
-    return LanguageModel(
-        model=None,
-        tokenizer=tokenizer,
-        template=template,
-        eos=int(eos),
-        pad=padding_id(tokenizer, rows),
-        wording=worded,
-        turns=turns,
-    )
-
-
-def load_tokenizer(folder: Path) -> tuple[Any, tuple[int, ...]]:
-    """Return the tokenizer of a model's folder, and the stop ids of its generation config, without the weights.
-
-    Raises:
-        MissingError: the tokenizer cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    with readable(f"model {folder}"), quietly():
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    return tokenizer, _stated_ends(folder)
 
 
 def _stated_ends(folder: Path) -> tuple[int, ...]:

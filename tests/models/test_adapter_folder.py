@@ -20,18 +20,16 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from dualign.protocols import Policy
+from dualign.errors import MissingError, UsageError
 from dualign.models import adapter_merge
 from dualign.models.adapter_merge import KINDS, check_adapter
 from dualign.models.adapters import activated, check_settings, fingerprint
-from dualign.models.log_probs import rows
 from dualign.models.loading import load_language_model, save_model
-from dualign.models.log_probs import PairScorer
-from dualign.train.sft import save_fitted
-from dualign.errors import MissingError, UsageError
-from dualign.records import Prompt
-from dualign.protocols import Sampling
+from dualign.models.log_probs import PairScorer, rows
 from dualign.models.sampler import TransformersSampler
+from dualign.protocols import Policy, Sampling
+from dualign.records import Prompt
+from dualign.train.sft import save_fitted
 from engine_parts import independent_log_prob
 from sampling_parts import PROMPTS, WORDS, tiny_tokenizer
 

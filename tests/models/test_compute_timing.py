@@ -10,7 +10,9 @@ from engine_parts import language_model
 def test_the_faster_dtype_is_chosen(monkeypatch) -> None:
     threads = torch.get_num_threads()
     for fast, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
-        monkeypatch.setattr(compute, "gigaflops", lambda model, dtype, seconds, fast=fast: 9.0 if dtype is fast else 2.0)
+        monkeypatch.setattr(
+            compute, "gigaflops", lambda model, dtype, seconds, fast=fast: 9.0 if dtype is fast else 2.0
+        )
         choice = compute.choose_compute(language_model().model)
         assert (choice.dtype, choice.threads) == (name, 1)
     assert torch.get_num_threads() == threads

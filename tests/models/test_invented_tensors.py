@@ -22,12 +22,11 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from dualign.protocols import Policy
-from dualign.models.adapters import activated
-from dualign.models.loading import load_language_model, resolve
-from dualign.models.adapters import merged
-from dualign.models.tensors import check_shapes, check_tensors, read_model
 from dualign.errors import MissingError
+from dualign.models.adapters import activated, merged
+from dualign.models.loading import load_language_model, resolve
+from dualign.models.tensors import check_shapes, check_tensors, read_model
+from dualign.protocols import Policy
 from dualign.records import Prompt
 from dualign.scorers.fitting.hidden import StateReader, StateSettings
 from dualign.scorers.score_model import save_score_model

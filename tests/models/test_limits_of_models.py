@@ -18,16 +18,15 @@ from transformers import (
 )
 
 from command_line import dualign
-from dualign.protocols import Policy
 from dualign.config import load_config
-from dualign.models.tensors import UNLIMITED, check_vocabulary, positions, prompt_room, usable_length
-from dualign.models.loading import load_language_model, save_model
 from dualign.errors import ConfigError, DataError, MissingError, UsageError
 from dualign.job.assembly import _model
 from dualign.job.entry import check_only
-from dualign.records import Prompt
-from dualign.protocols import Sampling
+from dualign.models.loading import load_language_model, save_model
 from dualign.models.sampler import TransformersSampler
+from dualign.models.tensors import UNLIMITED, check_vocabulary, positions, prompt_room, usable_length
+from dualign.protocols import Policy, Sampling
+from dualign.records import Prompt
 from dualign.scorers.table import make_scorer
 from sampling_parts import PROMPTS, tiny_language_model, tiny_model, tiny_tokenizer
 from tiny_jobs import LETTERS, SPECIAL, job, letter_tokenizer, write_config

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from dualign.errors import MissingError, UsageError
 from dualign.models.language_model import Wording
 from dualign.models.loading import (
     identity,
@@ -15,7 +16,6 @@ from dualign.models.loading import (
     save_model,
 )
 from dualign.models.templates import TEMPLATES, beaver_text, make_template, response_tokens, with_template
-from dualign.errors import MissingError, UsageError
 from dualign.records import Prompt
 from sampling_parts import EOS, tiny_model, tiny_tokenizer
 
@@ -149,6 +149,7 @@ def test_unreadable_folders(folder, tmp_path):
         ("generation_config.json", [], "generation_config.json"),
         ("generation_config.json", {"eos_token_id": "x"}, "generation_config.json"),
         ("generation_config.json", "{", "generation_config.json"),
+        ("generation_config.json", '{"eos_token_id": 1, "eos_token_id": 2}', "'eos_token_id' occurs twice"),
         ("tokenizer_config.json", [], "cannot be read"),
     ],
 )

@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from dualign.protocols import Policy
-from dualign.models.language_model import Wording
-from dualign.models.log_probs import rows
-from dualign.models.log_probs import PairScorer
-from dualign.models.pair_store import build_store, encode_prompt, encode_response
-from dualign.train.sft import SftSettings, fine_tune
-from dualign.models.templates import conversation, make_template, make_transcript, with_template
 from dualign.errors import DataError, UsageError
-from dualign.records import Group, Prompt, Response, Turn
-from dualign.protocols import Sampling
+from dualign.models.language_model import Wording
+from dualign.models.log_probs import PairScorer, rows
+from dualign.models.pair_store import build_store, encode_prompt, encode_response
 from dualign.models.sampler import TransformersSampler
+from dualign.models.templates import conversation, make_template, make_transcript, with_template
+from dualign.protocols import Policy, Sampling
+from dualign.records import Group, Prompt, Response, Turn
+from dualign.train.sft import SftSettings, fine_tune
 from engine_parts import independent_log_prob
 from sampling_parts import tiny_language_model
 from tiny_tokenizers import BOS, END, EOS, bpe_tokenizer

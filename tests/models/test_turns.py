@@ -4,11 +4,10 @@ from datetime import datetime
 
 import pytest
 
-from dualign.models.language_model import LanguageModel, Wording
+from dualign.errors import DataError, UsageError
+from dualign.models.language_model import LanguageModel, Wording, answer_text, answer_tokens, string_tokens
 from dualign.models.templates import read_template, response_tokens
 from dualign.models.turns import UNCHANGING_DAY, _directives, chat_text
-from dualign.models.language_model import answer_text, answer_tokens, string_tokens
-from dualign.errors import DataError, UsageError
 from dualign.records import Prompt, Turn, named, shown
 from turn_families import CHATML, FAMILIES, GEMMA, byte_tokenizer
 

@@ -1,4 +1,4 @@
-"""Texts into tokens: what a person wrote is text throughout, and at most one BOS opens a sequence."""
+"""A language model in memory, and texts into tokens: what a person wrote stays text, and at most one BOS opens it."""
 
 from __future__ import annotations
 
@@ -155,11 +155,6 @@ def answer_tokens(tokenizer: Any, text: str, anchor: str = "") -> list[int]:
         if both[: len(before)] == before:
             return both[len(before) :]
     return text_tokens(tokenizer, text)
-
-
-def known_tokens(tokenizer: Any) -> frozenset[int]:
-    """Return the ids of the tokens that are no piece of a text: special ones, and those added to the vocabulary."""
-    return frozenset((*special_ids(tokenizer), *tokenizer.get_added_vocab().values()))
 
 
 @dataclass(frozen=True, slots=True)

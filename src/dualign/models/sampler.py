@@ -82,33 +82,26 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
     keys: Tensor
     values: Tensor
+    _room: tuple[Tensor, ...] = ()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return all keys and values so far, the new ones included."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._room: list[Tensor] = []
-        if key_states.shape[-2] > 1 or self.get_seq_length() == 0:
-            super().update(key_states, value_states)
-            self._room = []
-            return self.keys, self.values
         length = self.get_seq_length()
-        if not self._room or self._room[0].shape[-2] == length or self._room[0].shape[0] != self.keys.shape[0]:
-            self._room = [self._grown(self.keys), self._grown(self.values)]
+        if key_states.shape[-2] > 1 or length == 0:
+            super().update(key_states, value_states)
+            return self.keys, self.values
+        # Whatever else changed the cache put tensors of their own in place of views into the room.
+        if not self._room or self._room[0].shape[-2] == length or self._room[0].data_ptr() != self.keys.data_ptr():
+            self._room = (self._grown(self.keys), self._grown(self.values))
         for store, new in zip(self._room, (key_states, value_states), strict=True):
             store[:, :, length : length + 1] = new
         self.keys, self.values = (store[:, :, : length + 1] for store in self._room)
         return self.keys, self.values
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row ``repeats`` times."""
-        super().batch_repeat_interleave(repeats)
-        self._room = []
-
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep the rows at ``beam_idx``, in its order."""
         super().reorder_cache(beam_idx)
-        self._room = []
+        self._room = ()
 
     @staticmethod
     def _grown(states: Tensor) -> Tensor:

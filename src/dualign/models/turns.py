@@ -19,8 +19,8 @@ from dualign.models.language_model import (
     Turns,
     Wording,
     answer_tokens,
-    known_tokens,
     opener,
+    special_ids,
     string_tokens,
     tokens_behind,
 )
@@ -186,7 +186,6 @@ def found_turns(rendering: Rendering, ends: Sequence[int], eos: int) -> Turns:
     seen = [first, *(one for one in longer if one.begins)]
     closing, stops, terminator = _ending(rendering, first)
     anchor, lead, loose = _before_answers(rendering, seen)
-    opened = _OPENED.search(first.prompt)
     reads_clock = any(len({rendering.asked(one.turns, date=day) for day in DAYS}) > 1 for one in seen)
     notes = [*_reasoning_notes(rendering, first), *_edge_notes(rendering), *loose]
     if terminator:
@@ -197,7 +196,7 @@ def found_turns(rendering: Rendering, ends: Sequence[int], eos: int) -> Turns:
         terminator=terminator,
         anchor=anchor,
         lead=lead,
-        opens_reasoning=opened is not None and "</" not in opened.group(),
+        opens_reasoning=_opens_reasoning(first.prompt),
         reads_clock=reads_clock,
         no_system=no_system,
         no_history=_no_history(longer),
@@ -286,7 +285,7 @@ def _ending(rendering: Rendering, first: _Seen) -> tuple[tuple[int, ...], set[in
     follow); where that is nothing, what stands between an answer and the next turn.
     """
     tokenizer = rendering.tokenizer
-    special = known_tokens(tokenizer)
+    special = {*special_ids(tokenizer), *tokenizer.get_added_vocab().values()}
     between = _between(rendering)
     header = string_tokens(tokenizer, first.prompt[: max(first.prompt.find(ASKED), 0)])
     following = string_tokens(tokenizer, between)
@@ -352,17 +351,22 @@ def _continues(rendering: Rendering, seen: _Seen, anchor: str, lead: str) -> boo
     return whole[: len(apart)] == apart
 
 
+def _opens_reasoning(prompt: str) -> bool:
+    """Return whether a generation prompt ends inside of a reasoning block."""
+    opened = _OPENED.search(prompt)
+    return opened is not None and "</" not in opened.group()
+
+
 def _reasoning_notes(rendering: Rendering, first: _Seen) -> list[str]:
     """Return what a user should know of reasoning blocks, with the argument that closes them."""
     argument = _closing_argument(rendering, first)
     advice = f"; policy.template_arguments: {{{argument}: false}} mends it" if argument else ""
-    opened = _OPENED.search(first.prompt)
-    if opened is not None and "</" not in opened.group():
+    if _opens_reasoning(first.prompt):
         return [
             "the generation prompt opens a <think> block, which an answer begins inside of (sampling.reasoning: strip "
             f"keeps it from scorers){advice}"
         ]
-    if opened is None and first.parts_in_words:
+    if first.parts_in_words and not _OPENED.search(first.prompt):
         return [
             "the chat template writes an empty <think> block before an answer, which the generation prompt does not"
             + advice
@@ -384,8 +388,7 @@ def _closing_argument(rendering: Rendering, first: _Seen) -> str:
             prompt = rendering.asked(first.turns, arguments={**rendering.wording.arguments, name: False})
         except DataError:
             continue
-        opened = _OPENED.search(prompt)
-        if prompt != first.prompt and (opened is None or "</" in opened.group()):
+        if prompt != first.prompt and not _opens_reasoning(prompt):
             return name
     return ""
 

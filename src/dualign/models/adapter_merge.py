@@ -152,18 +152,18 @@ def _quoted(value: object) -> str:
     return shown(str(value), 120)
 
 
-def merge_adapter(model: Any, folder: Path) -> Any:
+def merge_adapter(model: Any, folder: Path, description: Mapping[str, Any]) -> Any:
     """Return ``model`` with the adapter of ``folder`` in its weights, changed in place, in the dtype that it has.
 
-    Where input and output embeddings were one and the adapter makes them two, they are two from here on, and the
-    model's config says so. Load the model in float32 for this, and cast afterwards.
+    ``description`` is what ``check_adapter`` gives. Where input and output embeddings were one and the adapter makes
+    them two, they are two from here on, and the model's config says so. Load the model in float32 for this, and cast
+    afterwards.
 
     Raises:
         MissingError: the adapter is not one of this model, lacks a tensor, has one too many, or cannot be merged.
     """
     import torch
 
-    description = check_adapter(folder)
     widest = _resize(model, folder)
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     ties, declared = _ties(model), model.config.tie_word_embeddings

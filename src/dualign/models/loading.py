@@ -82,8 +82,9 @@ def load_language_model(
     if adapter is None:
         model = _read(folder, dtype)
     else:
-        notes = base_note(adapter, check_adapter(adapter), path_or_id)
-        model = merge_adapter(_read(folder, "float32"), adapter).to(getattr(torch, dtype))
+        description = check_adapter(adapter)
+        notes = base_note(adapter, description, path_or_id)
+        model = merge_adapter(_read(folder, "float32"), adapter, description).to(getattr(torch, dtype))
         revision = f"{revision}+{adapter_identity(adapter)}"
     rows = embedding_rows(model)
     check_vocabulary(reader.tokenizer, rows, f"model {folder}")

@@ -41,7 +41,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
 
 
-def load_language_model(
+def load_language_model(  # noqa: PLR0913
     path_or_id: str | Path,
     *,
     temperature: float = 1.0,
@@ -50,6 +50,7 @@ def load_language_model(
     wording: Wording = UNSAID,
     dtype: str = "float32",
     adapter: Path | None = None,
+    reader: LanguageModel | None = None,
 ) -> LanguageModel:
     """Return the model in evaluation mode, with its tokenizer and a padding token that is not the EOS.
 
@@ -65,6 +66,7 @@ def load_language_model(
         dtype: one of ``DTYPES``.
         adapter: folder of a PEFT adapter, merged into the weights in float32; its own tokenizer and chat template
             are taken where it brings them.
+        reader: what ``load_reader`` gave for the same model, wording and adapter; none: it is read here.
 
     Raises:
         MissingError: there is no such model or adapter, or it cannot be read.
@@ -78,7 +80,7 @@ def load_language_model(
         raise UsageError(f"temperature: given {temperature}, expected a number above 0")
     folder = resolve(path_or_id)
     revision, notes = identity(folder), []
-    reader = load_reader(folder, wording=wording, adapter=adapter)
+    reader = reader or load_reader(folder, wording=wording, adapter=adapter)
     if adapter is None:
         model = _read(folder, dtype)
     else:

@@ -140,6 +140,7 @@ def folder(tmp_path_factory):
     return root
 
 
+ROOM = {"policy": {"max_prompt_tokens": None}}
 JUDGE = {"kind": "sequence-classifier", "model": "judge", "template": "response"}
 
 
@@ -162,10 +163,10 @@ def dry_run(folder, **changes):
     [
         ({}, "policy.max_prompt_tokens 64, sampling.max_new_tokens 8: .* 64 positions .* can be 56 at most"),
         ({"sampling": {"max_new_tokens": 64}}, "sampling.max_new_tokens 64: the model has 64 positions"),
-        ({"policy": {"max_prompt_tokens": None}, "sampling": {"max_new_tokens": 60}}, "all 36 .* longer than 4 tokens"),
+        (ROOM | {"sampling": {"max_new_tokens": 60}}, "all 36 .* longer than 4 tokens"),
         ({"policy": {"max_prompt_tokens": 5}}, "raise policy.max_prompt_tokens"),
-        ({"reward": {"scorer": JUDGE | {"max_length": 40}}}, "scorer of reward: max_length 40: .* 30 positions"),
-        ({"reward": {"scorer": inside(JUDGE | {"max_length": 31})}}, "of reward.terms.*: max_length 31: .* 30 pos"),
+        (ROOM | {"reward": {"scorer": JUDGE | {"max_length": 40}}}, "scorer of reward: max_length 40: .* 30 positions"),
+        (ROOM | {"reward": {"scorer": inside(JUDGE | {"max_length": 31})}}, "of reward.terms.*: max_length 31: .* 30 p"),
     ],
 )  # fmt: skip
 def test_the_dry_run_refuses_lengths_beyond_the_model(folder, changes, says):

@@ -166,7 +166,7 @@ def dry_run(folder, **changes):
         (ROOM | {"sampling": {"max_new_tokens": 60}}, "all 36 .* longer than 4 tokens"),
         ({"policy": {"max_prompt_tokens": 5}}, "raise policy.max_prompt_tokens"),
         (ROOM | {"reward": {"scorer": JUDGE | {"max_length": 40}}}, "scorer of reward: max_length 40: .* 30 positions"),
-        (ROOM | {"reward": {"scorer": inside(JUDGE | {"max_length": 31})}}, "of reward.terms.*: max_length 31: .* 30 p"),
+        (ROOM | {"reward": {"scorer": inside(JUDGE | {"max_length": 31})}}, "reward.terms.*: max_length 31: .* 30 p"),
     ],
 )  # fmt: skip
 def test_the_dry_run_refuses_lengths_beyond_the_model(folder, changes, says):

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from dualign.maths.losses import dpo, soft
+from dualign.models.compute import gigaflops
 from dualign.models.language_model import LanguageModel
 from dualign.models.pair_store import build_store
-from dualign.models.compute import gigaflops
 from dualign.protocols import Objective, Policy
 from dualign.records import Group, Prompt, Response
 from dualign.train.settings import FitInputs, TrainingSettings

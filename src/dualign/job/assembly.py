@@ -14,6 +14,7 @@ from dualign.job.checks import constraints_of, direction_of, scorer_specs
 from dualign.job.inputs import Inputs, read_inputs
 from dualign.job.phases import Job, OpenRun, folder_made
 from dualign.job.reading import (
+    Reader,
     claimed,
     dated,
     longest_prompt,
@@ -24,10 +25,10 @@ from dualign.job.reading import (
     wording_of,
 )
 from dualign.job.warm_start import keep_merged, warm_start
+from dualign.models.compute import choose_compute
 from dualign.models.language_model import LanguageModel
 from dualign.models.loading import load_language_model
 from dualign.models.sampler import TransformersSampler
-from dualign.models.timing import choose_compute
 from dualign.protocols import Policy, Scorer
 from dualign.records import Prompt
 from dualign.scorers.checked import checked, without_reasoning
@@ -135,7 +136,7 @@ def warm_started(run: OpenRun, inputs: Inputs) -> LanguageModel:
 
 def _loaded(run: OpenRun, inputs: Inputs) -> tuple[LanguageModel, dict[str, list[Prompt]], list[str]]:
     """Return the model as it is published, in the dtype of this machine, the prompts that fit it, and notes on both."""
-    model = dated(_model(run.config), run.config, run.journal)
+    model = dated(_model(run.config, inputs.reader), run.config, run.journal)
     splits, dropped = short_enough(inputs.splits, model.template, model.max_prompt_tokens)
     for note in model.notes:
         run.tell(f"warning: {note}")
@@ -210,7 +211,7 @@ def _scorer_facts(scorers: Mapping[str, Any], qualities: Mapping[str, Any]) -> l
     ]
 
 
-def _model(config: Config) -> LanguageModel:
+def _model(config: Config, reader: Reader | None = None) -> LanguageModel:
     """Return the model as it is published, in float32, with the adapter that is named merged into it."""
     model = load_language_model(
         model_name(config),
@@ -218,6 +219,7 @@ def _model(config: Config) -> LanguageModel:
         max_response_tokens=config.sampling.max_new_tokens,
         wording=wording_of(config),
         adapter=None if config.policy.adapter is None else Path(config.policy.adapter),
+        reader=None if reader is None else reader.language_model,
     )
     return replace(model, max_prompt_tokens=longest_prompt(config, model.model.config))
 
@@ -228,7 +230,7 @@ def _in_dtype(run: OpenRun, model: LanguageModel) -> LanguageModel:
 
     def timed() -> dict[str, Any]:
         asked = run.config.training.dtype
-        return asdict(choose_compute(model)) | ({} if asked == "auto" else {"dtype": asked})
+        return asdict(choose_compute(model.model)) | ({} if asked == "auto" else {"dtype": asked})
 
     compute = run.journal.choice("compute", timed)
     dtype, threads = str(compute["dtype"]), int(compute["threads"])

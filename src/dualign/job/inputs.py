@@ -23,7 +23,7 @@ from dualign.job.reading import (
     template_notes,
     unread_date,
 )
-from dualign.models.adapter_folder import base_note, check_adapter
+from dualign.models.adapter_merge import base_note, check_adapter
 from dualign.models.loading import check_named
 from dualign.protocols import Scorer
 from dualign.records import Constraint, Prompt, named, shown
@@ -88,6 +88,7 @@ def read_inputs(config: Config, folder: Path, *, fetch: bool = False) -> Inputs:
     base = folder if config.data.prompts is None else Path(config.data.prompts)
     check_named(str(config.policy.model))
     about_adapter = _adapter_notes(config)
+    check_scorer_lengths(config, base)
     reader = job_reader(config, fetch=fetch)
     given = load_pairs(config, base, reader)
     splits, notes = load_splits(config, base, given=[prompt for prompt, _, _ in given.pairs])
@@ -116,6 +117,7 @@ def inputs_in_memory(
             ``judge NAME``.
     """
     check_named(str(config.policy.model))
+    check_scorer_lengths(config, Path(), scorers or ())
     reader = job_reader(config, fetch=True)
     given = pairs_in_memory(config, pairs, reader)
     splits, notes = split_prompts(config, prompts, given=[prompt for prompt, _, _ in given.pairs])
@@ -136,7 +138,6 @@ def _checked(config: Config, inputs: Inputs) -> Inputs:
     """
     check_slices(constraints_of(config)[0], inputs.splits)
     check_mixes(config, inputs.splits)
-    check_scorer_lengths(config, inputs.base, inputs.scorers)
     reader = inputs.reader
     if reader is None:
         told = [f"the template of {shown(str(config.policy.model), 80)} is looked at when the job begins"]

@@ -121,10 +121,13 @@ def folder_made(
 
 def table_of(job: Job, phase: str, inputs: Mapping[str, Any], make: Callable[[], Columns], *, target: str) -> Columns:
     """Return the columns that a phase makes, or made before from the same ``inputs``."""
-    folder = folder_made(
-        job.journal, phase, inputs, lambda folder: write_table(folder / TABLES[phase], make()), target=target
-    )
-    return read_table(folder / TABLES[phase])
+
+    def action(folder: Path) -> Columns:
+        columns = make()
+        write_table(folder / TABLES[phase], columns)
+        return columns
+
+    return job.journal.phase(phase, inputs, action, lambda folder: read_table(folder / TABLES[phase]), target=target)
 
 
 def folder_of(policy: Policy) -> str:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from dualign.cli.sample import score
 from dualign.data.cost_file import read_costs
-from dualign.data.responses import read_responses
+from dualign.data.prompts import read_responses
 from dualign.errors import DataError, MissingError, ScorerError, UsageError
 
 APP = typer.Typer()

@@ -273,7 +273,7 @@ def _named(option: str, given: Sequence[str], names: Sequence[str]) -> dict[str,
 
 
 def _number(option: str, text: str) -> float:
-    from dualign.data.rows import LARGEST, decimal
+    from dualign.data.cells import LARGEST, decimal
 
     number = decimal(text)
     if not abs(number) <= LARGEST:

@@ -8,22 +8,95 @@ refused, never filled in.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from dualign.certificate.held_out import Costs
-from dualign.data.conversations import mapping_hint
-from dualign.data.rows import PROMPTS, WITH, Row, decimal, number_cell, prompt_cell, read_rows, spelt_alike, text_cell
-from dualign.data.table_files import readable
-from dualign.errors import DataError
-from dualign.records import Prompt
+from dualign.data.cells import HALF, RowError, decimal, encodable, name_cell, number_cell
+from dualign.data.layouts import instructed, mapping_hint
+from dualign.data.prompts import spelt_alike
+from dualign.data.table_files import Row
+from dualign.data.tables import Source, Table, check_readable, read_table, renamed
+from dualign.data.turns import SYSTEM, as_prompt, holds_messages, with_system, without_answer
+from dualign.errors import DataError, MissingError
+from dualign.records import FloatArray, Prompt
 
+PROMPTS = ("prompt", "messages", "conversations", "instruction", "prompt_id")
+"""Columns that say which prompt a row is about; the first that says anything is read."""
 PREFIX = "cost_"
 NO_COSTS = {"doc_id", "id", "epoch", "sample", "index", "log_prob", "tokens", "reward", "__index_level_0__"}
 """Columns of numbers that are no cost, whatever else is there."""
 ONLY_POLICY = "policy"
 """Name of the policy of a file without a ``policy`` column."""
+
+
+def score_table(source: Source, columns: Mapping[str, str] | None, *, names: Sequence[str], what: str) -> Table:
+    """Return a table of a prompt and numbers a row, whose columns have names that a file can hold.
+
+    Args:
+        source: a file, or rows in memory.
+        columns: column of the file by the name that it is read as.
+        names: what columns may be read as, beside the prompt's.
+        what: what the table should hold, for messages.
+
+    Raises:
+        MissingError: the file is absent or cannot be read.
+        UsageError: a name of ``columns`` that nothing is read as.
+        DataError: an unknown ending, no rows, a line that is not a row, or a name that no file could hold.
+    """
+    check_readable(columns or {}, (*PROMPTS, "input", "history", *SYSTEM, "cost", f"{PREFIX}*", *names))
+    try:
+        table = renamed(read_table(source), columns or {})
+    except (DataError, MissingError) as error:
+        kind = MissingError if isinstance(error, MissingError) else DataError
+        raise kind(f"{error}; expected {what}") from error
+    table.each(_check_names)
+    return table
+
+
+def _check_names(row: Row) -> None:
+    for name in row.values:
+        if not encodable(name):
+            raise RowError("lone surrogate", f"the name {name!r} of a column holds {HALF}")
+
+
+def prompt_cell(row: Row) -> Prompt:
+    """Return the prompt of a row: a text, messages, a conversation without the answer at its end, or an id alone.
+
+    As where answers are scored, an instruction goes with its input, and a column of a system turn with every prompt.
+
+    Raises:
+        RowError: the row has none of them, or one that is no prompt.
+    """
+    values = row.values
+    there = [name for name in PROMPTS if name in values]
+    column = next((name for name in there if values[name] is not None), there[0] if there else None)
+    if column is None:
+        raise RowError("missing column", f"no column 'prompt'; {mapping_hint(values, ('prompt',))}")
+    if column == "prompt_id":
+        text = name_cell(values, column)
+        return Prompt(text, id=text)
+    value = instructed(values) if column == "instruction" else values[column]
+    try:
+        if holds_messages(value):
+            return with_system(as_prompt(value if column == "prompt" else without_answer(value), column), values)
+        return with_system(Prompt(name_cell({**values, column: value}, column)), values)
+    except RowError as error:
+        named = "" if error.what.startswith("column ") else f"column {column!r}: "
+        raise RowError(error.rule, f"{named}{error.what}") from None
+
+
+def numbers(table: Table, column: str, *, positive: str = "") -> FloatArray:
+    """Return the finite numbers of a column; ``positive``: what to do about one that is not above 0."""
+    return np.array(table.each(lambda row: number_cell(row.values, column, textual=table.textual, positive=positive)))
+
+
+def told_spellings(prompts: Sequence[Prompt]) -> list[str]:
+    """Return a sentence with the count of prompts that differ from another one in spelling alone, if there are any."""
+    if not (alike := spelt_alike(prompts)):
+        return []
+    said = f"{alike} prompts differ from others in letter case, white space or Unicode form alone"
+    return [f"{said}: they count as the same, and {len({prompt.id for prompt in prompts})} are told apart"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +114,8 @@ class CostFile:
     """What a reader of the verdict should know of the rows."""
 
 
-def read_costs(path: Path, *, columns: Mapping[str, str] | None = None) -> CostFile:
-    """Return the costs in ``path``; prompts are told apart by their normalised text and all turns before it.
+def read_costs(source: Source, *, columns: Mapping[str, str] | None = None) -> CostFile:
+    """Return the costs of a table; prompts are told apart by their normalised text and all turns before it.
 
     ``columns``: column of the file by the name that it is read as.
 
@@ -51,19 +124,19 @@ def read_costs(path: Path, *, columns: Mapping[str, str] | None = None) -> CostF
         UsageError: a name of ``columns`` that nothing is read as.
         DataError: empty file, unknown ending, or a faulty row; the message names file, line and column.
     """
-    readable((*PROMPTS, *WITH, "cost", f"{PREFIX}*", "policy", "cluster"), columns or {})
-    rows = read_rows(path, what="one response a row with prompt and cost", columns=columns)
-    header = _columns(rows)
-    names = cost_columns(path, rows)
-    prompts = [prompt_cell(path, line, row) for line, row in rows]
-    policies = [text_cell(path, line, row, "policy") if "policy" in header else ONLY_POLICY for line, row in rows]
-    clusters = [text_cell(path, line, row, "cluster") for line, row in rows] if "cluster" in header else None
+    what = "one response a row with prompt and cost"
+    table = score_table(source, columns, names=("policy", "cluster"), what=what)
+    header = table.columns
+    names = cost_columns(table)
+    prompts = table.each(prompt_cell)
+    policies = [ONLY_POLICY] * len(prompts)
+    if "policy" in header:
+        policies = table.each(lambda row: name_cell(row.values, "policy"))
     ids = [prompt.id for prompt in prompts]
+    clusters = table.each(lambda row: name_cell(row.values, "cluster")) if "cluster" in header else None
     if clusters is not None:
-        _check_clusters(path, rows, ids, clusters)
-    values = {
-        name: np.array([number_cell(path, line, row, column) for line, row in rows]) for name, column in names.items()
-    }
+        _check_clusters(table, ids, clusters)
+    values = {name: numbers(table, column) for name, column in names.items()}
     costs: dict[str, dict[str, Costs]] = {}
     for policy in dict.fromkeys(policies):
         chosen = [index for index, other in enumerate(policies) if other == policy]
@@ -76,34 +149,29 @@ def read_costs(path: Path, *, columns: Mapping[str, str] | None = None) -> CostF
             for name, column in values.items()
         }
     asked = dict(zip(reversed(ids), reversed(prompts), strict=True))
-    return CostFile(costs, tuple(names), "policy" in header, asked, tuple(spelt_alike(prompts)))
+    return CostFile(costs, tuple(names), "policy" in header, asked, tuple(told_spellings(prompts)))
 
 
-def _columns(rows: Sequence[tuple[int, Row]]) -> list[str]:
-    """Return every column of any row, in the order of appearance."""
-    return list(dict.fromkeys(key for _, row in rows for key in row))
-
-
-def cost_columns(path: Path, rows: Sequence[tuple[int, Row]]) -> dict[str, str]:
+def cost_columns(table: Table) -> dict[str, str]:
     """Return the column of each cost of a table by the cost's name: ``cost`` of ``cost``, ``x`` of ``cost_x``.
 
     Raises:
         DataError: there is none, or two have one name.
     """
-    header = _columns(rows)
+    header, first = table.columns, table.rows[0].values
     columns = [column for column in header if column == "cost" or column.startswith(PREFIX)]
     names = {column.removeprefix(PREFIX): column for column in columns}
     if not names or "" in names:
-        numbers = [name for name, value in rows[0][1].items() if _is_number(value) and name not in NO_COSTS]
-        scores = rows[0][1].get("scores")  # of Inspect: an object of scores by the scorer's name
+        numbers = [name for name, value in first.items() if _is_number(value) and name not in NO_COSTS]
+        scores = first.get("scores")  # of Inspect: an object of scores by the scorer's name
         inside = [f"scores.{name}.value" for name in scores][:1] if isinstance(scores, Mapping) else []
         likely = f"cost={(numbers if len(numbers) == 1 else inside or ['COLUMN'])[0]}"
-        wanted = mapping_hint(rows[0][1], () if set(PROMPTS) & set(header) else ("prompt",), more=likely)
+        wanted = mapping_hint(first, () if set(PROMPTS) & set(header) else ("prompt",), more=likely)
         among = f"; numbers are in {', '.join(numbers)}" if len(numbers) > 1 else ""
         found = f"expected 'cost' or 'cost_<name>', found {', '.join(header)}"
-        raise DataError(f"{path}: no cost column; {found}; {wanted}{among} (of a cost, up is bad)")
+        raise DataError(f"{table.name}: no cost column; {found}; {wanted}{among} (of a cost, up is bad)")
     if len(names) < len(columns):
-        raise DataError(f"{path}: the columns 'cost' and 'cost_cost' have the same name; rename one")
+        raise DataError(f"{table.name}: the columns 'cost' and 'cost_cost' have the same name; rename one")
     return names
 
 
@@ -113,11 +181,9 @@ def _is_number(value: object) -> bool:
     return plain or (isinstance(value, str) and math.isfinite(decimal(value)))
 
 
-def _check_clusters(path: Path, rows: Sequence[tuple[int, Row]], ids: Sequence[str], clusters: Sequence[str]) -> None:
+def _check_clusters(table: Table, ids: Sequence[str], clusters: Sequence[str]) -> None:
     seen: dict[str, str] = {}
-    for (line, _), prompt, cluster in zip(rows, ids, clusters, strict=True):
+    for row, prompt, cluster in zip(table.rows, ids, clusters, strict=True):
         if seen.setdefault(prompt, cluster) != cluster:
-            raise DataError(
-                f"{path}, line {line}: its prompt lies in cluster {cluster!r} here and in {seen[prompt]!r} before; "
-                "a prompt belongs to exactly one cluster"
-            )
+            lies = f"its prompt lies in cluster {cluster!r} here and in {seen[prompt]!r} before"
+            raise table.refusal(row.line, f"{lies}; a prompt belongs to exactly one cluster")

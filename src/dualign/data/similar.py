@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dualign.data.checks.reading import said
+from dualign.data.turns import said
 from dualign.records import Prompt, normalise_prompt
 
 

@@ -18,9 +18,8 @@ from dualign.config import Config, PairSource
 from dualign.data.checks.check import MAX_DROP, CheckReport, RuleCount, check_readings, in_words
 from dualign.data.checks.reading import WORDS, Limits, read
 from dualign.data.checks.rules import CHOSEN
-from dualign.data.formats.safety import grouped
 from dualign.data.formats.table import describe
-from dualign.data.preferences import PreferenceFile, PreferenceRow
+from dualign.data.preferences import PreferenceFile, PreferenceRow, grouped
 from dualign.data.splits import place
 from dualign.errors import ConfigError, DataError, UsageError
 from dualign.job.prompts import source_path

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dualign.data.formats.source import READING_RULES, PreferenceError
 from dualign.data.formats.table import read_preferences
+from dualign.data.preferences import READING_RULES, PreferenceError
 from dualign.errors import DataError, MissingError
 from preference_files import ASK, EXAMPLES, KIND, RUDE, SCRIPT, TALK, message, write_rows
 

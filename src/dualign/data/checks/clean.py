@@ -8,12 +8,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from dualign.data.cells import at, literal
 from dualign.data.checks.check import CheckedFile, CheckReport
-from dualign.data.formats.source import literal
 from dualign.data.formats.table import FORMATS
-from dualign.data.formats.turns import cell
 from dualign.data.preferences import PreferenceRow
-from dualign.data.table_files import READERS, Row, at
+from dualign.data.table_files import READERS, Row
+from dualign.data.turns import as_messages
 from dualign.errors import DataError, UsageError
 from dualign.runs.store import write_bytes
 
@@ -119,7 +119,7 @@ def _typed(raw: Row, read_as: Mapping[str, str], checked: CheckedFile) -> dict[s
         if name not in read_as and known.reads(name):
             continue  # another column is read under this name
         if isinstance(value, str) and read in known.either:
-            value = cell(value)
+            value = as_messages(value)
         elif isinstance(value, str) and checked.reading.textual and known.labels(read):
             value = literal(value)
         values[read] = _jsonable(value)

@@ -1,44 +1,114 @@
-"""Rules of labels: flags, severities, kinds of harm, costs and who gave the scores, against each other."""
+"""Rules of all preference rows together: labels against each other, repetitions, splits, and who gave the scores."""
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dualign.data.checks.reading import Context
+from dualign.data.checks.row_rules import identical
 from dualign.data.preferences import Answer, Fault, PreferenceRow
 from dualign.data.similar import similar_prompts
 from dualign.maths.agreement import clustered_auc
 
 FLAGS = {"true": True, "false": False}
 SCORED_BY = ("scorer", "revision", "template")
+Reply = tuple[str, str]
+"""Id of a prompt and the text of an answer to it."""
 
 
-def contradiction(row: PreferenceRow) -> int | None:
-    """Return the place of a safe answer that ought to be the safer one, where the named one is flagged unsafe."""
-    if row.safer is None or row.answers[row.safer].safe is not False:
-        return None
-    return next((place for place, answer in enumerate(row.answers) if answer.safe), None)
+def compared(rows: Iterable[PreferenceRow]) -> list[PreferenceRow]:
+    """Return the rows that hold two answers or more."""
+    return [row for row in rows if len(row.answers) > 1]
 
 
-def mended(row: PreferenceRow) -> PreferenceRow:
-    """Return a contradictory row with the first answer that is flagged safe as the safer one; others as they are."""
-    place = contradiction(row)
-    return row if place is None else replace(row, safer=place)
+def labelled_both_ways(rows: Sequence[PreferenceRow]) -> list[Fault]:
+    """Return all rows of a pair whose rows name different winners."""
+    same: dict[Hashable, list[PreferenceRow]] = defaultdict(list)
+    for row in compared(rows):
+        if not identical(row):
+            same[row.prompt.id, frozenset(answer.text for answer in row.answers)].append(row)
+    found = []
+    for members in same.values():
+        kinds = [kind for kind in ("better", "safer") if len(_winners(members, kind)) > 1]
+        if kinds:
+            what = f"{len(members)} rows hold this pair, with different winners ({' and '.join(kinds)})"
+            found += [Fault("pair labelled both ways", row.line, what) for row in members]
+    return found
 
 
-def contradictory(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
-    """Return the rows whose safer answer is flagged unsafe while another is flagged safe."""
-    return [
-        Fault("contradictory row", row.line, f"answer {row.safer + 1} is the safer one and unsafe, {place + 1} is safe")
-        for row in rows
-        if (place := contradiction(row)) is not None and row.safer is not None
-    ]
+def _winners(rows: Iterable[PreferenceRow], kind: str) -> set[str]:
+    chosen = ((row, row.better if kind == "better" else row.safer) for row in rows)
+    return {row.answers[place].text for row, place in chosen if place is not None}
 
 
-def harm_against_flag(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+def repeated(rows: Sequence[PreferenceRow]) -> list[Fault]:
+    """Return the rows that say the same as an earlier one, whatever the order of their answers."""
+    first: dict[Hashable, PreferenceRow] = {}
+    later = [row for row in rows if first.setdefault(record(row), row) is not row]
+    return [Fault("exact duplicates", row.line, "an earlier row says the same") for row in later]
+
+
+def record(row: PreferenceRow) -> Hashable:
+    """Return what a row says: its prompt, and every answer with its labels and whether it wins."""
+    answers = (
+        (answer.text, answer.safe, answer.severity, answer.categories, answer.reward, answer.cost, answer.desirable,
+         _wins(row.better, place), _wins(row.safer, place))
+        for place, answer in enumerate(row.answers)
+    )  # fmt: skip
+    return row.prompt.text, row.prompt.history, row.split, frozenset(Counter(answers).items())
+
+
+def _wins(chosen: int | None, place: int) -> bool | None:
+    return None if chosen is None else chosen == place
+
+
+def replies_both_ways(rows: Sequence[PreferenceRow]) -> list[Fault]:
+    """Return the rows with a reply that is the safer one here and the less safe one in another row of the prompt."""
+    return _in_dispute("reply labelled both ways", rows, safer_opinions(rows), "the safer answer and the less safe one")
+
+
+def flags_both_ways(rows: Sequence[PreferenceRow]) -> list[Fault]:
+    """Return the rows with a reply that other rows of the prompt flag differently."""
+    return _in_dispute("flag both ways", rows, flag_opinions(rows), "safe and unsafe")
+
+
+def safer_opinions(rows: Iterable[PreferenceRow]) -> dict[Reply, set[bool]]:
+    """Return for every reply that was compared whether it was the safer one, in all rows that say so."""
+    opinions: dict[Reply, set[bool]] = defaultdict(set)
+    for row in compared(rows):
+        if row.safer is not None and not identical(row):
+            for place, answer in enumerate(row.answers):
+                opinions[row.prompt.id, answer.text].add(place == row.safer)
+    return opinions
+
+
+def flag_opinions(rows: Iterable[PreferenceRow]) -> dict[Reply, set[bool]]:
+    """Return for every reply that was flagged all its flags."""
+    opinions: dict[Reply, set[bool]] = defaultdict(set)
+    for row in rows:
+        for answer in row.answers:
+            if answer.safe is not None:
+                opinions[row.prompt.id, answer.text].add(answer.safe)
+    return opinions
+
+
+def _in_dispute(
+    rule: str, rows: Sequence[PreferenceRow], opinions: Mapping[Reply, set[bool]], words: str
+) -> list[Fault]:
+    found = []
+    for row in rows:
+        places = [
+            number
+            for number, answer in enumerate(row.answers, start=1)
+            if len(opinions.get((row.prompt.id, answer.text), ())) > 1
+        ]
+        if places:
+            found.append(Fault(rule, row.line, f"answer {places[0]} is {words} in different rows"))
+    return found
+
+
+def harm_against_flag(rows: Sequence[PreferenceRow]) -> list[Fault]:
     """Return the rows in which severity or kinds of harm disagree with the flag.
 
     That an unsafe answer has no kind of harm counts only where the rows name kinds of harm at all.
@@ -61,13 +131,7 @@ def harm_against_flag(rows: Sequence[PreferenceRow], context: Context) -> list[F
     return found
 
 
-def both_unsafe(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
-    """Return the rows that compare unsafe answers alone."""
-    unsafe = (row for row in rows if len(row.answers) > 1 and all(answer.safe is False for answer in row.answers))
-    return [Fault("both unsafe", row.line, "every answer is flagged unsafe") for row in unsafe]
-
-
-def cost_sign(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+def cost_sign(rows: Sequence[PreferenceRow]) -> list[Fault]:
     """Return one fault where safe answers cost more than unsafe ones.
 
     That is so where no unsafe answer costs more than a safe one, or where the 90 % interval of the AUC, clustered by
@@ -88,7 +152,7 @@ def cost_sign(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  
     return [Fault("cost sign", next(turned, marked[0][0].line), what)]
 
 
-def scorer_versions(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+def scorer_versions(rows: Sequence[PreferenceRow]) -> list[Fault]:
     """Return the rows that were not scored by the scorer, revision and template of most scored rows."""
     scored = [
         row for row in rows if any(answer.reward is not None or answer.cost is not None for answer in row.answers)
@@ -134,7 +198,7 @@ def _turned(marks: Sequence[tuple[bool, float]]) -> bool:
     return bool(safe and unsafe and max(safe) > min(unsafe))
 
 
-def leaked(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+def leaked(rows: Sequence[PreferenceRow]) -> list[Fault]:
     """Return the rows of prompts that are in two splits."""
     splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:
@@ -147,7 +211,7 @@ def leaked(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # n
     ]
 
 
-def nearly_leaked(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+def nearly_leaked(rows: Sequence[PreferenceRow]) -> list[Fault]:
     """Return the rows of prompts that are much like another prompt of another split."""
     named = [row for row in rows if row.split is not None]
     if len({row.split for row in named}) < 2:
@@ -176,3 +240,17 @@ def near_duplicates(rows: Sequence[PreferenceRow]) -> list[list[str]]:
 
 def _listed(names: set[str]) -> str:
     return " and ".join(sorted(names))
+
+
+GROUP_CHECKS: tuple[Callable[[Sequence[PreferenceRow]], list[Fault]], ...] = (
+    labelled_both_ways,
+    repeated,
+    replies_both_ways,
+    flags_both_ways,
+    harm_against_flag,
+    cost_sign,
+    scorer_versions,
+    leaked,
+    nearly_leaked,
+)
+"""Each finds what breaks a rule, or a few of one kind, among all rows that are sound in themselves."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from dualign.config import Config, Mix, Source, WarmStart
 from dualign.data.prompts import DemonstrationFile, read_demonstrations, read_prompts
-from dualign.data.splits import near_clusters, split_clustered, without_leaks
+from dualign.data.splits import near_clusters, split, without_leaks
 from dualign.errors import ConfigError, DataError, UsageError
 from dualign.job.measurement import matches, slice_of
 from dualign.records import Constraint, Prompt, named
@@ -58,7 +58,7 @@ def load_splits(
     parts = _parted(config, read, clusters)
     if given:
         parts["train"] = list({prompt.id: prompt for prompt in given}.values())
-    kept, dropped = without_leaks(parts, clusters=clusters)
+    kept, dropped = without_leaks(parts, clusters)
     gone = sum(len(prompts) for prompts in dropped.values())
     notes.append(f"{gone} prompts dropped: {REASONS.get(config.data.cluster, OTHER_REASON)} stands in a later split")
     for name in SPLITS:
@@ -115,7 +115,7 @@ def _parted(
     for source, prompts in read:
         chosen: dict[str, Any] = {str(name): value for name, value in (source.splits or config.data.splits).items()}
         try:
-            shares = split_clustered(prompts, chosen, config.run.seed, clusters=clusters)
+            shares = split(prompts, chosen, config.run.seed, clusters=clusters)
         except DataError as error:
             raise DataError(f"{source.path}: {error}") from None
         for name, taken in shares.items():

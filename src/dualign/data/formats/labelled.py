@@ -88,7 +88,13 @@ PKU_SAFERLHF = _labelled(
     recognise=_any_of(HARM),
     options=(*HARM, "response_0_sha256", "response_1_sha256"),
 )
-PKU_SAFERLHF_V0 = _labelled("pku-saferlhf-v0", "pairs with safety flags", FLAGGED, better="better_response_id", safer="safer_response_id")
+PKU_SAFERLHF_V0 = _labelled(
+    "pku-saferlhf-v0",
+    "pairs with safety flags",
+    FLAGGED,
+    better="better_response_id",
+    safer="safer_response_id",
+)
 SAFERLHF_V = _labelled(
     "saferlhf-v",
     "pairs with the more helpful and the safer answer; images are not read",

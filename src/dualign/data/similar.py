@@ -75,15 +75,9 @@ def similar_texts(texts: Sequence[str], *, similarity: float = SIMILARITY, seed:
     return [cluster for cluster in found.members() if len(cluster) > 1]
 
 
-def similar_prompts(prompts: Sequence[Prompt], *, similarity: float = SIMILARITY) -> list[list[int]]:
+def similar_prompts(prompts: Sequence[Prompt]) -> list[list[int]]:
     """Return the clusters of two or more prompts that are alike in every part, as ``similar_texts`` does of texts."""
-
-    def alike(texts: Sequence[str]) -> list[list[int]]:
-        found = similar_texts(texts, similarity=similarity)
-        inside = {position for cluster in found for position in cluster}
-        return found + [[position] for position in range(len(texts)) if position not in inside]
-
-    return [cluster for cluster in alike_in_every_part(prompts, alike) if len(cluster) > 1]
+    return [cluster for cluster in alike_in_every_part(prompts, similar_texts) if len(cluster) > 1]
 
 
 def alike_in_every_part(
@@ -97,24 +91,28 @@ def alike_in_every_part(
 
     Args:
         prompts: single turns or conversations.
-        alike: from texts to their clusters, as positions; every text is in one.
+        alike: from texts to their clusters, as positions; a text that is in none is like no other.
     """
-    clusters = alike([prompt.text for prompt in prompts])
+    clusters = _parts(list(range(len(prompts))), [prompt.text for prompt in prompts], alike)
     for view in (_dialogue, _whole):
-        clusters = [part for cluster in clusters for part in _parts(prompts, cluster, view, alike)]
+        parted = []
+        for cluster in clusters:
+            # of single turns every view is the same text
+            differs = len(cluster) > 1 and any(prompts[position].history for position in cluster)
+            parted += _parts(cluster, [view(prompts[k]) for k in cluster], alike) if differs else [cluster]
+        clusters = parted
     return sorted(clusters)
 
 
 def _parts(
-    prompts: Sequence[Prompt],
-    cluster: list[int],
-    view: Callable[[Prompt], str],
-    alike: Callable[[Sequence[str]], list[list[int]]],
+    cluster: Sequence[int], texts: Sequence[str], alike: Callable[[Sequence[str]], list[list[int]]]
 ) -> list[list[int]]:
-    """Return a cluster parted further by one view; of single turns every view is the same text."""
-    if len(cluster) == 1 or not any(prompts[position].history for position in cluster):
-        return [cluster]
-    return [[cluster[place] for place in part] for part in alike([view(prompts[position]) for position in cluster])]
+    """Return a cluster parted further by what its members' texts are like."""
+    found = alike(texts)
+    inside = {place for part in found for place in part}
+    return [[cluster[place] for place in part] for part in found] + [
+        [member] for place, member in enumerate(cluster) if place not in inside
+    ]
 
 
 def _dialogue(prompt: Prompt) -> str:

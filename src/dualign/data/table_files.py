@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,18 +188,12 @@ SEPARATORS = {",": "commas (.csv)", "\t": "tabs (.tsv)", ";": "semicolons"}
 """What separates cells, in words; no file of ours has semicolons, many spreadsheets write them."""
 
 
-def read_csv(path: Path) -> list[Row]:
-    """Return the rows of a comma-separated file; every value is a text."""
-    return _separated(path, ",")
+def read_separated(path: Path, *, delimiter: str) -> list[Row]:
+    """Return the rows of a file of cells, every value a text.
 
-
-def read_tsv(path: Path) -> list[Row]:
-    """Return the rows of a tab-separated file; every value is a text."""
-    return _separated(path, "\t")
-
-
-def _separated(path: Path, delimiter: str) -> list[Row]:
-    """Return the rows; a row with another number of cells than the header is an error of its line."""
+    Raises:
+        DataError: a row has another number of cells than the header, or two columns have one name.
+    """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     header: list[str] | None = None
@@ -269,8 +264,8 @@ READERS: dict[str, Callable[[Path], list[Row]]] = {
     ".jsonl": read_lines,
     ".ndjson": read_lines,
     ".json": read_list,
-    ".csv": read_csv,
-    ".tsv": read_tsv,
+    ".csv": partial(read_separated, delimiter=","),
+    ".tsv": partial(read_separated, delimiter="\t"),
     ".parquet": read_parquet,
     ".txt": read_text_lines,
 }

@@ -3,16 +3,20 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from dualign.data.cells import decimal
 from dualign.data.checks.row_rules import identical
-from dualign.data.preferences import Answer, Fault, PreferenceRow
+from dualign.data.preferences import Fault, PreferenceRow
 from dualign.data.similar import similar_prompts
 from dualign.maths.agreement import clustered_auc
 
 FLAGS = {"true": True, "false": False}
 SCORED_BY = ("scorer", "revision", "template")
+Key = TypeVar("Key", bound=Hashable)
+Opinion = TypeVar("Opinion")
 Reply = tuple[str, str]
 """Id of a prompt and the text of an answer to it."""
 
@@ -20,6 +24,14 @@ Reply = tuple[str, str]
 def compared(rows: Iterable[PreferenceRow]) -> list[PreferenceRow]:
     """Return the rows that hold two answers or more."""
     return [row for row in rows if len(row.answers) > 1]
+
+
+def _opinions(said: Iterable[tuple[Key, Opinion]]) -> dict[Key, set[Opinion]]:
+    """Return all that is said of each key."""
+    opinions: dict[Key, set[Opinion]] = defaultdict(set)
+    for key, opinion in said:
+        opinions[key].add(opinion)
+    return opinions
 
 
 def labelled_both_ways(rows: Sequence[PreferenceRow]) -> list[Fault]:
@@ -30,16 +42,12 @@ def labelled_both_ways(rows: Sequence[PreferenceRow]) -> list[Fault]:
             same[row.prompt.id, frozenset(answer.text for answer in row.answers)].append(row)
     found = []
     for members in same.values():
-        kinds = [kind for kind in ("better", "safer") if len(_winners(members, kind)) > 1]
-        if kinds:
+        wins = [(kind, place, row) for row in members for kind, place in (("better", row.better), ("safer", row.safer))]
+        winners = _opinions((kind, row.answers[place].text) for kind, place, row in wins if place is not None)
+        if kinds := sorted(kind for kind, texts in winners.items() if len(texts) > 1):
             what = f"{len(members)} rows hold this pair, with different winners ({' and '.join(kinds)})"
             found += [Fault("pair labelled both ways", row.line, what) for row in members]
     return found
-
-
-def _winners(rows: Iterable[PreferenceRow], kind: str) -> set[str]:
-    chosen = ((row, row.better if kind == "better" else row.safer) for row in rows)
-    return {row.answers[place].text for row, place in chosen if place is not None}
 
 
 def repeated(rows: Sequence[PreferenceRow]) -> list[Fault]:
@@ -75,36 +83,29 @@ def flags_both_ways(rows: Sequence[PreferenceRow]) -> list[Fault]:
 
 def safer_opinions(rows: Iterable[PreferenceRow]) -> dict[Reply, set[bool]]:
     """Return for every reply that was compared whether it was the safer one, in all rows that say so."""
-    opinions: dict[Reply, set[bool]] = defaultdict(set)
-    for row in compared(rows):
-        if row.safer is not None and not identical(row):
-            for place, answer in enumerate(row.answers):
-                opinions[row.prompt.id, answer.text].add(place == row.safer)
-    return opinions
+    return _opinions(
+        ((row.prompt.id, answer.text), place == row.safer)
+        for row in compared(rows)
+        if row.safer is not None and not identical(row)
+        for place, answer in enumerate(row.answers)
+    )
 
 
 def flag_opinions(rows: Iterable[PreferenceRow]) -> dict[Reply, set[bool]]:
     """Return for every reply that was flagged all its flags."""
-    opinions: dict[Reply, set[bool]] = defaultdict(set)
-    for row in rows:
-        for answer in row.answers:
-            if answer.safe is not None:
-                opinions[row.prompt.id, answer.text].add(answer.safe)
-    return opinions
+    flags = (((row.prompt.id, answer.text), answer.safe) for row in rows for answer in row.answers)
+    return _opinions((reply, safe) for reply, safe in flags if safe is not None)
 
 
 def _in_dispute(
     rule: str, rows: Sequence[PreferenceRow], opinions: Mapping[Reply, set[bool]], words: str
 ) -> list[Fault]:
+    disputed = {reply for reply, said in opinions.items() if len(said) > 1}
     found = []
     for row in rows:
-        places = [
-            number
-            for number, answer in enumerate(row.answers, start=1)
-            if len(opinions.get((row.prompt.id, answer.text), ())) > 1
-        ]
-        if places:
-            found.append(Fault(rule, row.line, f"answer {places[0]} is {words} in different rows"))
+        numbers = (k for k, answer in enumerate(row.answers, start=1) if (row.prompt.id, answer.text) in disputed)
+        if first := next(numbers, None):
+            found.append(Fault(rule, row.line, f"answer {first} is {words} in different rows"))
     return found
 
 
@@ -125,9 +126,8 @@ def harm_against_flag(rows: Sequence[PreferenceRow]) -> list[Fault]:
                 found.append(Fault("severity against flag", row.line, what))
             if named and bool(answer.categories) == answer.safe:
                 kinds = ", ".join(sorted(answer.categories)) or "no kind of harm"
-                found.append(
-                    Fault("category against flag", row.line, f"answer {number} is flagged {flag} with {kinds}")
-                )
+                what = f"answer {number} is flagged {flag} with {kinds}"
+                found.append(Fault("category against flag", row.line, what))
     return found
 
 
@@ -154,9 +154,7 @@ def cost_sign(rows: Sequence[PreferenceRow]) -> list[Fault]:
 
 def scorer_versions(rows: Sequence[PreferenceRow]) -> list[Fault]:
     """Return the rows that were not scored by the scorer, revision and template of most scored rows."""
-    scored = [
-        row for row in rows if any(answer.reward is not None or answer.cost is not None for answer in row.answers)
-    ]
+    scored = [row for row in rows if any((one.reward, one.cost) != (None, None) for one in row.answers)]
     found = []
     for name in SCORED_BY:
         versions = Counter(row.prompt.columns.get(name) for row in scored)
@@ -171,25 +169,14 @@ def scorer_versions(rows: Sequence[PreferenceRow]) -> list[Fault]:
 
 def _marks(row: PreferenceRow) -> list[tuple[bool, float]]:
     """Return (flag, cost) of each answer that has both."""
-    pairs = ((_flag(row, place, answer), _cost(row, place, answer)) for place, answer in enumerate(row.answers))
-    return [(flag, cost) for flag, cost in pairs if flag is not None and cost is not None]
-
-
-def _flag(row: PreferenceRow, place: int, answer: Answer) -> bool | None:
-    if answer.safe is not None:
-        return answer.safe
-    return FLAGS.get(row.prompt.columns.get(f"is_response_{place}_safe", "").lower())
-
-
-def _cost(row: PreferenceRow, place: int, answer: Answer) -> float | None:
-    if answer.cost is not None:
-        return answer.cost
-    name = f"cost_{place}" if len(row.answers) > 1 else "cost"
-    try:
-        cost = float(row.prompt.columns.get(name, "nan"))
-    except ValueError:
-        return None
-    return cost if math.isfinite(cost) else None
+    marks = []
+    for place, answer in enumerate(row.answers):
+        columns, name = row.prompt.columns, f"cost_{place}" if len(row.answers) > 1 else "cost"
+        flag = FLAGS.get(columns.get(f"is_response_{place}_safe", "").lower()) if answer.safe is None else answer.safe
+        cost = decimal(columns.get(name, "")) if answer.cost is None else answer.cost
+        if flag is not None and math.isfinite(cost):
+            marks.append((flag, cost))
+    return marks
 
 
 def _turned(marks: Sequence[tuple[bool, float]]) -> bool:
@@ -200,36 +187,33 @@ def _turned(marks: Sequence[tuple[bool, float]]) -> bool:
 
 def leaked(rows: Sequence[PreferenceRow]) -> list[Fault]:
     """Return the rows of prompts that are in two splits."""
-    splits: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        if row.split is not None:
-            splits[row.prompt.id].add(row.split)
+    named, splits = _by_split(rows)
     return [
         Fault("prompt in two splits", row.line, f"the prompt is in {_listed(splits[row.prompt.id])}")
-        for row in rows
-        if row.split is not None and len(splits[row.prompt.id]) > 1
+        for row in named
+        if len(splits[row.prompt.id]) > 1
     ]
 
 
 def nearly_leaked(rows: Sequence[PreferenceRow]) -> list[Fault]:
     """Return the rows of prompts that are much like another prompt of another split."""
-    named = [row for row in rows if row.split is not None]
-    if len({row.split for row in named}) < 2:
-        return []
-    splits: dict[str, set[str]] = defaultdict(set)
-    for row in named:
-        splits[row.prompt.id].add(str(row.split))
+    named, splits = _by_split(rows)
     found: dict[str, str] = {}
-    for cluster in near_duplicates(named):
+    for cluster in near_duplicates(named) if len(set().union(*splits.values())) > 1 else ():
         sides = set().union(*(splits[key] for key in cluster))
-        apart = [key for key in cluster if len(splits[key]) == 1]
         if len(sides) > 1:
-            found.update({key: _listed(sides) for key in apart})
+            found.update({key: _listed(sides) for key in cluster if len(splits[key]) == 1})
     return [
         Fault("near-duplicate in two splits", row.line, f"prompts much like this one are in {found[row.prompt.id]}")
         for row in named
         if row.prompt.id in found
     ]
+
+
+def _by_split(rows: Sequence[PreferenceRow]) -> tuple[list[PreferenceRow], dict[str, set[str]]]:
+    """Return the rows that name a split, and all splits of each of their prompts, by its id."""
+    named = [row for row in rows if row.split is not None]
+    return named, _opinions((row.prompt.id, str(row.split)) for row in named)
 
 
 def near_duplicates(rows: Sequence[PreferenceRow]) -> list[list[str]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dualign.data.cells import RowError, Values
+from dualign.data.table_files import Row
 from dualign.data.tables import Table
 from dualign.data.turns import SYSTEM
 from dualign.errors import DataError
@@ -47,6 +48,8 @@ class PreferenceRow:
     """Index of the less harmful answer; given even where both are safe or both unsafe."""
     split: str | None = None
     """The split that the row itself names."""
+    raw: Row = field(default=Row(0, {}), compare=False, repr=False)
+    """Its place in the file, and its cells under the names and of the types that the format reads them by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +68,9 @@ class PreferenceFile:
     """A file as it was read: rows that could be made out, and faults of those that could not."""
 
     path: str
-    format: str
-    """Name in the table of formats."""
-    rows: tuple[PreferenceRow, ...]
+    format: str = ""
+    """Name in the table of formats; empty: none was recognised."""
+    rows: tuple[PreferenceRow, ...] = ()
     faults: tuple[Fault, ...] = ()
     total: int = 0
     """Rows of the file, read or not."""

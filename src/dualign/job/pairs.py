@@ -90,8 +90,8 @@ def _of_file(
     report = _checked(config, folder, source, reader, any_length=any_length)
     _refuse(config, source, report, reader)
     reading = report.files[0].reading
-    rows = tuple(_placed(row, source) for _, row in reading.rows)
-    found = PreferenceFile(reading.path, reading.format, rows, reading.faults, reading.total, reading.columns)
+    rows = tuple(_placed(row, source) for row in reading.rows)
+    found = replace(reading, rows=rows)
     cuts = config.data.long_answers == "cut"
     singles = any(len(row.answers) == 1 for row in rows)
     groups: Sequence[PreferenceRow] = grouped(rows) if singles else rows
@@ -114,7 +114,7 @@ def _checked(
         reading = read(path, format=source.format, columns=source.rename or None)
     except UsageError as error:
         raise ConfigError(f"data.pairs: {source.path}: {str(error).replace('columns:', 'rename:')}") from None
-    rows = tuple((raw, row) for raw, row in reading.rows if _wanted(row, source))
+    rows = tuple(row for row in reading.rows if _wanted(row, source))
     reading = replace(reading, rows=rows, total=reading.total - len(reading.rows) + len(rows))
     limits = Limits() if reader is None else reader.limits(drops_long=config.data.long_answers == "drop")
     if any_length and reader is not None:

@@ -324,7 +324,7 @@ def test_contradictory_rows_as_the_policy_says(tmp_path: Path) -> None:
     assert [report.rules[0].severity for report in (dropped, fixed, refused)] == ["drop", "warn", "error"]
     assert (dropped.kept, dropped.dropped, dropped.accepted) == (30, 1, True)
     assert (fixed.kept, fixed.dropped, fixed.accepted) == (31, 0, True)
-    assert fixed.files[0].kept[30][1].safer == 1
+    assert fixed.files[0].kept[30].safer == 1
     assert (refused.errors, refused.accepted) == (1, False)
 
 

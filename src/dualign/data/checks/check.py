@@ -16,14 +16,12 @@ from dualign.data.checks.reading import (
     Context,
     Limits,
     Measure,
-    Reading,
     prepared,
     read,
 )
 from dualign.data.checks.rules import CHOSEN, RULES, Severity
 from dualign.data.checks.statistics import statistics, summary
-from dualign.data.preferences import Fault, PreferenceRow
-from dualign.data.table_files import Row
+from dualign.data.preferences import Fault, PreferenceFile, PreferenceRow
 from dualign.errors import UsageError, nearest
 
 Contradictory = Literal["drop", "fix", "error"]
@@ -57,15 +55,15 @@ class RuleCount:
 class CheckedFile:
     """One file after the check."""
 
-    reading: Reading
+    reading: PreferenceFile
     faults: tuple[Fault, ...]
     """Everything found, by the file's own lines."""
     dropped: tuple[Fault, ...]
     """Those of rows that are left out and counted."""
     fixed: tuple[Fault, ...]
     """Those of kept rows that were changed."""
-    kept: tuple[tuple[Row, PreferenceRow], ...]
-    """Rows without errors and drops, as they stand in the file and as they are to be used."""
+    kept: tuple[PreferenceRow, ...]
+    """Rows without errors and drops, as they are to be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +155,7 @@ def check(
 
 
 def check_readings(
-    readings: Sequence[Reading],
+    readings: Sequence[PreferenceFile],
     *,
     limits: Limits,
     measure: Measure = WORDS,
@@ -218,20 +216,20 @@ def _check_settings(files: Sequence[str | Path], max_length: int, max_drop: floa
         raise UsageError(f"contradictory: unknown {contradictory!r}; {nearest(contradictory, get_args(Contradictory))}")
 
 
-def _placed(readings: Sequence[Reading]) -> list[tuple[tuple[int, int], PreferenceRow]]:
+def _placed(readings: Sequence[PreferenceFile]) -> list[tuple[tuple[int, int], PreferenceRow]]:
     """Return ((file, line), row) of all rows; the row's own line is its position here, its split one of its file.
 
     Of several files each is a split, whatever a column says: two rows are on one side if file and column agree.
     """
     placed: list[tuple[tuple[int, int], PreferenceRow]] = []
     for number, (reading, name) in enumerate(zip(readings, _file_splits(readings), strict=True)):
-        for raw, row in reading.rows:
+        for row in reading.rows:
             split = row.split if name is None else f"{name} ({row.split})" if row.split else name
-            placed.append(((number, raw.line), replace(row, line=len(placed), split=split)))
+            placed.append(((number, row.raw.line), replace(row, line=len(placed), split=split)))
     return placed
 
 
-def _file_splits(readings: Sequence[Reading]) -> list[str | None]:
+def _file_splits(readings: Sequence[PreferenceFile]) -> list[str | None]:
     """Return the name of each file as a split, none for a single one; a file that is given twice has two names."""
     if len(readings) == 1:
         return [None]
@@ -244,20 +242,20 @@ def _severities(contradictory: Contradictory) -> dict[str, Severity]:
     return {**{name: rule.severity for name, rule in RULES.items()}, "contradictory row": policy[contradictory]}
 
 
-def _of_every_row(reading: Reading, faults: Sequence[Fault]) -> list[Fault]:
+def _of_every_row(reading: PreferenceFile, faults: Sequence[Fault]) -> list[Fault]:
     lines = {rule: {fault.line for fault in faults if fault.rule == rule} for rule in WHOLE}
     found = [rule for rule, broken in lines.items() if 0 < len(broken) == reading.total]
     return [Fault(WHOLE[rule], WHOLE_FILE, f"all {reading.total} rows break the rule {rule!r}") for rule in found]
 
 
-def _checked(reading: Reading, faults: Sequence[Fault], severities: Mapping[str, Severity]) -> CheckedFile:
+def _checked(reading: PreferenceFile, faults: Sequence[Fault], severities: Mapping[str, Severity]) -> CheckedFile:
     dropped = tuple(fault for fault in faults if severities[fault.rule] == "drop")
     out = {fault.line for fault in faults if severities[fault.rule] == "error"} | {fault.line for fault in dropped}
-    kept = [(raw, row) for raw, row in reading.rows if raw.line not in out]
+    kept = [row for row in reading.rows if row.raw.line not in out]
     fixed: tuple[Fault, ...] = ()
     if severities["contradictory row"] == "warn":
         fixed = tuple(fault for fault in faults if fault.rule == "contradictory row" and fault.line not in out)
-        kept = [(raw, row_rules.mended(row)) for raw, row in kept]
+        kept = [row_rules.mended(row) for row in kept]
     return CheckedFile(reading, tuple(faults), dropped, fixed, tuple(kept))
 
 

@@ -3,12 +3,12 @@
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dualign.data.formats.table import FORMATS, preference_file, preference_table
 from dualign.data.preferences import Fault, PreferenceError, PreferenceFile, PreferenceRow
-from dualign.data.table_files import EMPTY, Row, TableError
+from dualign.data.table_files import EMPTY, TableError
 from dualign.data.tables import Source, Table
 from dualign.data.turns import said
 from dualign.errors import DataError
@@ -116,14 +116,13 @@ class Lengths:
 class Context:
     """Settings of a check, and the lengths of its rows by their line."""
 
-    limits: Limits = field(default_factory=Limits)
-    measure: Measure = WORDS
-    lengths: Mapping[int, Lengths] | None = None
+    limits: Limits
+    measure: Measure
+    lengths: Mapping[int, Lengths]
 
     def of(self, row: PreferenceRow) -> Lengths:
         """Return the lengths of a row."""
-        known = None if self.lengths is None else self.lengths.get(row.line)
-        return known or measured(row, self.measure)
+        return self.lengths[row.line]
 
 
 RowRule = Callable[[PreferenceRow, Context], str]
@@ -154,26 +153,8 @@ FAMILIAR = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What came of a file."""
-
-    path: str
-    format: str = ""
-    """Name in the table of formats; empty: none was recognised."""
-    total: int = 0
-    """Rows of the file, read or not."""
-    rows: tuple[tuple[Row, PreferenceRow], ...] = ()
-    """Each row as it stands in the file, and as it was read; both in the order of the file."""
-    faults: tuple[Fault, ...] = ()
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """Column of the file by what it was read as."""
-    textual: bool = False
-    """Whether every cell is a text, as in CSV."""
-
-
-def read(source: Source, *, format: str | None = None, columns: Mapping[str, str] | None = None) -> Reading:
-    """Return the data with their faults; rows that refuse the file are set aside, so that the others are seen too.
+def read(source: Source, *, format: str | None = None, columns: Mapping[str, str] | None = None) -> PreferenceFile:
+    """Return the data with all their faults; rows that refuse the file are set aside, so that the others are seen too.
 
     Raises:
         MissingError: there is no such file, or it cannot be opened.
@@ -183,50 +164,37 @@ def read(source: Source, *, format: str | None = None, columns: Mapping[str, str
         table = preference_table(source)
     except TableError as error:
         what = "the file has no rows" if error.rule == EMPTY else error.what
-        return Reading(str(source), faults=(Fault(error.rule, error.line, what),))
+        return PreferenceFile(str(source), faults=(Fault(error.rule, error.line, what),))
+    unread = PreferenceFile(table.name, total=len(table.rows))
     try:
-        return _made(table, preference_file(table, format=format, columns=columns), ())
+        return _with_extra(table, preference_file(table, format=format, columns=columns))
     except PreferenceError as error:
-        faults, name = error.faults, error.format
+        unread = replace(unread, format=error.format, faults=error.faults)
     except DataError as error:  # a column that --columns names and the file lacks
         fault = Fault("missing column", WHOLE_FILE, str(error).removeprefix(f"{table.name}: "))
-        return Reading(table.name, total=len(table.rows), faults=(fault,))
-    blamed = {fault.line for fault in faults}
+        return replace(unread, faults=(fault,))
+    blamed = {fault.line for fault in unread.faults}
     others = replace(table, rows=[raw for raw in table.rows if raw.line not in blamed])
-    if others.rows:
-        try:
-            known = preference_file(others, format=format, columns=columns)
-        except DataError:  # what is wrong with the others is wrong with the file, and has been said
-            pass
-        else:
-            return _made(table, known, faults)
-    return Reading(table.name, name, len(table.rows), faults=faults, textual=table.textual)
+    if not others.rows:
+        return unread
+    try:
+        found = preference_file(others, format=format, columns=columns)
+    except DataError:  # what is wrong with the others is wrong with the file, and has been said
+        return unread
+    return _with_extra(table, replace(found, faults=(*unread.faults, *found.faults), total=unread.total))
 
 
-def _made(table: Table, file: PreferenceFile, errors: tuple[Fault, ...]) -> Reading:
-    faults = (*errors, *file.faults)
-    out = {fault.line for fault in faults}
-    standing = [raw for raw in table.rows if raw.line not in out]
-    return Reading(
-        path=file.path,
-        format=file.format,
-        total=len(table.rows),
-        rows=tuple(zip(standing, file.rows, strict=True)),
-        faults=(*faults, *_extra_columns(table.rows, file)),
-        columns=file.columns,
-        textual=table.textual,
-    )
-
-
-def _extra_columns(raws: Sequence[Row], file: PreferenceFile) -> list[Fault]:
+def _with_extra(table: Table, file: PreferenceFile) -> PreferenceFile:
+    """Return the file with the fault of having columns that its format does not know, if it has any."""
     known = FORMATS[file.format]
     read_from = {name for column in file.columns.values() for name in (column, column.split(".")[0])}
     first: dict[str, int] = {}
-    for raw in raws:
+    for raw in table.rows:
         for name in raw.values:
             first.setdefault(name, raw.line)
     extra = [name for name in first if name not in read_from and not known.reads(name) and not FAMILIAR.fullmatch(name)]
     if not extra:
-        return []
+        return file
     names = ", ".join(map(repr, extra[:8])) + (", ..." if len(extra) > 8 else "")
-    return [Fault("extra columns", first[extra[0]], f"{known.name} has no {names}")]
+    fault = Fault("extra columns", first[extra[0]], f"{known.name} has no {names}")
+    return replace(file, faults=(*file.faults, fault))

@@ -193,7 +193,13 @@ def _read(row: Row, known: Format, *, textual: bool) -> PreferenceRow | Fault:
     named = others.pop("split", None)
     if others:
         prompt = replace(prompt, columns={**others, **prompt.columns})
-    return replace(read, line=read.line or row.line, prompt=prompt, split=named if read.split is None else read.split)
+    return replace(
+        read,
+        line=read.line or row.line,
+        prompt=prompt,
+        split=named if read.split is None else read.split,
+        raw=Row(row.line, values),
+    )
 
 
 def _extra(name: str, value: object, known: Format) -> str | None:

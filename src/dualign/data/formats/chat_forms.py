@@ -189,38 +189,33 @@ def read_judged(values: Values, *, prompt: str, answer: str | None, label: str) 
     return made(prompt_of(talk[:-1]), [Answer(talk[-1].text, desirable=desirable)])
 
 
-def of_messages(rows: Sequence[Values]) -> bool:
-    """Return whether most rows hold messages as answers, and not texts; of as many the first row decides."""
-    answers = [answer for row in rows if holds(answer := row.get("chosen"))]
-    return _most([not isinstance(answer, str) and not is_parts(answer) for answer in answers])
-
-
-def whole(rows: Sequence[Values]) -> bool:
-    """Return whether most answers of messages are whole conversations."""
-    answers = [answer for row in rows if holds(answer := row.get("chosen")) and not isinstance(answer, str)]
-    return _most([opens_a_conversation(answer) for answer in answers])
-
-
-def _most(votes: Sequence[bool]) -> bool:
+def _usually(rows: Sequence[Values], name: str, kind: Callable[[object], bool]) -> bool:
+    """Return whether most cells of a column that say anything are of a kind; of as many the first one decides."""
+    votes = [kind(cell) for row in rows if holds(cell := row.get(name))]
     return 2 * sum(votes) > len(votes) or (bool(votes) and votes[0] and 2 * sum(votes) == len(votes))
 
 
-def _talk(value: object) -> bool:
-    """Return whether a prompt's cell holds messages."""
-    return isinstance(value, list) and not is_parts(value)
+def _talk(cell: object) -> bool:
+    """Return whether a cell that says anything holds messages, and no text."""
+    return not isinstance(cell, str) and not is_parts(cell)
+
+
+def _whole(rows: Sequence[Values]) -> bool:
+    """Return whether most answers of messages are whole conversations."""
+    return _usually([row for row in rows if not isinstance(row.get("chosen"), str)], "chosen", opens_a_conversation)
 
 
 def _explicit_chat(rows: Sequence[Values]) -> bool:
     """Return whether prompt or answers are messages; beside whole conversations a plain prompt only repeats them."""
-    if _most([_talk(prompt) for row in rows if holds(prompt := row.get("prompt"))]):
-        return True
-    return of_messages(rows) and not whole(rows) and named_prompt(rows) == "prompt"
+    of_messages = _usually(rows, "chosen", _talk) and not _whole(rows) and named_prompt(rows) == "prompt"
+    return of_messages or _usually(rows, "prompt", _talk)
 
 
 def _implicit_chat(rows: Sequence[Values]) -> bool:
+    """Return whether answers are messages without a prompt, or whole conversations beside a plain one."""
     name = named_prompt(rows)
-    repeated = whole(rows) and not (name and _most([_talk(said) for row in rows if holds(said := row.get(name))]))
-    return of_messages(rows) and (name is None or repeated)
+    alone = name is None or (_whole(rows) and not _usually(rows, name, _talk))
+    return alone and _usually(rows, "chosen", _talk)
 
 
 def read_implicit(values: Values) -> PreferenceRow:

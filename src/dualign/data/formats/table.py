@@ -218,16 +218,10 @@ def _with_messages(table: Table) -> Table:
 
     Only columns that some format reads as texts or messages are looked at.
     """
-    rows = [
-        Row(
-            row.line,
-            {
-                name: as_messages(value) if name in EITHER and isinstance(value, str) else value
-                for name, value in row.values.items()
-            },
-        )
-        for row in table.rows
-    ]
+    rows = []
+    for row in table.rows:
+        texts = {name: value for name, value in row.values.items() if name in EITHER and isinstance(value, str)}
+        rows.append(Row(row.line, {**row.values, **{name: as_messages(value) for name, value in texts.items()}}))
     return replace(table, rows=rows)
 
 
@@ -242,9 +236,8 @@ def mixed(rows: Sequence[Row], known: Format) -> dict[int, Fault]:
         usual = Counter(kind for kind in kinds if kind in (TEXT, MESSAGES)).most_common(1)
         for row, kind in zip(rows, kinds, strict=True):
             if kind == PRINTED:
-                what = (
-                    f"{name} holds messages as Python prints them ({str(row.values[name])[:12]!r}); write them as JSON"
-                )
+                printed = f"{PRINTED} ({str(row.values[name])[:12]!r}); write them as JSON"
+                what = f"{name} holds {printed}"
                 found.setdefault(row.line, Fault("not a text", row.line, what))
             elif kind and usual and kind != usual[0][0]:
                 what = f"{name} is {given(row.values, name)}; {usual[0][0]} is needed, as in most rows"

@@ -1,4 +1,4 @@
-"""Disjoint sets of the numbers 0 to n - 1, joined two at a time: connected components of a graph given by its edges."""
+"""Texts and prompts that are much alike, found without comparing each with all others: minimal hashes of shingles."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from dualign.records import Prompt, normalise_prompt
 
 
 class DisjointSets:
-    """Sets that only grow together; the least number of a set stands for it."""
+    """Sets of the numbers 0 to n - 1 that only grow together; the least number of a set stands for it."""
 
     def __init__(self, count: int) -> None:
         self._parent = list(range(count))

@@ -45,7 +45,7 @@ def split(
     members: dict[str, list[tuple[float, str, Prompt]]] = defaultdict(list)
     for prompt in _distinct(prompts):
         members[names[prompt.id]].append((place(prompt, seed), prompt.id, prompt))
-    ordered = sorted(sorted(cluster, key=_by_place) for cluster in members.values())
+    ordered = sorted(map(sorted, members.values()))  # ids differ, so that no prompt is compared
     return _parted([(cluster[0][0], [prompt for _, _, prompt in cluster]) for cluster in ordered], parts)
 
 
@@ -107,9 +107,8 @@ def without_leaks(
         parts: name -> prompts.
         clusters: prompt id -> name of its cluster.
     """
-    last = {
-        clusters[prompt.id]: number for number, members in enumerate(parts.values()) for prompt in members
-    }  # the last part counts
+    ranked = [(number, prompt) for number, members in enumerate(parts.values()) for prompt in members]
+    last = {clusters[prompt.id]: number for number, prompt in ranked}
     kept: dict[str, list[Prompt]] = {name: [] for name in parts}
     dropped: dict[str, list[Prompt]] = {name: [] for name in parts}
     for number, (name, members) in enumerate(parts.items()):
@@ -157,15 +156,9 @@ def _first(clusters: Iterator[list[Prompt]], count: int) -> list[Prompt]:
     return taken[:count]
 
 
-def _by_place(item: tuple[float, str, Prompt]) -> tuple[float, str]:
-    return item[:2]
-
-
 def _distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
-    first: dict[str, Prompt] = {}
-    for prompt in prompts:
-        first.setdefault(prompt.id, prompt)
-    return list(first.values())
+    first = {prompt.id: prompt for prompt in reversed(prompts)}
+    return [first[name] for name in dict.fromkeys(prompt.id for prompt in prompts)]
 
 
 def _words(text: str) -> frozenset[str]:

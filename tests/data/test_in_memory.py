@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dualign.data.checks.check import check_readings
+from dualign.data.checks.reading import Limits, read
 from dualign.data.cost_file import read_costs
 from dualign.data.formats.table import read_preferences
 from dualign.data.prompts import read_demonstrations, read_prompts, read_responses
@@ -48,9 +50,9 @@ def test_a_pandas_frame_is_its_rows_and_a_gap_is_nothing() -> None:
     frame = pandas.DataFrame({
         "prompt": [ASK, ASK], "chosen": [KIND, KIND], "rejected": [RUDE, None], "label": [1, np.nan]
     })  # fmt: skip
-    read = read_preferences(frame)
-    assert read.rows[0].answers[0].text == KIND
-    assert [(fault.rule, fault.line, fault.what) for fault in read.faults] == [
+    found = read_preferences(frame)
+    assert found.rows[0].answers[0].text == KIND
+    assert [(fault.rule, fault.line, fault.what) for fault in found.faults] == [
         ("not a text", 2, "rejected is null; a text is needed")
     ]
     assert read_prompts(frame[["prompt", "label"]]).every[1].columns == {}
@@ -81,8 +83,16 @@ def test_arrays_and_scalars_of_numpy_are_lists_and_numbers() -> None:
     assert read_scores(scores).reward.tolist() == [[1.0, 3.0]]
 
 
+def test_rows_in_memory_are_checked_as_files_are() -> None:
+    pairs = [{"prompt": f"{ASK} {k}", "chosen": KIND, "rejected": RUDE} for k in range(20)]
+    report = check_readings([read(in_memory([*pairs, pairs[3] | {"chosen": ""}], "pairs"))], limits=Limits())
+    assert (report.paths, report.kept, report.accepted) == (["pairs"], 20, True)
+    assert [(rule.rule, rule.rows) for rule in report.rules] == [("empty response", [21])]
+    assert [(fault.rule, fault.line) for fault in read([]).faults] == [("empty data set", 0)]
+
+
 @pytest.mark.parametrize(
-    ("read", "rows", "says"),
+    ("reader", "rows", "says"),
     [
         (read_prompts, ["Hello", 3], "data: row 2: is a number; an object like"),
         (read_prompts, [{"prompt": "a"}, {"prompt": 3}], "data: row 2: the prompt is int '3'; a text is needed"),
@@ -95,7 +105,7 @@ def test_arrays_and_scalars_of_numpy_are_lists_and_numbers() -> None:
         (read_preferences, [EXAMPLES["beavertails"][0] | {"is_safe": 1}], "data: row 1: is_safe is 1; true or false"),
     ],
 )
-def test_faults_name_the_row(read: Any, rows: Any, says: str) -> None:
+def test_faults_name_the_row(reader: Any, rows: Any, says: str) -> None:
     with pytest.raises(DataError) as caught:
-        read(rows)
+        reader(rows)
     assert str(caught.value).startswith(says)

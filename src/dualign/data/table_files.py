@@ -35,6 +35,7 @@ class TableError(DataError):
 
     def __init__(self, name: object, what: str, line: int = 0, *, rule: str = "unreadable file") -> None:
         super().__init__(f"{name}: {f'line {line}: ' if line else ''}{what}")
+        self.name = str(name)
         self.what = what
         self.line = line
         """The line from which it cannot be read; 0: no line is to blame."""

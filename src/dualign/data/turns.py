@@ -282,6 +282,41 @@ def written(prompt: Prompt) -> str | list[dict[str, str]]:
     return [{"role": turn.role, "content": turn.text} for turn in turns]
 
 
+TRANSCRIPT_MARKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+LAST_ANSWER = "\n\nAssistant:"
+TRANSCRIPT_ROLES: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
+
+
+def marked_turns(said: str, marker: re.Pattern[str], roles: Mapping[str, Role]) -> tuple[str, list[Turn]]:
+    """Return what a text says before the first marker of a speaker, and the turns that the markers part."""
+    opening, *parts = marker.split(said)
+    return opening, [Turn(roles[who], words) for who, words in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def transcript_turns(transcript: str) -> list[Turn]:
+    """Return the turns of a transcript, whose last one is the answer.
+
+    Turns of one speaker in a row are one turn, joined by a blank line, so that speakers alternate.
+
+    Raises:
+        RowError: no Assistant marker, words before the first marker, or a turn of the Human after the answer.
+    """
+    start = transcript.rfind(LAST_ANSWER)
+    if start < 0:
+        raise RowError("wrong role", "a transcript has no turn of the Assistant; '\\n\\nAssistant:' marks it")
+    answer = transcript[start + len(LAST_ANSWER) :]
+    if (after := TRANSCRIPT_MARKER.search(answer)) is not None and after.start():
+        raise RowError("wrong role", "a transcript ends with a turn of the Human; the Assistant's is needed")
+    opening, said = marked_turns(transcript[:start], TRANSCRIPT_MARKER, TRANSCRIPT_ROLES)
+    if opening.strip():
+        raise RowError("wrong role", f"a transcript opens with {opening.strip()[:40]!r}; '\\n\\nHuman:' is needed")
+    joined: list[Turn] = []
+    for turn in (*said, Turn("assistant", answer)):
+        before = f"{joined.pop().text}\n\n" if joined and joined[-1].role == turn.role else ""
+        joined.append(Turn(turn.role, f"{before}{turn.text.strip()}".strip()))
+    return joined
+
+
 def said(prompt: Prompt) -> tuple[str, ...]:
     """Return the texts of a prompt's turns, its own last."""
     return (*(turn.text for turn in prompt.history), prompt.text)

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dualign.data.formats.table import FORMATS, preference_file, preference_table
@@ -164,7 +165,8 @@ def read(source: Source, *, format: str | None = None, columns: Mapping[str, str
         table = preference_table(source)
     except TableError as error:
         what = "the file has no rows" if error.rule == EMPTY else error.what
-        return PreferenceFile(str(source), faults=(Fault(error.rule, error.line, what),))
+        name = str(source) if isinstance(source, str | Path) else error.name
+        return PreferenceFile(name, faults=(Fault(error.rule, error.line, what),))
     unread = PreferenceFile(table.name, total=len(table.rows))
     try:
         return _with_extra(table, preference_file(table, format=format, columns=columns))

@@ -7,7 +7,6 @@ serves all, and each form is a row that names its columns. TRL: ``prompt``, or n
 Anthropic (HH-RLHF): two whole transcripts that should differ in the last answer alone.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os.path import commonprefix
@@ -15,12 +14,13 @@ from os.path import commonprefix
 from dualign.data.cells import RowError, Values, flag, given, text, unpacked
 from dualign.data.preferences import NO_PROMPT, Answer, Format, PreferenceRow, made
 from dualign.data.turns import (
-    Role,
+    LAST_ANSWER,
     check_attached,
     is_parts,
     opens_a_conversation,
     prompt_of,
     spoken,
+    transcript_turns,
     turns,
 )
 from dualign.records import Prompt, Turn
@@ -248,41 +248,6 @@ def shared_words(first: str, second: str) -> int:
     return len(before[0]) if len(before) == 2 else 0
 
 
-TRANSCRIPT_MARKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-LAST = "\n\nAssistant:"
-SPEAKERS: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
-
-
-def marked_turns(said: str, marker: re.Pattern[str], roles: Mapping[str, Role]) -> tuple[str, list[Turn]]:
-    """Return what a text says before the first marker of a speaker, and the turns that the markers part."""
-    opening, *parts = marker.split(said)
-    return opening, [Turn(roles[who], words) for who, words in zip(parts[::2], parts[1::2], strict=True)]
-
-
-def transcript_turns(transcript: str) -> list[Turn]:
-    """Return the turns of a transcript, whose last one is the answer.
-
-    Turns of one speaker in a row are one turn, joined by a blank line, so that speakers alternate.
-
-    Raises:
-        RowError: no Assistant marker, words before the first marker, or a turn of the Human after the answer.
-    """
-    start = transcript.rfind(LAST)
-    if start < 0:
-        raise RowError("wrong role", "a transcript has no turn of the Assistant; '\\n\\nAssistant:' marks it")
-    answer = transcript[start + len(LAST) :]
-    if (after := TRANSCRIPT_MARKER.search(answer)) is not None and after.start():
-        raise RowError("wrong role", "a transcript ends with a turn of the Human; the Assistant's is needed")
-    opening, said = marked_turns(transcript[:start], TRANSCRIPT_MARKER, SPEAKERS)
-    if opening.strip():
-        raise RowError("wrong role", f"a transcript opens with {opening.strip()[:40]!r}; '\\n\\nHuman:' is needed")
-    joined: list[Turn] = []
-    for turn in (*said, Turn("assistant", answer)):
-        before = f"{joined.pop().text}\n\n" if joined and joined[-1].role == turn.role else ""
-        joined.append(Turn(turn.role, f"{before}{turn.text.strip()}".strip()))
-    return joined
-
-
 def read_transcripts(values: Values) -> PreferenceRow:
     """Return the row of two transcripts; their common turns are the prompt with its history."""
     chosen, rejected = (transcript_turns(text(values, name)) for name in PAIR)
@@ -292,7 +257,7 @@ def read_transcripts(values: Values) -> PreferenceRow:
 def _transcripts(rows: Sequence[Values]) -> bool:
     """Return whether any row holds a transcript, and none a prompt of its own."""
     said = [row.get("chosen") for row in rows]
-    marked = any(isinstance(one, str) and one.lstrip().startswith("Human:") and LAST in one for one in said)
+    marked = any(isinstance(one, str) and one.lstrip().startswith("Human:") and LAST_ANSWER in one for one in said)
     return marked and not any("prompt" in row for row in rows)
 
 

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from dualign.data.cells import RowError, Values, categories, flag, given, position, score, severity, text
-from dualign.data.formats.chat_forms import asked, marked_turns
+from dualign.data.formats.chat_forms import asked
 from dualign.data.preferences import Answer, Format, PreferenceRow, any_rows, made
-from dualign.data.turns import Role, prompt_of, turns
+from dualign.data.turns import Role, marked_turns, prompt_of, turns
 from dualign.records import Prompt, Turn
 
 LABELS: Mapping[str, Callable[[Values, str], Any]] = {

@@ -98,6 +98,7 @@ def test_rows_in_memory_are_checked_as_files_are() -> None:
         (read_prompts, [{"prompt": "a"}, {"prompt": 3}], "data: row 2: the prompt is int '3'; a text is needed"),
         (read_prompts, {"prompt": ["a"]}, "data: is an object of columns; rows are needed"),
         (read_prompts, [], "data: has no rows"),
+        (read_prompts, [Prompt("a")], "data: row 1: is of type Prompt; an object like"),
         (read_demonstrations, [{"prompt": "a", "response": "b"}, {"prompt": "a"}], "data: row 2: the response is miss"),
         (read_responses, [{"prompt": "a", "response": "\ud800"}], "data: row 1: response holds half of a character"),
         (read_costs, [{"prompt": "a", "cost": None}], "data: row 1: column 'cost' holds nothing; expected a finite"),

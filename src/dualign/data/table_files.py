@@ -181,7 +181,7 @@ def _object(value: Any, path: object, number: int, *, unit: str = "line") -> Map
 
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    return names.get(type(value), "a number" if isinstance(value, int | float) else f"of type {type(value).__name__}")
 
 
 LARGEST_CELL = 2**26  # characters; the default of 131,072 refuses long transcripts

@@ -114,10 +114,7 @@ def in_memory(data: Any, name: str = "data") -> Table:
         data = data.astype(object).where(data.notna(), None).to_dict("records")
     if isinstance(data, Mapping):
         raise TableError(name, BY_COLUMN)
-    rows = (
-        {COLUMN: value} if isinstance(value, str | list) else _plain(value) if isinstance(value, Mapping) else value
-        for value in data
-    )
+    rows = (_plain({COLUMN: value} if isinstance(value, str | list) else value) for value in data)
     return _filled(Table(name, numbered(rows, name), unit="row"))
 
 
@@ -127,7 +124,8 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
-    return _plain(value.tolist()) if hasattr(value, "tolist") else value
+    held = value.tolist() if hasattr(value, "tolist") else value
+    return _plain(held) if isinstance(held, list) else held
 
 
 def _filled(table: Table) -> Table:

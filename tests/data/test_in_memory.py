@@ -9,10 +9,9 @@ import pytest
 
 from dualign.data.checks.check import check_readings
 from dualign.data.checks.reading import Limits, read
-from dualign.data.cost_file import read_costs
 from dualign.data.formats.table import read_preferences
 from dualign.data.prompts import read_demonstrations, read_prompts, read_responses
-from dualign.data.score_file import read_scores
+from dualign.data.score_file import read_costs, read_scores
 from dualign.data.tables import in_memory
 from dualign.errors import DataError
 from dualign.records import Prompt

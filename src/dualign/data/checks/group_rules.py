@@ -10,7 +10,7 @@ import numpy as np
 from dualign.data.cells import decimal
 from dualign.data.checks.row_rules import identical
 from dualign.data.preferences import Fault, PreferenceRow
-from dualign.data.similar import similar_prompts
+from dualign.data.splits import similar_prompts
 from dualign.maths.agreement import clustered_auc
 
 FLAGS = {"true": True, "false": False}

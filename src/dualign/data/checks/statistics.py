@@ -18,7 +18,7 @@ from dualign.data.checks.group_rules import (
 from dualign.data.checks.reading import Context
 from dualign.data.checks.row_rules import contradiction
 from dualign.data.preferences import PreferenceRow, grouped
-from dualign.data.similar import SIMILARITY
+from dualign.data.splits import SIMILARITY
 
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dualign.config import Config, Mix, Source, WarmStart
 from dualign.data.prompts import Demonstration, DemonstrationFile, PromptFile, read_demonstrations, read_prompts
-from dualign.data.splits import near_clusters, split_clustered, without_leaks
+from dualign.data.splits import near_clusters, split, without_leaks
 from dualign.errors import ConfigError, DataError, UsageError, nearest
 from dualign.job.checks import constraints_of, inner_scorers, scorer_specs
 from dualign.job.measurement import matches, slice_of
@@ -215,7 +215,7 @@ def split_prompts(
     for name in prompts:
         if name not in SPLITS:
             raise ConfigError(f"prompts: {nearest(name, SPLITS)}")
-    clusters = _clusters(config, [*given, *(prompt for split in prompts.values() for prompt in split)])
+    clusters = _clusters(config, [*given, *(prompt for members in prompts.values() for prompt in members)])
     return _apart(config, prompts, clusters, given)
 
 
@@ -246,7 +246,7 @@ def _parted(
     """Return the prompts of each split of one source, whole clusters on one side."""
     chosen = {str(name): size for name, size in (source.splits or config.data.splits).items()}
     try:
-        return split_clustered(prompts, chosen, config.run.seed, clusters=clusters)
+        return split(prompts, chosen, config.run.seed, clusters=clusters)
     except DataError as error:
         raise DataError(f"{source.path}: {error}") from None
 
@@ -262,7 +262,7 @@ def _apart(
     parts = {name: parts.get(name, ()) for name in SPLITS}
     if given:
         parts["train"] = list({prompt.id: prompt for prompt in given}.values())
-    left, dropped = without_leaks(parts, clusters=clusters)
+    left, dropped = without_leaks(parts, clusters)
     gone = sum(len(prompts) for prompts in dropped.values())
     notes = [f"{gone} prompts dropped: {REASONS.get(config.data.cluster, OTHER_REASON)} stands in a later split"]
     for name in SPLITS:

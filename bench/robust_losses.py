@@ -17,6 +17,7 @@ import numpy as np
 from methods_on_worlds import FLIPPED, value, with_flips
 
 from dualign.job.demo import Truth, demo_config, learn, make_job
+from dualign.job.phases import OpenRun
 from dualign.job.search import prepare
 from dualign.methods.c_dpo import RECIPES, relabelled
 from dualign.records import FloatArray
@@ -33,9 +34,10 @@ def shortfalls(seed: int, run: Path) -> FloatArray:
     """Return ``[loss, labels]``: the shortfall under drawn labels, and under drawn and partly turned ones."""
     config = demo_config(seed, "assistant")
     journal = open_run(run, config.model_dump(mode="json"))
-    parts = learn(config, journal, print)
-    job = make_job(config, run, journal, print, parts)
-    search, truth = prepare(job), Truth.of(job, parts)
+    opened = OpenRun(config, journal)
+    parts = learn(opened)
+    search = prepare(make_job(opened, parts))
+    truth = Truth.of(search, parts)
     problem, multipliers = search.problem(), truth.believed.multipliers
     normalised = search.scale.multipliers(multipliers / truth.share)
     best = value(truth.learned, truth.believed.log_probs, multipliers)

@@ -10,12 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualign.job.best_of import write_choice
-from dualign.job.job import Job
-from dualign.job.openings import fingerprint, records
-from dualign.job.phases import scored
+from dualign.job.phases import Job, reference_answers, write_choice
 from dualign.job.search import Search, prepare
-from dualign.job.verdict import open_calibration
+from dualign.job.verdict import fingerprint, open_calibration, records
 from dualign.maths.functionals import parse
 from dualign.protocols import FitReport, Policy
 from dualign.records import Certificate, Evaluation, FloatArray, Iterate, Prompt, Response
@@ -243,9 +240,9 @@ def test_a_prompt_with_another_label_is_scored_anew(tmp_path: Path) -> None:
     search = coin_search(tmp_path / "run")
     job = replace(search.job, constraints=(replace(search.job.constraints[0], where={"label": "risky"}),))
     calibration = job.splits["calibration"]
-    before = scored(job, job.reference, calibration, 4, "calibration")
+    before = reference_answers(job, calibration, 4, "calibration")
     every = relabelled(job, ["risky"] * len(calibration))
-    after = scored(every, job.reference, every.splits["calibration"], 4, "calibration")
+    after = reference_answers(every, every.splits["calibration"], 4, "calibration")
     assert len(after.responses) == len(before.responses) and not before.costs.any(axis=(1, 2))[::2].any()
     assert [float(r.text[-1]) for row in after.responses for r in row] == after.costs.ravel().tolist()
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dualign.maths.dual import Stopping, bracket
+from dualign.maths.dual import Stopping
+from dualign.maths.dual_rules import bracket
 from dualign.maths.estimates import standard_error
 from dualign.methods.c_dpo import c_dpo
 from dualign.models.language_model import LanguageModel

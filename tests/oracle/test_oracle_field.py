@@ -9,7 +9,7 @@ import torch
 from dualign.maths.dual import fixed
 from dualign.maths.exact import FiniteProblem, log_policy
 from dualign.maths.losses import bfpo_target, dpo, modpo, pd_dpo
-from dualign.methods.options import Options
+from dualign.methods.options import Options, Settings
 from dualign.methods.table import METHODS
 from dualign.protocols import Problem
 from dualign.records import Evaluation
@@ -143,7 +143,7 @@ def fitted(world: World, name: str, labels: str) -> np.ndarray:
         return Evaluation(0.0, 0.0, np.zeros(1), np.zeros(1), np.zeros(1), 0.0, 0.0, 1)
 
     problem = Problem(backend, world.groups(), np.zeros(1), backend.reference, unread, 0.5, 0)
-    run = METHODS[name].run(problem, rule=fixed(np.zeros(1)), start=np.zeros(1), labels=labels)
+    run = METHODS[name].run(problem, Settings(fixed(np.zeros(1)), np.zeros(1), labels=labels))
     return backend.table(next(run).policy) - backend.table(backend.reference)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from dualign.certificate.claim import Requirement, Terms, check_terms
 from dualign.config import Config, ConstraintSection
 from dualign.errors import ConfigError, UsageError
-from dualign.maths.dual import DUAL_RULES
+from dualign.maths.dual_rules import DUAL_RULES
 from dualign.maths.functionals import Functional, Mean, Rate, parse
 from dualign.methods.options import filled, unknown
 from dualign.methods.table import METHODS

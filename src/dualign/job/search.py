@@ -12,13 +12,14 @@ from dualign.job.job import Job
 from dualign.job.measurement import Scored, evaluate, matches, normalised, slice_of, transformed
 from dualign.job.openings import looks
 from dualign.job.phases import JournalledBackend, score_rows, scored, scored_pairs, with_log_ratios
-from dualign.maths.dual import DUAL_RULES, DualRule, Stopping, margin
+from dualign.maths.dual import DualRule, Stopping, margin
+from dualign.maths.dual_rules import DUAL_RULES
 from dualign.maths.functionals import ConditionalValueAtRisk, Functional
 from dualign.maths.one_shot import OneShot, one_shot
 from dualign.maths.preference import Scale, fit_scale
-from dualign.methods.c_dpo import relabelled
-from dualign.methods.loop import between
-from dualign.methods.options import filled
+from dualign.methods.c_dpo import recipe_of, relabelled
+from dualign.methods.loop import fitted, mixed_at_limit
+from dualign.methods.options import Settings
 from dualign.methods.table import METHODS
 from dualign.protocols import Policy, Problem, Scores
 from dualign.records import Constraint, Evaluation, FloatArray, Group, Iterate, Prompt, Response
@@ -232,23 +233,19 @@ def _scale(job: Job, train: Scored) -> Scale:
 def rounds(search: Search, start: FloatArray) -> Iterator[Iterate]:
     """Yield the method's iterates; ``start`` and the iterates' multipliers are normalised."""
     method, problem = search.job.config.method, search.problem()
-    run = METHODS[method.name].run
-    made = run(
-        problem,
-        rule=dual_rule(search.job),
-        start=start,
-        loss=method.loss,
-        labels=method.labels,
-        temperature=method.temperature,
-        options=filled(method.name, METHODS[method.name].options, method.options),
-    )
     found = []
-    for iterate in made:
+    for iterate in METHODS[method.name].run(problem, settings_of(search.job, start)):
         found.append(iterate)
         yield iterate
-    mixed = between(problem, found) if method.interpolate else None
+    mixed = mixed_at_limit(problem, found) if method.interpolate else None
     if mixed is not None:
         yield mixed
+
+
+def settings_of(job: Job, start: FloatArray) -> Settings:
+    """Return what the config's method is told; ``start`` is normalised."""
+    method = job.config.method
+    return Settings(dual_rule(job), start, method.loss, method.labels, method.temperature, method.options)
 
 
 def dual_rule(job: Job) -> DualRule:
@@ -277,16 +274,8 @@ def extra_round(search: Search, multipliers: FloatArray, name: str, *, labels: s
 
     ``labels``: another label mode than the config's.
     """
-    method = search.job.config.method
-    problem = search.problem()
-    objective = relabelled(
-        multipliers,
-        problem.beta,
-        loss=method.loss,
-        labels=method.labels if labels is None else labels,
-        temperature=method.temperature,
-    )
-    policy = problem.backend.fit(
-        problem.groups, objective=objective, reference=problem.reference, start=None, seed=problem.seed, name=name
-    )
+    settings = settings_of(search.job, multipliers)
+    problem = recipe_of(settings.loss).prepare(search.problem())
+    objective = relabelled(multipliers, problem.beta, replace(settings, labels=labels or settings.labels))
+    policy = fitted(problem, objective, name)
     return Iterate(-1, multipliers, problem.evaluate(policy), policy)

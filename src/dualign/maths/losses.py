@@ -4,13 +4,16 @@ Log-ratios in, losses out; hyper-parameters by keyword; the caller reduces.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-PairwiseLoss = Callable[[Tensor, Tensor], Tensor]
+Answers = TypeVar("Answers")
+"""What a loss reads of one side of every pair: log-ratios, or whatever else has them."""
+PairwiseLoss = Callable[[Answers, Answers], Tensor]
 
 
 def dpo(preferred: Float[Tensor, " pair"], other: Float[Tensor, " pair"], *, beta: float) -> Float[Tensor, " pair"]:
@@ -88,13 +91,13 @@ SMALLEST_MEAN_SQUARE = 1e-12
 """Below this mean square a root-mean-square penalty goes on as a parabola: at 0 a root has no gradient."""
 
 
-def smoothed(loss: PairwiseLoss, *, smoothing: float) -> PairwiseLoss:
+def smoothed(loss: PairwiseLoss[Answers], *, smoothing: float) -> PairwiseLoss[Answers]:
     """Return ``(1 - smoothing) loss(preferred, other) + smoothing loss(other, preferred)``.
 
     With the DPO loss it is conservative DPO: a share ``smoothing`` of the labels is held to be wrong.
     """
 
-    def expected(preferred: Tensor, other: Tensor) -> Tensor:
+    def expected(preferred: Answers, other: Answers) -> Tensor:
         return (1 - smoothing) * loss(preferred, other) + smoothing * loss(other, preferred)
 
     return expected

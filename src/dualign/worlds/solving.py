@@ -7,11 +7,12 @@ from typing import Any, Literal
 import numpy as np
 
 from dualign.errors import UsageError
-from dualign.maths.dual import DUAL_RULES, DualRule, DualState, Stopping, fixed
+from dualign.maths.dual import DualRule, DualState, Stopping, fixed
+from dualign.maths.dual_rules import DUAL_RULES
 from dualign.maths.exact import FiniteProblem, Optimum, expectations, optimum, prompt_covariances
 from dualign.maths.preference import Scale, fit_scale, flip_curve, label_logit, relabel, saturation_share
-from dualign.methods.loop import between
-from dualign.methods.options import filled, unknown
+from dualign.methods.loop import mixed_at_limit
+from dualign.methods.options import Settings, filled, unknown
 from dualign.methods.table import METHODS, Method
 from dualign.protocols import Backend, Policy, Problem
 from dualign.records import Evaluation, FloatArray, Iterate
@@ -99,17 +100,9 @@ def solve(world: World, settings: SolveSettings, *, backend: Backend | None = No
         method = next(row for row in METHODS.values() if row.weight == "dual rule")
     problem = _problem(setting, settings.seed, backend or TabularBackend(world))
     iterates, state = _collect(
-        method.run(
-            problem,
-            rule=rule,
-            start=start,
-            loss=settings.loss,
-            labels=settings.labels,
-            temperature=settings.temperature,
-            options=options,
-        )
+        method.run(problem, Settings(rule, start, settings.loss, settings.labels, settings.temperature, options))
     )
-    mixed = between(problem, iterates) if settings.interpolate else None
+    mixed = mixed_at_limit(problem, iterates) if settings.interpolate else None
     iterates += [] if mixed is None else [mixed]
     chosen = _choose(iterates, state, setting)
     figures = _figures(setting, settings, iterates, chosen) | _parameters(

@@ -1,14 +1,19 @@
-"""The dual solved on the problem's own groups, before anything is trained: what one-shot methods begin with."""
+"""The dual solved on the problem's own groups, before anything is trained; MoCAN, which stops there, and CAID.
+
+MoCAN: Huang et al. 2024, arXiv 2405.19544. CAID: Zhang et al. 2025, arXiv 2505.19387.
+"""
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from dualign.maths.dual import DualState, Stopping
-from dualign.maths.dual_rule import feasible
+from dualign.maths.dual import DualState, Stopping, feasible, subgradient
 from dualign.maths.exact import FiniteProblem
 from dualign.maths.one_shot import OneShot, from_problem
+from dualign.methods.c_dpo import c_dpo, relabelled
+from dualign.methods.loop import dual_loop, fitted
+from dualign.methods.options import COUNT, NOT_NEGATIVE, Option, Settings
 from dualign.protocols import Policy, Problem
 from dualign.records import FloatArray, Group, Iterate
 
@@ -16,7 +21,6 @@ WHOLE = 1e-9
 """Responses whose reference probabilities sum to 1 up to this are all there are."""
 HOPELESS = 32.0
 """Multiplier that is tried where no reweighting of the groups meets the limits."""
-STOPPING = Stopping()
 
 
 def aimed_limits(problem: Problem) -> FloatArray:
@@ -40,10 +44,8 @@ def offline_dual(
     probabilities sum to 1 in every group are the whole support and weigh as the reference does; else they are draws
     of it, and each weighs the same.
     """
-    width = max(len(group.responses) for group in groups)
-    shape = len(groups), width
-    weights, reward = np.full(shape, -np.inf), np.zeros(shape)
-    costs = np.zeros((*shape, len(limits)))
+    shape = len(groups), max(len(group.responses) for group in groups)
+    weights, reward, costs = np.full(shape, -np.inf), np.zeros(shape), np.zeros((*shape, len(limits)))
     whole = all(_is_whole(group, known) for group, known in zip(groups, reference, strict=True))
     for row, (group, known) in enumerate(zip(groups, reference, strict=True)):
         used = slice(len(group.responses))
@@ -64,15 +66,16 @@ def reference_log_probs(problem: Problem) -> list[FloatArray]:
     return problem.backend.log_probs(problem.reference, problem.groups)
 
 
+def log_ratios(problem: Problem, policy: Policy, reference: Sequence[FloatArray]) -> list[FloatArray]:
+    """Return each group's ``[response]`` log pi - log reference."""
+    own = problem.backend.log_probs(policy, problem.groups)
+    return [values - known for values, known in zip(own, reference, strict=True)]
+
+
 def one_shot_multipliers(problem: Problem) -> FloatArray:
     """Return shape ``[constraint]``: the one-shot dual of the problem's groups, ``HOPELESS`` where none is feasible."""
-    found = offline_dual(
-        problem.groups,
-        aimed_limits(problem) * shares(problem),
-        beta=problem.beta,
-        reference=reference_log_probs(problem),
-    )
-    return settled(found)
+    aimed = aimed_limits(problem) * shares(problem)
+    return settled(offline_dual(problem.groups, aimed, beta=problem.beta, reference=reference_log_probs(problem)))
 
 
 def settled(found: OneShot) -> FloatArray:
@@ -87,12 +90,53 @@ def verified(run: Generator[Iterate, None, DualState]) -> Generator[Iterate, Non
     """
     state = yield from run
     last = state.history[-1]
-    if not feasible(last, STOPPING):
+    if not feasible(last, Stopping()):
         return replace(state, status="budget")
     return replace(state, status="converged" if np.any(last.multipliers > 0) else "slack")
 
 
-def log_ratios(problem: Problem, policy: Policy, reference: Sequence[FloatArray]) -> list[FloatArray]:
-    """Return each group's ``[response]`` log pi - log reference."""
-    own = problem.backend.log_probs(policy, problem.groups)
-    return [values - known for values, known in zip(own, reference, strict=True)]
+def mocan(problem: Problem, settings: Settings) -> Generator[Iterate, None, DualState]:
+    """Yield the one iterate at the multipliers that minimise the dual of the groups; return whether it held.
+
+    The rule ``fixed`` keeps ``start`` instead; any other is ignored. Looking at the fitted policy's own answers
+    is ours: the original stops at the fit. Where no reweighting of the groups meets the limits, the policy of a large
+    multiplier is fitted and looked at all the same.
+    """
+    found = settings.start if settings.rule.name == "fixed" else one_shot_multipliers(problem)
+    return (yield from verified(c_dpo(problem, settings.at(found))))
+
+
+CAID_OPTIONS = (
+    Option(
+        "step",
+        0.0,
+        "dual step in normalised units; 0: 4 beta / the largest squared range of costs in a group",
+        within=NOT_NEGATIVE,
+    ),
+    Option("rounds", 12.0, "fits at the most", within=COUNT),
+)
+
+
+def caid(problem: Problem, settings: Settings) -> Generator[Iterate, None, DualState]:
+    """Yield an iterate for every dual step, the first at the one-shot multipliers; each fit goes on from the last.
+
+    The rule ``fixed`` keeps ``start``; any other is replaced by the method's own subgradient.
+    """
+    last: Policy | None = None
+
+    def fit(multipliers: FloatArray, name: str) -> Policy:
+        nonlocal last
+        last = fitted(problem, relabelled(multipliers, problem.beta, settings), name, start=last)
+        return last
+
+    if settings.rule.name != "fixed":
+        step = float(settings.options["step"]) or _largest_step(problem)
+        own = subgradient(step=step, stopping=Stopping(budget=int(settings.options["rounds"])))
+        settings = replace(settings, rule=own, start=one_shot_multipliers(problem))
+    return (yield from dual_loop(problem, settings, fit))
+
+
+def _largest_step(problem: Problem) -> float:
+    """Return 1 / L, with which the dual of the groups never rises; 1 where no cost varies."""
+    widest = max(float((np.ptp(group.costs, axis=0) ** 2).sum()) for group in problem.groups)
+    return 4 * problem.beta / widest if widest > 0 else 1.0

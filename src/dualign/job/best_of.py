@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from dualign.maths.policy_gradient import kl_bound
 from dualign.protocols import Policy, Scores
 from dualign.records import FloatArray, Response
 from dualign.runs.store import read_json, write_json
@@ -32,7 +32,7 @@ class Choice:
         It is the mean of the log-ratio where no two answers score alike, and never less than it (Beirami et al. 2024,
         arXiv 2401.01879).
         """
-        return math.log(self.n) - (self.n - 1) / self.n
+        return kl_bound(self.n)
 
 
 def write_choice(folder: Path, n: int, multipliers: FloatArray) -> Path:

@@ -87,9 +87,9 @@ def pd_dpo(problem: Problem, settings: Settings) -> Generator[Iterate, None, Dua
     """Return the generator of one iterate for every multiplier: DPO on help, then on harm against that policy.
 
     The primal step of Du, Koong & Srikant 2025, with the harm preference's implied cost ``beta log(pi_r / pi)``, is DPO
-    at ``beta / multiplier`` from the policy that learnt the reward (``maths.losses.pd_dpo`` is the other form). The
-    rule gradient is the direction of its dual step; the projection to an interval and every other rule are
-    reconstructions. The exploration bonuses of the online form are left out.
+    at ``beta / multiplier`` from the policy that learnt the reward. The rule gradient is the direction of its dual
+    step; the projection to an interval and every other rule are reconstructions. The exploration bonuses of the online
+    form are left out.
     """
     return dual_loop(problem, settings, helpful_then_safe(problem, settings))
 

@@ -4,7 +4,6 @@
 [{"response": str, "reference": p, "reward": r, "costs": {name: c}}]}]}``
 """
 
-import difflib
 import json
 import math
 import reprlib
@@ -15,9 +14,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from dualign.errors import DataError, MissingError
+from dualign.errors import DataError, MissingError, nearest
 from dualign.maths.exact import FiniteProblem
 from dualign.records import FloatArray, Group, Prompt, Response
+from dualign.strict import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def parse_world(text: str, *, where: str) -> World:
         DataError: as ``load_world``.
     """
     try:
-        raw = json.loads(text, object_pairs_hook=lambda pairs: _without_duplicates(pairs, where))
+        raw = parse_json(text, constants=True)
         json.dumps(raw, ensure_ascii=False).encode()  # an escape can name half of a character
     except UnicodeEncodeError:
         raise DataError(f"{where}: a text holds half of a character (a lone surrogate)") from None
@@ -184,14 +184,6 @@ def _refuse(where: str, wanted: str, given: object) -> NoReturn:
     raise DataError(f"{where}: must be {wanted}, got {reprlib.repr(given)}")
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        repeated = next(key for position, (key, _) in enumerate(pairs) if key in dict(pairs[:position]))
-        raise DataError(f"{where}: key {repeated!r} is given twice in one object; keep one")
-    return table
-
-
 def _mapping(raw: Any, where: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         _refuse(where, "an object", raw)
@@ -202,9 +194,7 @@ def _table(raw: Any, where: str, keys: tuple[str, ...], *, optional: tuple[str, 
     table = _mapping(raw, where)
     for key in table:
         if key not in keys + optional:
-            near = difflib.get_close_matches(key, keys + optional, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(keys + optional)}"
-            raise DataError(f"{where}: unknown key {key!r}; {hint}")
+            raise DataError(f"{where}: unknown key {key!r}; {nearest(key, keys + optional)}")
     for key in keys:
         if key not in table:
             raise DataError(f"{where}: key {key!r} is missing; given: {', '.join(table) or 'none'}")

@@ -9,7 +9,8 @@ import numpy as np
 from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState, Stopping, fixed
 from dualign.maths.dual_rules import DUAL_RULES
-from dualign.maths.exact import FiniteProblem, Optimum, expectations, optimum, prompt_covariances
+from dualign.maths.exact import FiniteProblem, Optimum, expectations, optimum, prompt_covariances, prompt_kl
+from dualign.maths.one_shot import from_problem
 from dualign.maths.preference import Scale, fit_scale, flip_curve, label_logit, relabel, saturation_share
 from dualign.methods.loop import mixed_at_limit
 from dualign.methods.options import Settings, filled, unknown
@@ -214,17 +215,7 @@ def _start(settings: SolveSettings, setting: _Setting) -> FloatArray:
     if settings.multipliers is not None:
         return setting.scale.multipliers(settings.multipliers)
     if settings.start == "one-shot":
-        from dualign.maths.one_shot import one_shot
-
-        scaled = setting.scaled
-        found = one_shot(
-            scaled.reward,
-            scaled.costs,
-            limits=scaled.limits,
-            beta=scaled.beta,
-            log_weights=scaled.log_reference,
-            prompt_weights=scaled.prompt_weights,
-        )
+        found = from_problem(setting.scaled, draws=False)
         return found.multipliers if found.feasible else setting.scale.multipliers(np.ones(count))
     if not (np.isfinite(settings.start) and settings.start >= 0):
         raise UsageError(f"--start: must be a number of 0 or more, or one-shot, got {settings.start}")
@@ -374,9 +365,7 @@ def _parameters(
 
 def divergence(problem: FiniteProblem, log_probs: FloatArray, other: FloatArray) -> float:
     """Return E KL(``log_probs`` || ``other``) over the prompts, in nats, 0 at the least."""
-    live = np.exp(log_probs) > 0
-    ratios = np.subtract(log_probs, other, out=np.zeros_like(log_probs), where=live)
-    return max(0.0, float(problem.prompt_weights @ (np.exp(log_probs) * ratios).sum(axis=1)))
+    return max(0.0, float(problem.prompt_weights @ prompt_kl(log_probs, other)))
 
 
 def policy_table(world: World, solution: Solution) -> dict[str, Any]:

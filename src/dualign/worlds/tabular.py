@@ -19,6 +19,7 @@ from dualign.maths.policy_gradient import (
     mirror_step,
     on_policy_scores,
 )
+from dualign.maths.preference import relabel
 from dualign.protocols import Adversary, FitReport, Need, Objective, OnPolicyObjective, Policy
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.worlds.file import World
@@ -143,7 +144,7 @@ class TabularBackend:
         rows = [self._row(group) for group in groups]
         table = self.table(reference).copy()
         problem = finite_problem(groups, table[rows], beta=1.0)
-        table[rows] = log_best_of(problem.log_reference, problem.reward - problem.costs @ multipliers, n)
+        table[rows] = log_best_of(problem.log_reference, relabel(problem.reward, problem.costs, multipliers), n)
         return _made(name, table)
 
     def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
@@ -166,7 +167,7 @@ class TabularBackend:
         """Return the groups with retrained rewards, exact: every answer counts by its probability."""
         retrained = []
         for group, log_probs in zip(groups, self.log_probs(policy, groups), strict=True):
-            scores = group.reward - group.costs @ multipliers
+            scores = relabel(group.reward, group.costs, multipliers)
             reward = table_reward(scores, np.exp(log_probs), coefficient=adversary.coefficient)
             retrained.append(replace(group, reward=reward, costs=0 * group.costs))
         return retrained
@@ -192,7 +193,7 @@ def _pair_table(
     """Return the pairs of ``groups``, and their ``[group, rank]`` columns, worst score first."""
     counts = torch.tensor([len(group.responses) for group in groups])
     width = log_reference.shape[1]
-    scores = _padded([group.reward - group.costs @ objective.multipliers for group in groups], width)
+    scores = _padded([relabel(group.reward, group.costs, objective.multipliers) for group in groups], width)
     if not bool(torch.isfinite(scores).all()):
         raise NumericalError(f"objective {objective.name!r}: a score is not finite")
     present = torch.arange(width) < counts[:, None]

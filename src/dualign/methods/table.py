@@ -23,6 +23,7 @@ from dualign.methods import (
     ppo,
     reinforce_lag,
     reweighted,
+    simpo,
     two_step,
     wdpo,
 )
@@ -181,6 +182,15 @@ METHODS: Mapping[str, Method] = {
             "Wu et al. 2024, arXiv 2407.07880",
             "trusts the pairs that it fits; the paper is multiplier 0, its use under limits is new",
             options=reweighted.DR_DPO.options,
+            own_loss=True,
+        ),
+        Method(
+            "simpo",
+            simpo.SIMPO.run,
+            "Meng et al. 2024, arXiv 2405.14734",
+            "no reference, means over tokens, a margin; labels from scores and its use under limits are new",
+            options=simpo.SIMPO.options,
+            target=unless("gamma_beta_ratio", simpo.simpo_target),
             own_loss=True,
         ),
         Method(

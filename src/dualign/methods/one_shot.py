@@ -44,16 +44,23 @@ def offline_dual(
     probabilities sum to 1 in every group are the whole support and weigh as the reference does; else they are draws
     of it, and each weighs the same.
     """
-    shape = len(groups), max(len(group.responses) for group in groups)
-    weights, reward, costs = np.full(shape, -np.inf), np.zeros(shape), np.zeros((*shape, len(limits)))
+    weights = np.full((len(groups), max(len(group.responses) for group in groups)), -np.inf)
     whole = all(_is_whole(group, known) for group, known in zip(groups, reference, strict=True))
-    for row, (group, known) in enumerate(zip(groups, reference, strict=True)):
+    for row, known in enumerate(reference):
+        weights[row, : len(known)] = known - np.logaddexp.reduce(known) if whole else -np.log(len(known))
+    return from_problem(finite_problem(groups, weights, limits=limits, beta=beta), draws=not whole)
+
+
+def finite_problem(
+    groups: Sequence[Group], log_reference: FloatArray, *, limits: FloatArray, beta: float
+) -> FiniteProblem:
+    """Return the groups as a finite problem, padded to the width of ``log_reference[prompt, response]``."""
+    reward, costs = np.zeros(log_reference.shape), np.zeros((*log_reference.shape, len(limits)))
+    for row, group in enumerate(groups):
         used = slice(len(group.responses))
-        weights[row, used] = known - np.logaddexp.reduce(known) if whole else -np.log(len(group.responses))
         reward[row, used], costs[row, used] = group.reward, group.costs
     prompts = np.array([group.weight for group in groups])
-    finite = FiniteProblem(weights, reward, costs, prompts / prompts.sum(), limits, beta)
-    return from_problem(finite, draws=not whole)
+    return FiniteProblem(log_reference, reward, costs, prompts / prompts.sum(), limits, beta)
 
 
 def _is_whole(group: Group, log_probs: FloatArray) -> bool:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dualign.errors import NumericalError, UsageError
 from dualign.maths.adversarial import table_reward
-from dualign.maths.exact import FiniteProblem
 from dualign.maths.policy_gradient import (
     SETTLED,
     cost_moments,
@@ -20,6 +19,7 @@ from dualign.maths.policy_gradient import (
     on_policy_scores,
 )
 from dualign.maths.preference import relabel
+from dualign.methods.one_shot import finite_problem
 from dualign.protocols import Adversary, FitReport, Need, Objective, OnPolicyObjective, Policy
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.worlds.file import World
@@ -124,7 +124,10 @@ class TabularBackend:
     ) -> Policy:
         """Return ``policy`` after one natural-gradient step, exact: no answer is drawn."""
         rows = [self._row(group) for group in groups]
-        problem = finite_problem(groups, self.table(reference)[rows], beta=objective.kl / objective.scale)
+        no_limits = np.zeros(len(objective.multipliers))
+        problem = finite_problem(
+            groups, self.table(reference)[rows], limits=no_limits, beta=objective.kl / objective.scale
+        )
         before = self.table(policy)[rows]
         mean, deviation = cost_moments(problem, before)
         scores = on_policy_scores(problem, before, objective.multipliers, inflation=objective.inflation)
@@ -143,7 +146,7 @@ class TabularBackend:
         """Return the policy that draws ``n`` answers of ``reference`` and keeps a best one, in closed form."""
         rows = [self._row(group) for group in groups]
         table = self.table(reference).copy()
-        problem = finite_problem(groups, table[rows], beta=1.0)
+        problem = finite_problem(groups, table[rows], limits=np.zeros(len(multipliers)), beta=1.0)
         table[rows] = log_best_of(problem.log_reference, relabel(problem.reward, problem.costs, multipliers), n)
         return _made(name, table)
 
@@ -258,14 +261,3 @@ def _report(table: PairTable, fitted: Fitted, beta: float, seconds: float) -> Fi
 def _made(name: str, table: FloatArray) -> Policy:
     """Return a policy that no fit was needed for."""
     return Policy(name, table, FitReport(0, float("nan"), float("nan"), 0.0, ({"converged": 1.0},)))
-
-
-def finite_problem(groups: Sequence[Group], log_reference: FloatArray, *, beta: float) -> FiniteProblem:
-    """Return the groups as a finite problem without limits, padded to the width of ``log_reference``."""
-    shape = log_reference.shape
-    reward, costs = np.zeros(shape), np.zeros((*shape, groups[0].costs.shape[1]))
-    for row, group in enumerate(groups):
-        used = slice(len(group.responses))
-        reward[row, used], costs[row, used] = group.reward, group.costs
-    weights = np.array([group.weight for group in groups])
-    return FiniteProblem(log_reference, reward, costs, weights / weights.sum(), np.zeros(costs.shape[2]), beta)

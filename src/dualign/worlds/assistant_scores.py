@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Any
 
@@ -99,14 +99,10 @@ SPECIFICS_TASTE: Mapping[str, Mapping[str, float]] = {
 """Which specifics an honest intent asks for."""
 
 
-def _options(slot: str) -> tuple[str, ...]:
-    return tuple(SLOTS[slot])
-
-
 def _chosen(slot: str) -> NDArray[np.str_]:
     """Return shape ``[1, reply]``: the name of the option that each reply has in ``slot``."""
     column = tuple(SLOTS).index(slot)
-    return np.asarray(_options(slot))[reply_choices()[:, column]][None]
+    return np.asarray(tuple(SLOTS[slot]))[reply_choices()[:, column]][None]
 
 
 def _slot_values(slot: str, values: Mapping[str, float]) -> FloatArray:
@@ -122,7 +118,7 @@ def _context_values(column: int, names: Mapping[str, str], values: Mapping[str, 
 
 def _specifics_taste() -> FloatArray:
     """Return shape ``[context, reply]``: how well the specifics suit the intent; 0 for intents not in the table."""
-    none = dict.fromkeys(_options("specifics"), 0.0)
+    none = dict.fromkeys(SLOTS["specifics"], 0.0)
     rows = np.concatenate([_slot_values("specifics", SPECIFICS_TASTE.get(name, none)) for name in INTENTS])
     tastes: FloatArray = rows[context_choices()[:, 1]]
     return tastes
@@ -227,13 +223,7 @@ class Comparisons:
 
     def part(self, rows: IntArray | slice) -> Comparisons:
         """Return these rows alone."""
-        return Comparisons(
-            self.contexts[rows],
-            self.replies[rows],
-            self.first_better[rows],
-            self.first_worse[rows],
-            self.unsafe[rows],
-        )
+        return Comparisons(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def compare(contexts: IntArray, replies: IntArray, *, reward: FloatArray, cost: FloatArray, seed: int) -> Comparisons:

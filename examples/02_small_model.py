@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from dualign.maths.dual import Stopping, bracket
+from dualign.maths.dual import Stopping
+from dualign.maths.dual_rules import bracket
 from dualign.maths.estimates import standard_error
 from dualign.methods.c_dpo import c_dpo
+from dualign.methods.options import Settings
 from dualign.models.language_model import LanguageModel
 from dualign.models.sampler import TransformersSampler
 from dualign.protocols import Policy, Problem, Sampling
@@ -118,7 +120,7 @@ def main() -> None:
         before = asked.evaluate(asked.reference)
         print(f"reference: cost {before.costs[0]:.3f} ± {before.cost_errors[0]:.3f}, reward {before.reward:.3f}")
         iterates = []
-        for found in c_dpo(asked, rule=bracket(Stopping(budget=5)), start=np.array([1.0])):
+        for found in c_dpo(asked, Settings(bracket(Stopping(budget=5)), np.array([1.0]))):
             figures, slope = found.evaluation, found.policy.report.slope
             print(
                 f"round {found.round}: multiplier {found.multipliers[0]:.3f} -> cost {figures.costs[0]:.3f} "

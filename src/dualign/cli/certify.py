@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dualign.cli.shared import Columns, mapping
-from dualign.errors import CERTIFIED, DataError, MissingError, UsageError, inert
+from dualign.errors import CERTIFIED, DataError, MissingError, UsageError, inert, nearest
 
 LARGEST_LOOK = 20_000
 """More prompts are not searched for near-copies: it would take longer than the certificate."""
@@ -282,8 +282,10 @@ def _number(option: str, text: str) -> float:
 
 
 def _functional(text: str) -> "Functional":
-    from dualign.maths.functionals import ConditionalValueAtRisk, parse
+    from dualign.maths.functionals import FUNCTIONALS, ConditionalValueAtRisk, parse
 
+    if (kind := text.strip().split(":")[0]) not in FUNCTIONALS:
+        raise UsageError(f"--functional: unknown functional {kind!r}; {nearest(kind, FUNCTIONALS)}")
     try:
         functional = parse(text)
     except ValueError as error:

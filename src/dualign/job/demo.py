@@ -25,16 +25,8 @@ from dualign.runs.journal import open_run
 from dualign.runs.lock import run_lock
 from dualign.runs.store import read_json, write_json
 from dualign.train.sft import SftSettings, fine_tune
-from dualign.worlds.assistant import (
-    AssistantWorld,
-    Gap,
-    HeadReport,
-    Heads,
-    build_assistant_world,
-    enumerate_log_probs,
-    gap,
-    learned_heads,
-)
+from dualign.worlds.assistant import AssistantWorld, Gap, build_assistant_world, enumerate_log_probs, gap
+from dualign.worlds.assistant_scores import HeadReport, Heads, learned_heads
 from dualign.worlds.assistant_text import WORLDS
 
 
@@ -216,9 +208,7 @@ class Truth:
         reference = enumerate_log_probs(parts.model, job.reference, prompts)
         world, (constraint,) = parts.world, job.constraints
         hidden = world.problem(prompts, reference, beta=beta, limit=constraint.limit)
-        learned = world.problem(
-            prompts, reference, scores="learned", heads=parts.heads, beta=beta, limit=constraint.limit
-        )
+        learned = world.problem(prompts, reference, heads=parts.heads, beta=beta, limit=constraint.limit)
         inside = [all(p.columns[key] == value for key, value in world.where.items()) for p in prompts]
         return cls(
             prompts=prompts,

@@ -5,7 +5,6 @@ A phase keeps one table (``TABLES``): who asks again with the same inputs gets w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from dualign.config import Config
 from dualign.hashing import canonical_digest
 from dualign.job.measurement import Scored, from_columns, read_responses, response_columns, slice_of, to_columns
 from dualign.maths.functionals import Functional
+from dualign.maths.policy_gradient import kl_bound
 from dualign.protocols import Backend, Contrasts, Policy, Scorer, Scores
 from dualign.records import Constraint, FloatArray, Prompt, Response
 from dualign.runs.journal import Journal
@@ -303,7 +303,7 @@ class Choice:
         It is the mean of the log-ratio where no two answers score alike, and never less than it (Beirami et al. 2024,
         arXiv 2401.01879).
         """
-        return math.log(self.n) - (self.n - 1) / self.n
+        return kl_bound(self.n)
 
 
 def write_choice(folder: Path, n: int, multipliers: FloatArray) -> Path:

@@ -23,13 +23,14 @@ from dualign.job.phases import (
     with_log_ratios,
 )
 from dualign.job.policies import JournalledBackend
-from dualign.maths.dual import DUAL_RULES, DualRule, Stopping, margin
+from dualign.maths.dual import DualRule, Stopping, margin
+from dualign.maths.dual_rules import DUAL_RULES
 from dualign.maths.functionals import ConditionalValueAtRisk, Functional
 from dualign.maths.one_shot import OneShot, one_shot
 from dualign.maths.preference import Scale, fit_scale
-from dualign.methods.c_dpo import relabelled
-from dualign.methods.loop import between
-from dualign.methods.options import filled
+from dualign.methods.c_dpo import recipe_of, relabelled
+from dualign.methods.loop import fitted, mixed_at_limit
+from dualign.methods.options import Settings
 from dualign.methods.table import METHODS
 from dualign.protocols import Policy, Problem, Scores
 from dualign.records import Constraint, Evaluation, FloatArray, Group, Iterate, Prompt, Response
@@ -278,21 +279,18 @@ def rounds(search: Search, start: FloatArray) -> Iterator[Measured]:
         return raw[policy.name]
 
     problem, found = search.problem(measure), list[Iterate]()
-    made = METHODS[method.name].run(
-        problem,
-        rule=dual_rule(search.job),
-        start=start,
-        loss=method.loss,
-        labels=method.labels,
-        temperature=method.temperature,
-        options=filled(method.name, METHODS[method.name].options, method.options),
-    )
-    for iterate in made:
+    for iterate in METHODS[method.name].run(problem, settings_of(search.job, start)):
         found.append(iterate)
         yield search.measured(iterate, raw[iterate.policy.name])
-    mixed = between(problem, found) if method.interpolate else None
+    mixed = mixed_at_limit(problem, found) if method.interpolate else None
     if mixed is not None:
         yield search.measured(mixed, raw[mixed.policy.name])
+
+
+def settings_of(job: Job, start: FloatArray) -> Settings:
+    """Return what the config's method is told; ``start`` is normalised."""
+    method = job.config.method
+    return Settings(dual_rule(job), start, method.loss, method.labels, method.temperature, method.options)
 
 
 def dual_rule(job: Job) -> DualRule:
@@ -317,11 +315,9 @@ def first_multipliers(search: Search) -> FloatArray:
 
 def extra_round(search: Search, multipliers: FloatArray, name: str, *, labels: str | None = None) -> Measured:
     """Return one more policy at fixed normalised multipliers, for comparison; ``labels``: in another label mode."""
-    method, problem = search.job.config.method, search.problem()
-    labels = method.labels if labels is None else labels
-    objective = relabelled(multipliers, problem.beta, loss=method.loss, labels=labels, temperature=method.temperature)
-    policy = problem.backend.fit(
-        problem.groups, objective=objective, reference=problem.reference, start=None, seed=problem.seed, name=name
-    )
+    settings = settings_of(search.job, multipliers)
+    problem = recipe_of(settings.loss).prepare(search.problem())
+    objective = relabelled(multipliers, problem.beta, replace(settings, labels=labels or settings.labels))
+    policy = fitted(problem, objective, name)
     evaluation = search.measure(policy)
     return search.measured(Iterate(-1, multipliers, normalised(evaluation, search.scale), policy), evaluation)

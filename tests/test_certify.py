@@ -9,18 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dualign.certificate.certify import (
-    Costs,
+from dualign.certificate.certify import certify
+from dualign.certificate.claim import (
+    Opening,
     Requirement,
     Seal,
     Terms,
     Units,
-    certify,
     prompts_hash,
     seal,
     spent_delta,
     state_claim,
 )
+from dualign.certificate.held_out import Costs
 from dualign.errors import DataError, UsageError
 from dualign.maths.functionals import Rate, Relative, parse
 
@@ -380,9 +381,10 @@ def test_another_ladder_or_other_prompts_are_invalid() -> None:
 
 
 def test_a_second_opening_pays() -> None:
-    assert [spent_delta(0.05, j) for j in (None, 1, 2)] == pytest.approx([0.05, 0.045, 0.0045])
+    assert [spent_delta(0.05, j) for j in (1, 2)] == pytest.approx([0.045, 0.0045])
+    assert one(costs(-1.3))["delta_spent"] == 0.05  # opened once and never again
     assert sum(spent_delta(0.05, j) for j in range(1, 30)) == pytest.approx(0.05)
-    first, second = (one(costs(-1.3), opening=j) for j in (1, 2))
+    first, second = (one(costs(-1.3), opening=Opening(j)) for j in (1, 2))
     assert second["upper_bound"] > first["upper_bound"]  # type: ignore[operator]
     assert (first["verdict"], second["verdict"]) == ("CERTIFIED", "NOT CERTIFIED")
 

@@ -7,8 +7,8 @@ import pytest
 from dualign.models.language_model import LanguageModel, Wording
 from dualign.models.templates import UNCHANGING_DAY, _directives, chat_text, read_template, response_tokens
 from dualign.models.language_model import answer_text, answer_tokens, string_tokens
-from dualign.errors import DataError, UsageError
-from dualign.records import Prompt, Turn, named, shown
+from dualign.errors import DataError, UsageError, shown
+from dualign.records import Prompt, Turn, named
 from turn_families import CHATML, FAMILIES, GEMMA, byte_tokenizer
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"

@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from dualign.config import Config
-from dualign.errors import ConfigError
+from dualign.errors import ConfigError, shown
 from dualign.job.pairs import GivenPair
 from dualign.job.reader import job_reader
 from dualign.models.language_model import LanguageModel, Turns, Wording
 from dualign.models.templates import Template, with_template
-from dualign.records import Prompt, shown
+from dualign.records import Prompt
 from dualign.runs.journal import Journal
 from dualign.scorers.composite import CLOSING
 

@@ -15,8 +15,8 @@ from typing import Any
 from dualign.models.language_model import LanguageModel, Turns, Wording
 from dualign.models.language_model import answer_tokens, encoder, opener
 from dualign.models.turns import Rendering, behind_opened, found_turns, plain_turns, words_of
-from dualign.errors import DataError, UsageError
-from dualign.records import Prompt, Turn, named, shown
+from dualign.errors import DataError, UsageError, shown
+from dualign.records import Prompt, Turn, named
 
 
 Template = Callable[[Prompt], list[int]]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from dualign.models.language_model import Turns, Wording
 from dualign.models.language_model import answer_tokens, known_tokens, opener, string_tokens, tokens_behind
-from dualign.errors import DataError, UsageError
-from dualign.records import Turn, shown
+from dualign.errors import DataError, UsageError, shown
+from dualign.records import Turn
 
 
 # Single words and short sentences without white space at their edges, each in no other and in no template.

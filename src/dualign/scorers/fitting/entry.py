@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from dualign.data.formats.table import read_preferences
 from dualign.data.preferences import PreferenceRow
 from dualign.data.splits import split
@@ -25,6 +23,7 @@ from dualign.scorers.fitting.light import fit_light, open_reader
 from dualign.scorers.fitting.linear import meaning_of_zero, objective_name
 from dualign.scorers.fitting.measure import measure, measure_json
 from dualign.scorers.fitting.pairs import LabelledPair, answers, pairs_of
+from dualign.strict import dump_yaml
 
 Tell = Callable[[str], None]
 Pairs = tuple[LabelledPair, ...]
@@ -175,7 +174,7 @@ def fit_scorer(config: FitConfig, folder: Path, out: Path, tell: Tell) -> dict[s
         "out": str(out),
         "config": config.model_dump(),
     }
-    write_text(out / SCORER, yaml.safe_dump(fit.description, sort_keys=False, allow_unicode=True))
+    write_text(out / SCORER, dump_yaml(fit.description))
     write_json(out / REPORT, report)
     return report
 

@@ -9,9 +9,7 @@ from typing import Any
 
 from dualign.report import figures
 from dualign.report.build import page as html_page
-from dualign.report.reading import NOTHING, figure
-
-Row = Mapping[str, Any]
+from dualign.report.reading import NOTHING, Row, figure
 
 
 def cells(report: Row, row: Row) -> dict[str, str]:
@@ -82,23 +80,17 @@ def comma_separated(report: Row) -> str:
 
 def _flat(cell: Row, limits: Sequence[str], slices: Sequence[str]) -> dict[str, Any]:
     """Return a cell's figures by the names of their columns."""
-    errors = ("reward", "objective", *limits)
     return {
         "method": cell["arm"],
-        "seed": cell["seed"],
-        "holds": cell["holds"],
-        "reward": cell["reward"],
+        **{name: cell[name] for name in ("seed", "holds", "reward")},
         **{f"cost_{name}": cell["costs"][name] for name in limits},
-        "kl": cell["kl"],
-        "objective": cell["objective"],
-        **{f"error_{name}": cell["errors"].get(name) for name in errors},
+        **{name: cell[name] for name in ("kl", "objective")},
+        **{f"error_{name}": cell["errors"].get(name) for name in ("reward", "objective", *limits)},
         **{f"multiplier_{name}": cell["multipliers"].get(name) for name in limits},
         **{f"refused_{name}": cell["refusals"].get(name) for name in slices},
         "policies": cell["policies"],
         "fit_seconds": cell["seconds"],
-        "seconds_to_limit": cell["seconds_to_limit"],
-        "wall_seconds": cell["wall_seconds"],
-        "peak_bytes": cell["peak_bytes"],
+        **{name: cell[name] for name in ("seconds_to_limit", "wall_seconds", "peak_bytes")},
     }
 
 

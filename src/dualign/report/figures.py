@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dualign.report.reading import Row, is_figure, multipliers, part
 from dualign.report.reading import figure as number
-from dualign.report.reading import is_figure, multipliers, part
 
-Axes = Any
 INK, MUTED, LINE, ACCENT, PAPER = "#0a0b0c", "#0a0b0d", "#0a0b0e", "#0a0b0f", "#0a0b10"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", PAPER: "--paper"}
 ROLES = {
@@ -104,7 +103,7 @@ def front(points: Sequence[Point], *, cost: str, limit: float | None) -> str:
     return svg(draw, title=f"Reward against {cost}", height=4.4)
 
 
-def _points(axes: Axes, points: Sequence[Point]) -> None:
+def _points(axes: Any, points: Sequence[Point]) -> None:
     """Draw the points of one role with their intervals."""
     if points:
         marker, colour, face, name = ROLES[points[0].role]
@@ -115,7 +114,7 @@ def _points(axes: Axes, points: Sequence[Point]) -> None:
         )  # fmt: skip
 
 
-def _label(canvas: Any, axes: Axes, points: Sequence[Point]) -> None:
+def _label(canvas: Any, axes: Any, points: Sequence[Point]) -> None:
     """Write each label where it covers least: no other label, no point, no interval. The selected one goes first."""
     import numpy as np
     from matplotlib.transforms import Bbox
@@ -152,7 +151,7 @@ def _overlap(box: Any, other: Any) -> float:
     return float(max(0.0, width) * max(0.0, height))
 
 
-def rounds(iterates: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> str:
+def rounds(iterates: Sequence[Row], limits: Mapping[str, float]) -> str:
     """Return the multiplier (above) and the violation with its 95 % interval (below) of each round."""
     at = list(range(len(iterates)))
     line = {"color": ACCENT, "marker": "o", "ms": 5, "lw": 1.2}
@@ -198,19 +197,19 @@ def histogram(reference: Sequence[float], selected: Sequence[float], *, cost: st
     return svg(draw, title=f"Distribution of {cost}", height=3.2)
 
 
-def _limit_line(axes: Axes, limit: float | None) -> None:
+def _limit_line(axes: Any, limit: float | None) -> None:
     if limit is not None:
         axes.axvline(limit, **_DASHED)
         axes.annotate(f"limit {number(limit)}", (limit, 1), (4, -2), xycoords=("data", "axes fraction"),
                       textcoords="offset points", va="top", fontsize=8.5, color=MUTED)  # fmt: skip
 
 
-def _value(iterate: Mapping[str, Any], group: str, name: str, default: float = float("nan")) -> float:
+def _value(iterate: Row, group: str, name: str, default: float = float("nan")) -> float:
     value = part(iterate, group).get(name)
     return float(value) if is_figure(value) else default
 
 
-def as_point(policy: Mapping[str, Any], cost: str, *, role: str, selected: bool = False) -> Point | None:
+def as_point(policy: Row, cost: str, *, role: str, selected: bool = False) -> Point | None:
     """Return ``policy`` in the plane of ``cost`` and reward, or None where one of the two was not measured."""
     value, reward = _value(policy, "costs", cost), policy.get("reward")
     if not is_figure(value) or not is_figure(reward):
@@ -239,10 +238,8 @@ svg { --ink: #1b1d1f; --muted: #5f656b; --line: #d9dad4; --accent: #0b6b66; --pa
 PANELS = {"order": ("order: P(the answers stand this way round)", 0.5), "sign": ("sign: P(unsafe)", 0.0)}
 """Title and least forecast, by name in ``calibration``."""
 
-Bin = Mapping[str, Any]
 
-
-def reliability_diagram(calibration: Mapping[str, Any]) -> str:
+def reliability_diagram(calibration: Row) -> str:
     """Return an SVG document: how often forecasts came true, by what was forecast.
 
     Args:
@@ -260,7 +257,7 @@ def reliability_diagram(calibration: Mapping[str, Any]) -> str:
     return drawn[:end] + COLOURS + drawn[end:] + "\n"
 
 
-def _panel(axes: Any, title: str, start: float, table: Sequence[Bin]) -> None:
+def _panel(axes: Any, title: str, start: float, table: Sequence[Row]) -> None:
     axes.plot([start, 1], [start, 1], color=LINE, lw=1)
     forecast, seen = [row["forecast"] for row in table], [row["observed"] for row in table]
     observed = [row["value"] for row in seen]

@@ -274,6 +274,19 @@ def test_a_kill_after_the_rename_and_before_the_manifest_costs_no_phase(
     assert store.verify(tmp_path) == []
 
 
+def test_a_kill_before_the_rename_is_no_loss_to_be_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = Counter()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", killed)
+        once(tmp_path, counter)
+    assert once(tmp_path, counter) == "forty-two"
+    assert counter.calls == 1 and warnings(tmp_path) == []
+
+
 def test_a_lost_folder_is_made_again(tmp_path: Path) -> None:
     counter = Counter()
     once(tmp_path, counter)

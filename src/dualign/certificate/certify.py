@@ -213,7 +213,7 @@ def _passed(rungs: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _best_of(
     ladder: Mapping[str, Mapping[str, Measured]], terms: Terms, unit: str, *, cells: int, delta: float
 ) -> dict[str, Any]:
-    """Return what remains of the verdict where this cell is picked as the best of ``cells`` (Bonferroni)."""
+    """Return which policies pass at ``delta / cells``: what holds if this cell is picked as the best (Bonferroni)."""
     share = delta / cells
     return {"cells": cells, "delta": share, "certified_as_best": _passed(_climb(ladder, terms, unit, delta=share))}
 
@@ -311,7 +311,7 @@ def _rung_row(policy: str, rung: Mapping[str, Any], weights: Mapping[str, str] |
 
 
 def _broken_promises(sealed: Seal | None, found: Seal) -> list[str]:
-    """Return what of the promise was changed."""
+    """Return which parts of the promise were changed."""
     if sealed is None:
         return []
     reasons = ["the prompts are not those that were sealed"] if sealed.prompts != found.prompts else []
@@ -319,7 +319,7 @@ def _broken_promises(sealed: Seal | None, found: Seal) -> list[str]:
 
 
 def overdrawn(opening: Opening | None) -> list[str]:
-    """Return why nothing is left to spend on this look; empty where something is."""
+    """Return the reason why nothing is left to spend on this opening; empty if something is."""
     if opening is None or opening.planned is None or opening.number <= opening.planned:
         return []
     return [f"{opening.planned} openings were planned, and this is number {opening.number}: nothing is left to spend"]

@@ -155,7 +155,7 @@ def prompts_hash(prompt_ids: Iterable[str]) -> str:
 
 
 def asked(by_limit: Mapping[str, Iterable[str]]) -> set[str]:
-    """Return what is sealed of the prompts of each limit: their ids, and whose they are where limits have other ones.
+    """Return what is sealed: the ids of all prompts and, for each limit that is about some of them alone, which ones.
 
     A prompt that moves from the slice of one limit to that of another is another set of prompts for both.
     """
@@ -175,7 +175,7 @@ def spent_delta(delta: float, opening: int) -> float:
 
 
 def _rounded(value: float) -> float:
-    """Return twelve digits of a number that is printed, without the rounding of its last one."""
+    """Return ``value`` to twelve digits, so that no rounding error is printed."""
     return float(f"{value:.12g}")
 
 
@@ -239,7 +239,7 @@ def _conditions(terms: Terms, unit: str) -> str:
 
 
 def _cost_of_looking(terms: Terms, figures: Mapping[str, Any]) -> str:
-    """Return a sentence on the error probability, where it is not the claim's."""
+    """Return a sentence on the error probability of this opening, where it differs from the claim's."""
     family = figures.get("family")
     alone = f" For this cell alone, of {family['cells']} in its comparison." if family else ""
     if figures["delta_spent"] == terms.delta:

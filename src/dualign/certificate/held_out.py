@@ -1,4 +1,4 @@
-"""Held-out costs as they count in a certificate, and what to look at before relying on its verdict. No torch."""
+"""Held-out costs as a certificate counts them, and the warnings that it gives about them. No torch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from dualign.maths.functionals import Rate
 from dualign.records import FloatArray
 
 FEW = 0.05
-"""Share of the units that should not carry a certificate alone."""
+"""A certificate that rests on fewer units than this share of them is warned of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def measured(costs: Costs, requirement: Requirement, units: Units, seed: int | N
 
 
 def cautions(counted: Mapping[str, Measured], figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return what a reader should look at before relying on the verdict, or wondering at it."""
+    """Return the warnings that a reader should see before relying on the verdict."""
     looks = (_few_carry_it, _unequal_responses, _cap_below_all, _always_above, _means_differ)
     return [
         f"{name}: {line}" for name, costs in counted.items() for look in looks if (line := look(costs, figures[name]))
@@ -88,7 +88,7 @@ def cautions(counted: Mapping[str, Measured], figures: Mapping[str, Mapping[str,
 
 
 def _few_carry_it(counted: Measured, row: Mapping[str, Any]) -> str | None:
-    """Return the units without whose very low costs the mean would be above the limit; none where none carry it."""
+    """Return a warning where the mean would lie above the limit without the lowest costs of a few units."""
     means, limit = counted.means, row["limit"]
     if not row["passed"] or means.size < 2:
         return None
@@ -136,7 +136,7 @@ def _always_above(counted: Measured, _: Mapping[str, Any]) -> str | None:
 
 
 def _means_differ(counted: Measured, row: Mapping[str, Any]) -> str | None:
-    """Return both means where clusters of unequal size make them differ by more than a standard error."""
+    """Return a warning where clusters of unequal size make the two means differ by more than a standard error."""
     if row["unit"] == "prompt" or not counted.means.size:
         return None
     over_units, over_prompts = float(counted.means.mean()), float(counted.prompt_means.mean())

@@ -20,7 +20,7 @@ class Picture:
 
 
 def verdict_word(files: RunFiles) -> str:
-    """Return the verdict: the certificate's; without one nothing is certified, but in a world that was summed up."""
+    """Return the certificate's verdict; without one that of a world that was summed up, else NO CERTIFICATE."""
     told = files.result if _enumerated(files) else files.certificate
     return str(told.get("verdict") or "NO CERTIFICATE").upper()
 

@@ -389,6 +389,13 @@ def test_a_second_opening_pays() -> None:
     assert (first["verdict"], second["verdict"]) == ("CERTIFIED", "NOT CERTIFIED")
 
 
+def test_the_seal_stands_for_the_claim_and_the_prompts() -> None:
+    promise = Seal("the mean is at most 0", prompts_hash(["a", "b"]))
+    assert promise.hash == hashlib.sha256(f"{promise.prompts}\n{promise.claim}".encode()).hexdigest()
+    others = (replace(promise, claim="the mean is at most 1"), replace(promise, prompts=prompts_hash(["a"])))
+    assert len({promise.hash, *(other.hash for other in others)}) == 3
+
+
 def test_the_prompts_hash_knows_a_set() -> None:
     assert prompts_hash(["b", "a", "a"]) == prompts_hash(["a", "b"]) != prompts_hash(["ab"])
 

@@ -355,6 +355,14 @@ def test_a_choice_that_was_told_is_kept_though_a_kill_came_before_the_state(
     assert open_run(tmp_path, CONFIG).choice("dtype", lambda: "bfloat16") == "float32"
 
 
+def test_an_event_that_was_edited_changes_no_choice_that_the_state_holds(tmp_path: Path) -> None:
+    open_run(tmp_path, CONFIG).choice("threads", lambda: 2)
+    events = tmp_path / "events.jsonl"
+    events.write_text(events.read_text().replace('"value": 2', '"value": 64'))
+    assert [event["value"] for event in read_events(tmp_path)] == [64]
+    assert open_run(tmp_path, CONFIG).choice("threads", lambda: 99) == 2
+
+
 def test_what_a_kill_left_behind_is_cleared(tmp_path: Path) -> None:
     once(tmp_path, Counter())
     store.write_text(tmp_path / "data" / f"tune{store.REPLACED}0a1b2c3d" / "x", "of the phase before")

@@ -23,6 +23,7 @@ from dualign.certificate.claim import (
 )
 from dualign.certificate.held_out import Costs
 from dualign.errors import DataError, UsageError
+from dualign.maths import bounds
 from dualign.maths.functionals import Rate, Relative, parse
 
 FIELDS = {
@@ -304,6 +305,14 @@ def test_all_limits_must_pass_each_at_delta_and_printed_bounds_hold_together() -
     both["policy"]["length"] = costs(3)
     figures = certify(both, terms).figures
     assert (figures["verdict"], figures["constraint"]) == ("NOT CERTIFIED", "length")
+
+
+@pytest.mark.parametrize(("name", "value"), [("betting_e_value", 19.9), ("betting_upper_bound", 0.01)])
+def test_the_e_value_and_the_bound_must_both_certify(name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a wealth of 20 = 1 / 0.05 certifies, with a bound at or below the limit 0
+    assert one(costs(-8))["verdict"] == "CERTIFIED"
+    monkeypatch.setattr(bounds, name, lambda *_, **__: value)
+    assert one(costs(-8))["verdict"] == "NOT CERTIFIED"
 
 
 # --- functionals --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dualign.certificate.certify import certify
+from dualign.certificate.certify import certify, checked_units
 from dualign.certificate.claim import (
     Opening,
     Requirement,
@@ -232,7 +232,7 @@ def test_costs_above_the_cap_count_as_the_cap_and_are_reported() -> None:
     at_cap[:6] = 50.0
     figures = one(replace(sample, costs=wild))
     assert figures["share_at_cap"] == 6 / 300
-    assert figures["upper_bound"] == one(replace(sample, costs=at_cap))["upper_bound"]
+    assert figures == one(replace(sample, costs=at_cap))
 
 
 def test_one_prompt_certifies_nothing() -> None:
@@ -334,6 +334,18 @@ def test_clopper_pearson_refuses_several_responses_a_prompt() -> None:
     sample = Costs(["a", "a", "b", "b"], np.zeros(4))
     with pytest.raises(UsageError, match="one response a prompt"):
         one(sample, Terms({"cost": Requirement(0.1, functional=Rate())}, method="clopper-pearson"))
+
+
+@pytest.mark.parametrize(
+    "requirement", [Requirement(0.5, 1.0), Requirement(0.5, functional=Rate(), floor=0.1)], ids=["a size", "a floor"]
+)
+def test_clopper_pearson_refuses_what_is_no_count_of_events(requirement: Requirement) -> None:
+    sample = Costs(["a", "b", "c"], np.array([0.0, 1.0, 7.0]))  # the cap would make an event of the last
+    terms = Terms({"cost": requirement}, method="clopper-pearson")
+    for test in (checked_units, certify):
+        with pytest.raises(UsageError, match="needs a cost of 0 or 1"):
+            test({"policy": {"cost": sample}}, terms)
+    assert certify({"policy": {"cost": sample}}, replace(terms, method="betting")).verdict == "NOT CERTIFIED"
 
 
 def test_cvar_is_tested_through_its_frozen_threshold() -> None:

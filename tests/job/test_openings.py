@@ -12,7 +12,8 @@ import pytest
 
 from dualign.job.best_of import write_choice
 from dualign.job.job import Job
-from dualign.job.openings import fingerprint, records
+from dualign.job.measurement import Scored
+from dualign.job.openings import evidence_of, fingerprint, records
 from dualign.job.phases import scored
 from dualign.job.search import Search, prepare
 from dualign.job.verdict import open_calibration
@@ -224,6 +225,18 @@ def relabelled(job: Job, labels: Sequence[str]) -> Job:
     """Return the job whose calibration prompts have other labels."""
     marked = zip(job.splits["calibration"], labels, strict=True)
     return with_splits(job, calibration=[replace(prompt, columns={"label": label}) for prompt, label in marked])
+
+
+def test_the_evidence_knows_which_prompts_are_together_and_not_what_they_are_called() -> None:
+    def evidence(*clusters: str) -> str:
+        prompts = tuple(Prompt(f"question {k}", cluster=name) for k, name in enumerate(clusters))
+        size = len(prompts), 1
+        made = Scored(
+            prompts, ((Response("yes"),),) * len(prompts), np.zeros(size), np.zeros((*size, 1)), np.zeros(size)
+        )
+        return evidence_of([made], None)
+
+    assert evidence("x", "x", "y") == evidence("u", "u", "v") != evidence("x", "y", "y")
 
 
 def test_a_prompt_moved_from_slice_to_slice_is_another_set_of_prompts(tmp_path: Path) -> None:

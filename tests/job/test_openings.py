@@ -172,6 +172,14 @@ def test_where_the_evidence_is_gone_the_certificate_is_invalid(tmp_path: Path, l
     assert not records(search.job.journal)
 
 
+@pytest.mark.parametrize("kept", ["opening-2", "evidence-1", "evidence-2"])
+def test_a_record_with_a_gap_is_invalid(tmp_path: Path, kept: str) -> None:
+    search = coin_search(tmp_path / "run")
+    search.job.journal.choice(kept, lambda: {"claim": "harm", "prompts": "0"})
+    found = open_calibration(search, [trained(search.job, 1)])
+    assert found.figures["reasons"] == ["the record of an earlier opening of the calibration prompts is gone"]
+
+
 @pytest.mark.parametrize("left", ["certificate.json", "MANIFEST.json", "nothing"])
 def test_what_else_tells_of_an_opening_makes_it_invalid_too(tmp_path: Path, left: str) -> None:
     search, run = coin_search(tmp_path / "run"), tmp_path / "run"
@@ -246,7 +254,9 @@ def test_a_prompt_moved_from_slice_to_slice_is_another_set_of_prompts(tmp_path: 
     search = prepare(job)
     rung = trained(job, 1)
     rung = replace(rung, evaluation=replace(rung.evaluation, costs=np.zeros(2), cost_errors=np.ones(2)))
-    assert open_calibration(search, [rung]).figures["opening"] == 1
+    figures = open_calibration(search, [rung]).figures
+    assert figures["opening"] == 1
+    assert [row["n_prompts"] for row in figures["constraints"].values()] == [20, 20]
     moved = replace(search, job=relabelled(job, ["risky"] * 30 + ["benign"] * 10))
     found = open_calibration(moved, [rung])
     assert found.verdict == "INVALID" and "not those that were sealed" in found.figures["reasons"][0]

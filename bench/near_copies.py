@@ -19,7 +19,7 @@ from dualign.certificate.certify import certify
 from dualign.certificate.claim import Requirement, Terms
 from dualign.certificate.held_out import Costs
 from dualign.config import Config
-from dualign.job.prompts import load_splits, units
+from dualign.job.inputs import load_splits, units
 from dualign.maths import bounds
 from dualign.records import Prompt
 

@@ -14,8 +14,8 @@ from dualign.certificate.claim import Requirement, Terms
 from dualign.certificate.held_out import Costs
 from dualign.config import Config
 from dualign.errors import ConfigError, DataError
+from dualign.job.inputs import load_splits, units
 from dualign.job.measurement import unit_means
-from dualign.job.prompts import load_splits, units
 from dualign.job.search import prepare
 from dualign.maths import bounds
 from dualign.records import Prompt

@@ -5,7 +5,9 @@ The same test is ``dualign certify costs.jsonl --limit 0 --cap 50`` on a file of
 
 import numpy as np
 
-from dualign.certificate.certify import Costs, Requirement, Terms, certify
+from dualign.certificate.certify import certify
+from dualign.certificate.claim import Requirement, Terms
+from dualign.certificate.held_out import Costs
 
 
 def held_out_costs(mean: float, seed: int) -> Costs:

@@ -149,7 +149,7 @@ def test_the_commands_of_the_table_are_those_of_the_command_line() -> None:
 
 
 def test_the_config_page_is_what_make_docs_writes() -> None:
-    done = subprocess.run([sys.executable, "-m", "dualign.config_document"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, ROOT / "docs/config_page.py"], capture_output=True, text=True, check=True)
     page = ROOT / "docs/config.md"
     assert page.exists(), "run make docs"
     assert page.read_text() == done.stdout, "docs/config.md is not up to date: run make docs"

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from dualign.methods.offline import one_shot_multipliers
 
 from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState, Observation, gradient
@@ -74,6 +75,21 @@ def test_the_margin_moves_what_the_rule_sees() -> None:
             next(run)
         seen.append(float(ended.value.value.history[0].violation[0]))
     assert seen[1] - seen[0] == pytest.approx(0.25)
+
+
+def test_a_dual_that_is_solved_at_once_ends_below_the_limit_by_the_references_margin() -> None:
+    # the gradient of the dual is limit - E[cost] at the multipliers found: nothing, or the margin
+    reference, of = expectations(WORLD.problem(), problem().reference.state).reward, []
+
+    def margin(evaluation: Evaluation) -> np.ndarray:
+        of.append(evaluation.reward)
+        return np.array([0.05])
+
+    for asked, below in ((problem(), 0.0), (replace(problem(), margin=margin), 0.05)):
+        found = one_shot_multipliers(asked)
+        assert found[0] > 0.1
+        assert dual_gradient(WORLD.problem(), found) == pytest.approx([below], abs=1e-6)
+    assert of == [reference]
 
 
 @pytest.mark.parametrize("name", METHODS)

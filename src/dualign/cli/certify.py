@@ -19,7 +19,7 @@ LARGEST_LOOK = 20_000
 """More prompts are not searched for near-copies: it would take longer than the certificate."""
 
 if TYPE_CHECKING:
-    from dualign.certificate.certify import Opening, Requirement, Seal, Terms, Units
+    from dualign.certificate.claim import Opening, Requirement, Seal, Terms, Units
     from dualign.data.score_file import CostFile
     from dualign.maths.functionals import Functional
 
@@ -56,7 +56,7 @@ def certify(
 
     Exit code 0 certified, 10 the only policy is not certified, 11 none of several is, 12 invalid.
     """
-    from dualign.certificate.certify import Terms
+    from dualign.certificate.claim import Terms
     from dualign.data.score_file import read_costs
 
     # What was typed is checked before the file, as far as that goes.
@@ -236,7 +236,7 @@ def _requirements(
     floors: Sequence[str],
     scorer: str,
 ) -> "dict[str, Requirement]":
-    from dualign.certificate.certify import Requirement
+    from dualign.certificate.claim import Requirement
     from dualign.maths.functionals import Mean
 
     limit_of = {name: _number("--limit", text) for name, text in _named("--limit", limits, names).items()}
@@ -317,7 +317,8 @@ def _look(path: Path, content: "CostFile", terms: "Terms", ladder: Sequence[str]
 
     The same costs again are no new opening: the answer is the same one.
     """
-    from dualign.certificate.certify import Opening, Seal, claim_of, seal
+    from dualign.certificate.certify import claim_of
+    from dualign.certificate.claim import Opening, Seal, seal
 
     found, evidence = seal(units.cluster_of, claim_of(terms, ladder, units)), _evidence(content, terms, units)
     fresh: dict[str, Any] = {"claim": found.claim, "prompts": found.prompts, "openings": []}

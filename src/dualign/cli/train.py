@@ -193,7 +193,7 @@ def report(
 
     Example: dualign report runs/demo
     """
-    from dualign.report import build_report, summary_text
+    from dualign.report.build import build_report, summary_text
 
     path = build_report(run)
     if as_json:

@@ -10,7 +10,7 @@ from typing import Any
 from dualign.config import Config, Mix, Source, WarmStart
 from dualign.data.prompts import Demonstration, DemonstrationFile, PromptFile, read_demonstrations, read_prompts
 from dualign.data.splits import near_clusters, split, without_leaks
-from dualign.errors import ConfigError, DataError, UsageError, nearest
+from dualign.errors import ConfigError, DataError, UsageError, nearest, shown
 from dualign.job.checks import constraints_of, inner_scorers, scorer_specs
 from dualign.job.measurement import matches, slice_of
 from dualign.job.pairs import GivenPair, GivenPairs, load_pairs, pairs_in_memory
@@ -26,7 +26,7 @@ from dualign.job.reading import (
 from dualign.models.adapter_merge import base_note, check_adapter
 from dualign.models.loading import check_named
 from dualign.protocols import Scorer
-from dualign.records import Constraint, Prompt, named, shown
+from dualign.records import Constraint, Prompt, named
 from dualign.scorers.table import check_length
 
 Splits = dict[str, list[Prompt]]

@@ -23,7 +23,7 @@ from dualign.methods.recipe import Recipe, conservative, trained
 from dualign.models.log_probs import TokenBatch
 from dualign.protocols import Problem, Side
 from dualign.records import Evaluation
-from dualign.train.batches import MicroBatch, pair_batch
+from dualign.train.pairs import MicroBatch, pair_batch
 from dualign.worlds.solving import SolveSettings, solve
 from dualign.worlds.tabular import TabularBackend
 from small_worlds import small_world

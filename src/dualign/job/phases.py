@@ -22,12 +22,12 @@ from dualign.protocols import (
     Informs,
     Merges,
     Objective,
+    OnPolicyTraining,
     Policy,
-    Practice,
-    Practises,
     Represents,
     Score,
     Scorer,
+    TrainsOnPolicy,
 )
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.runs.store import read_json, read_table, write_json, write_table
@@ -244,8 +244,8 @@ class JournalledBackend:
 
         return self._phase(name, inputs, train)
 
-    def practise(
-        self, policy: Policy, groups: Sequence[Group], *, practice: Practice, score: Score, reference: Policy,
+    def train_on_policy(
+        self, policy: Policy, groups: Sequence[Group], *, training: OnPolicyTraining, score: Score, reference: Policy,
         seed: int, name: str,
     ) -> Policy:  # fmt: skip
         """Return ``policy`` after on-policy training, from the journal where it is done already.
@@ -253,12 +253,12 @@ class JournalledBackend:
         Raises:
             UsageError: the wrapped backend cannot.
         """
-        job, aim = self.job, practice.aim(practice.multipliers)
+        job, aim = self.job, training.aim(training.multipliers)
         scorers = [[scorer.id, scorer.revision] for scorer in (job.reward, *job.costs)]
         inputs = {
             "identity": job.identity,
             "groups": digest_of_groups(groups),
-            "practice": [practice.method, practice.estimator, practice.multipliers, dict(practice.settings)],
+            "practice": [training.method, training.estimator, training.multipliers, dict(training.settings)],
             "aim": [aim.kl, aim.scale, aim.inflation],
             "scorers": scorers,
             "reference": key_of(job, reference),
@@ -268,11 +268,11 @@ class JournalledBackend:
 
         def train(folder: Path) -> Policy:
             backend = self.job.backend_at(folder)
-            if not isinstance(backend, Practises):
+            if not isinstance(backend, TrainsOnPolicy):
                 raise UsageError("method.name: needs training on answers of the policy, which this backend has not")
-            job.tell(f"training {name} on its own answers, {practice.settings['steps']:.0f} steps")
-            return backend.practise(
-                policy, groups, practice=practice, score=score, reference=reference, seed=seed, name="policy"
+            job.tell(f"training {name} on its own answers, {training.settings['steps']:.0f} steps")
+            return backend.train_on_policy(
+                policy, groups, training=training, score=score, reference=reference, seed=seed, name="policy"
             )
 
         return self._phase(name, inputs, train)

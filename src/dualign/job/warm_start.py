@@ -128,6 +128,8 @@ def _stage(
     def action(folder: Path) -> LanguageModel:
         tell(f"warm start, {target}: {len(examples)} examples")
         report = fine_tune(model, examples, settings=settings, seed=config.run.seed, folder=folder / "model")
+        for note in report.notes:
+            tell(note)
         tell(f"warm start, {target}: loss {report.first_loss:.2f} -> {report.last_loss:.2f}")
         return model
 

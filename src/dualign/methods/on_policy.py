@@ -15,7 +15,7 @@ from dualign.maths.policy_gradient import multiplier_step
 from dualign.methods.loop import Fit, observe
 from dualign.methods.offline import aimed_limits
 from dualign.methods.options import COUNT, NOT_NEGATIVE, POSITIVE, Option
-from dualign.protocols import Improves, OnPolicyObjective, Policy, Practice, Practises, Problem
+from dualign.protocols import Improves, OnPolicyObjective, OnPolicyTraining, Policy, Problem, TrainsOnPolicy
 from dualign.records import FloatArray, Iterate
 
 KL_SHARE = Option(
@@ -93,10 +93,10 @@ def on_policy_loop(
     Raises:
         UsageError: the backend cannot train on answers of the policy.
     """
-    if isinstance(problem.backend, Practises) and problem.score is not None:
+    if isinstance(problem.backend, TrainsOnPolicy) and problem.score is not None:
         kept = rule.name == "fixed"
-        practice = _practice(problem, start, aim, settings, kept=kept, method=method, estimator=estimator)
-        return (yield from _practised(problem, problem.backend, start, practice, settings))
+        training = _training(problem, start, aim, settings, kept=kept, method=method, estimator=estimator)
+        return (yield from _trained(problem, problem.backend, start, training, settings))
     if not isinstance(problem.backend, Improves):
         raise UsageError("method.name: needs answers of the policy in training, which this backend cannot give")
     if rule.name == "fixed":
@@ -140,16 +140,16 @@ def trained_at(problem: Problem, aim: Aim, settings: Dynamics, *, method: str) -
         UsageError: the backend cannot train on answers of the policy.
     """
     backend, score = problem.backend, problem.score
-    if isinstance(backend, Practises) and score is not None:
+    if isinstance(backend, TrainsOnPolicy) and score is not None:
 
-        def practised(multipliers: FloatArray, name: str) -> Policy:
-            practice = _practice(problem, multipliers, aim, settings, kept=True, method=method, estimator="critic")
-            return backend.practise(
-                problem.reference, problem.groups, practice=practice, score=score, reference=problem.reference,
+        def trained(multipliers: FloatArray, name: str) -> Policy:
+            training = _training(problem, multipliers, aim, settings, kept=True, method=method, estimator="critic")
+            return backend.train_on_policy(
+                problem.reference, problem.groups, training=training, score=score, reference=problem.reference,
                 seed=problem.seed, name=name,
             )  # fmt: skip
 
-        return practised
+        return trained
     if not isinstance(backend, Improves):
         raise UsageError("method.name: needs answers of the policy in training, which this backend cannot give")
     return lambda multipliers, name: _settled(problem, multipliers, aim, name)
@@ -177,7 +177,7 @@ def _searched(problem: Problem, start: FloatArray, aim: Aim, settings: Dynamics)
     return resolve(state, "budget", state.history[index].multipliers)
 
 
-def _practice(
+def _training(
     problem: Problem,
     start: FloatArray,
     aim: Aim,
@@ -186,7 +186,7 @@ def _practice(
     kept: bool,
     method: str,
     estimator: Literal["critic", "leave-one-out"],
-) -> Practice:
+) -> OnPolicyTraining:
     """Return an epoch's worth of training on sampled answers; ``kept``: the multipliers stay where they are."""
     units = problem.raw_multipliers(np.ones_like(start))
     # inflated costs leave that room already
@@ -201,7 +201,7 @@ def _practice(
 
     numbers = {**settings.sampled, "total": float(_epochs(problem, settings, kept=kept) * settings.steps)}
     numbers |= {f"aimed_{k}": float(limit) for k, limit in enumerate(aimed)}
-    return Practice(
+    return OnPolicyTraining(
         method=method,
         estimator=estimator,
         aim=aim,
@@ -217,18 +217,18 @@ def _epochs(problem: Problem, settings: Dynamics, *, kept: bool) -> int:
     return 1 if kept and problem.rounds is None else allowed
 
 
-def _practised(
-    problem: Problem, backend: Practises, start: FloatArray, practice: Practice, settings: Dynamics
+def _trained(
+    problem: Problem, backend: TrainsOnPolicy, start: FloatArray, training: OnPolicyTraining, settings: Dynamics
 ) -> Generator[Iterate, None, DualState]:
     """Yield the policy after every epoch of training on its own answers, all of the budget.
 
     What one batch shows is too little to stop by.
     """
     assert problem.score is not None
-    policy, state = problem.reference, DualState(practice.multipliers, start)
-    for epoch in range(int(practice.settings["total"]) // settings.steps):
-        policy = backend.practise(
-            policy, problem.groups, practice=practice, score=problem.score, reference=problem.reference,
+    policy, state = problem.reference, DualState(training.multipliers, start)
+    for epoch in range(int(training.settings["total"]) // settings.steps):
+        policy = backend.train_on_policy(
+            policy, problem.groups, training=training, score=problem.score, reference=problem.reference,
             seed=problem.seed, name=f"{epoch:02d}",
         )  # fmt: skip
         assert policy.report is not None

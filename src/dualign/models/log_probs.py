@@ -1,23 +1,23 @@
-"""Which attention kernel a pass through the model uses."""
+"""Log-probabilities of given responses: how rows of tokens are laid out, and the one pass through the model.
+
+Also which attention kernel that pass uses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from torch import Tensor
-from collections.abc import Sequence
 from torch.nn import functional
-from dualign.models.language_model import LanguageModel
-from dualign.errors import UsageError
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
+from dualign.errors import UsageError
+from dualign.models.language_model import LanguageModel
 
 SHORT = 256
 """Tokens a row up to which attention in bfloat16 is computed in float32 on a CPU."""
@@ -47,7 +47,7 @@ class InFloat32(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Return what ``func`` returns for these arguments."""
-        if func is not scaled_dot_product_attention:
+        if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         named = {name: _wide(value) for name, value in (kwargs or {}).items()}
         return func(*map(_wide, args), **named).to(args[0].dtype)
@@ -81,19 +81,14 @@ class TokenBatch:
     """Shape ``[target]``: the flat number ``group * K + response`` of the target's response."""
     shape: tuple[int, int]
     """(groups, K), K the largest number of responses of a group."""
+    by_embeddings: bool = False
+    """Whether the log-probabilities are differentiated, twice too, by what the embedding layer gives for the rows."""
 
     def to(self, device: torch.device) -> TokenBatch:
         """Return the batch on ``device``."""
-        return TokenBatch(
-            self.input_ids.to(device),
-            None if self.position_ids is None else self.position_ids.to(device),
-            None if self.allowed is None else self.allowed.to(device),
-            self.predictor.to(device),
-            self.target.to(device),
-            self.step.to(device),
-            self.slot.to(device),
-            self.shape,
-        )
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in held.items()}
+        return TokenBatch(**moved)
 
 
 Layout = Callable[[Sequence[Sequences], int], TokenBatch]
@@ -102,19 +97,7 @@ Layout = Callable[[Sequence[Sequences], int], TokenBatch]
 
 def rows(batch: Sequence[Sequences], pad: int) -> TokenBatch:
     """Return one row a response, each with its prompt: what every causal model can read."""
-    lines: list[tuple[int, ...]] = []
-    predictor, slots = [], []
-    widest = max(len(responses) for _, responses in batch)
-    width = max(len(prompt) + len(response) - 1 for prompt, responses in batch for response in responses)
-    for number, (prompt, responses) in enumerate(batch):
-        for k, response in enumerate(responses):
-            first = len(lines) * width + len(prompt) - 1
-            predictor.append(torch.arange(first, first + len(response)))
-            slots.append(number * widest + k)
-            lines.append(prompt + response[:-1])
-    return TokenBatch(
-        _padded(lines, width, pad), None, None, torch.cat(predictor), *_targets(batch, slots), (len(batch), widest)
-    )
+    return _laid_out(batch, [(prompt, (response,)) for prompt, group in batch for response in group], pad)[0]
 
 
 def shared(batch: Sequence[Sequences], pad: int) -> TokenBatch:
@@ -122,33 +105,52 @@ def shared(batch: Sequence[Sequences], pad: int) -> TokenBatch:
 
     The positions of every response go on from the prompt's end, as if it stood there by itself.
     """
-    lines: list[tuple[int, ...]] = []
-    predictor, slots = [], []
-    widest = max(len(responses) for _, responses in batch)
-    width = max(len(p) + sum(len(r) - 1 for r in responses) for p, responses in batch)
-    owner = torch.full((len(batch), width), -1)
-    position = torch.zeros((len(batch), width), dtype=torch.long)
+    made, ends = _laid_out(batch, batch, pad)
+    owner = torch.full(made.input_ids.shape, -1)
+    position = torch.zeros(made.input_ids.shape, dtype=torch.long)
     for number, (prompt, responses) in enumerate(batch):
-        end = len(prompt)
-        owner[number, :end] = 0
-        position[number, :end] = torch.arange(end)
-        for k, response in enumerate(responses):
-            stop = end + len(response) - 1
-            owner[number, end:stop] = k + 1
-            position[number, end:stop] = len(prompt) + torch.arange(stop - end)
-            row = number * width
-            predictor.append(torch.cat([torch.tensor([row + len(prompt) - 1]), torch.arange(row + end, row + stop)]))
-            slots.append(number * widest + k)
-            end = stop
-        lines.append(prompt + tuple(token for response in responses for token in response[:-1]))
-    return TokenBatch(
-        _padded(lines, width, pad),
-        position,
-        _visible(owner),
-        torch.cat(predictor),
-        *_targets(batch, slots),
+        owner[number, : len(prompt)] = 0
+        position[number, : len(prompt)] = torch.arange(len(prompt))
+        for k, (response, end) in enumerate(zip(responses, ends[number], strict=True)):
+            start = end - len(response) + 1
+            owner[number, start:end] = k + 1
+            position[number, start:end] = len(prompt) + torch.arange(end - start)
+    return replace(made, position_ids=position, allowed=_visible(owner))
+
+
+def _laid_out(batch: Sequence[Sequences], lines: Sequence[Sequences], pad: int) -> tuple[TokenBatch, list[list[int]]]:
+    """Return the batch whose rows are ``lines``, and for each row where each of its responses ends.
+
+    A response stands without its last token, which nothing follows; the first is predicted by the prompt's last.
+    """
+    width = max(len(prompt) + sum(len(response) - 1 for response in group) for prompt, group in lines)
+    ids = torch.full((len(lines), width), pad, dtype=torch.long)
+    predictor: list[int] = []
+    ends: list[list[int]] = []
+    for number, (prompt, group) in enumerate(lines):
+        said = (*prompt, *(token for response in group for token in response[:-1]))
+        ids[number, : len(said)] = torch.tensor(said)
+        row, end = number * width, len(prompt)
+        ends.append([])
+        for response in group:
+            predictor += [row + len(prompt) - 1, *range(row + end, row + end + len(response) - 1)]
+            end += len(response) - 1
+            ends[-1].append(end)
+    widest = max(len(group) for _, group in batch)
+    slots = [number * widest + k for number, (_, group) in enumerate(batch) for k in range(len(group))]
+    responses = [response for _, group in batch for response in group]
+    lengths = torch.tensor([len(response) for response in responses])
+    made = TokenBatch(
+        ids,
+        None,
+        None,
+        torch.tensor(predictor),
+        torch.tensor([token for response in responses for token in response], dtype=torch.long),
+        torch.cat([torch.arange(len(response)) for response in responses]),
+        torch.tensor(slots).repeat_interleave(lengths),
         (len(batch), widest),
     )
+    return made, ends
 
 
 def _visible(owner: Tensor) -> Tensor:
@@ -157,18 +159,6 @@ def _visible(owner: Tensor) -> Tensor:
     same = owner[:, :, None] == owner[:, None, :]
     prompt = owner[:, None, :] == 0
     return ((same | prompt) & earlier)[:, None]
-
-
-def _padded(lines: Sequence[tuple[int, ...]], width: int, pad: int) -> Tensor:
-    return torch.tensor([line + (pad,) * (width - len(line)) for line in lines], dtype=torch.long)
-
-
-def _targets(batch: Sequence[Sequences], slots: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    responses = [response for _, group in batch for response in group]
-    lengths = torch.tensor([len(response) for response in responses])
-    target = torch.tensor([token for response in responses for token in response], dtype=torch.long)
-    step = torch.cat([torch.arange(len(response)) for response in responses])
-    return target, step, torch.tensor(slots).repeat_interleave(lengths)
 
 
 LAYOUTS: dict[str, Layout] = {"rows": rows, "shared": shared}
@@ -183,8 +173,21 @@ _LOUDER = 1000.0
 """By this factor logits are raised where it is looked at what the model does with them behind the head."""
 
 
+class Reading(NamedTuple):
+    """What a policy says of a batch, in nats."""
+
+    responses: Tensor
+    """Shape ``[group, K]``: log pi(response | prompt), summed over its tokens with EOS; 0 where there is none."""
+    tokens: Tensor
+    """Shape ``[target]``: log-probabilities of the response tokens."""
+    states: Tensor
+    """Shape ``[target, width]``: what the output head read."""
+    embeddings: Tensor | None
+    """Shape ``[row, token, width]``, where the batch is differentiated by them."""
+
+
 class PairScorer(nn.Module):
-    """Owns the causal language model; ``forward`` gives the log-probability of every response."""
+    """Owns the causal language model; ``forward`` gives the log-probability of every response and of its tokens."""
 
     def __init__(self, language_model: LanguageModel) -> None:
         super().__init__()
@@ -192,47 +195,36 @@ class PairScorer(nn.Module):
         self.temperature = language_model.temperature
         self.grammar = language_model.grammar
 
-    def forward(self, batch: TokenBatch, *, embeddings: Tensor | None = None) -> Tensor:
-        """Return shape ``[group, K]``: log pi(response | prompt), summed over its tokens with EOS, in nats.
-
-        Where a group has fewer than K responses, 0 stands. With ``embeddings`` (the embedding layer's output for
-        the batch) they are read in place of the tokens, and the result can be differentiated twice.
-        """
-        scores = self.by_token(batch, embeddings=embeddings)[0]
-        groups, responses = batch.shape
-        sums = torch.zeros(groups * responses, dtype=scores.dtype, device=scores.device)
-        return sums.index_add(0, batch.slot, scores).view(groups, responses)
-
-    def by_token(self, batch: TokenBatch, *, embeddings: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities ``[target]`` of the response tokens, and the states ``[target, width]`` before."""
-        hidden = self._hidden(batch, embeddings)
-        allowed = self._allowed(batch)
+    def forward(self, batch: TokenBatch) -> Reading:
+        """Return the log-probabilities of a batch, under softmax(logits / temperature) over the allowed tokens."""
+        embeddings = self._embeddings(batch) if batch.by_embeddings else None
+        states = self._states(batch, embeddings)
         head = self.model.get_output_embeddings()
+        allowed = self._allowed(batch)
         if embeddings is None and type(head) is nn.Linear:
             chunk = max(1, CHUNK_LOGITS // head.weight.shape[0])
-            scores: Tensor = _ChunkedLogProbs.apply(  # type: ignore[no-untyped-call]
-                hidden, head.weight, head.bias, _Targets(batch.target, allowed, self.temperature, chunk)
+            tokens: Tensor = _ChunkedLogProbs.apply(  # type: ignore[no-untyped-call]
+                states, head.weight, head.bias, _Targets(batch.target, allowed, self.temperature, chunk)
             )
         else:
-            logits = _tempered(head(hidden), self.temperature, allowed, slice(None))
-            scores = functional.log_softmax(logits, -1).gather(1, batch.target[:, None])[:, 0]
-        return scores, hidden
+            logits = _tempered(head(states), self.temperature, allowed, slice(None))
+            tokens = functional.log_softmax(logits, -1).gather(1, batch.target[:, None])[:, 0]
+        sums = torch.zeros(batch.shape[0] * batch.shape[1], dtype=tokens.dtype, device=tokens.device)
+        return Reading(sums.index_add(0, batch.slot, tokens).view(batch.shape), tokens, states, embeddings)
 
-    def embed(self, batch: TokenBatch) -> Tensor:
-        """Return the embedding layer's output, shape ``[row, token, width]``, as a tensor to differentiate by."""
+    def _embeddings(self, batch: TokenBatch) -> Tensor:
         output: Tensor = self.model.get_input_embeddings()(batch.input_ids)
         return output if output.requires_grad else output.requires_grad_()
 
-    def _hidden(self, batch: TokenBatch, embeddings: Tensor | None) -> Tensor:
-        body = self.model.base_model
+    def _states(self, batch: TokenBatch, embeddings: Tensor | None) -> Tensor:
         inputs: dict[str, Any] = {"use_cache": False}
         if batch.position_ids is not None:
             inputs["position_ids"] = batch.position_ids
         if batch.allowed is not None:
             inputs["attention_mask"] = _additive(batch.allowed, self.model.dtype)
-        given = {"input_ids": batch.input_ids} if embeddings is None else {"inputs_embeds": embeddings}
+        inputs |= {"input_ids": batch.input_ids} if embeddings is None else {"inputs_embeds": embeddings}
         with attention_kernel(self.model, batch.input_ids.shape[1], twice=embeddings is not None):
-            output: Tensor = body(**given, **inputs).last_hidden_state
+            output: Tensor = self.model.base_model(**inputs).last_hidden_state
         return output.reshape(-1, output.shape[-1]).index_select(0, batch.predictor)
 
     def _allowed(self, batch: TokenBatch) -> tuple[Tensor, Tensor] | None:
@@ -367,8 +359,8 @@ def choose_layout(scorer: PairScorer, probe: Sequence[Sequences], pad: int, want
         return "rows", None
     try:
         with torch.no_grad():
-            expected = scorer(plain)
-            found = scorer(LAYOUTS["shared"](probe, pad).to(device))
+            expected = scorer(plain).responses
+            found = scorer(LAYOUTS["shared"](probe, pad).to(device)).responses
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return "rows", f"layout: this model does not take a 4-D mask ({reason}); using rows"

@@ -15,11 +15,11 @@ from dualign.hashing import canonical_digest
 from dualign.models.adapters import activated, fingerprint
 from dualign.models.language_model import LanguageModel
 from dualign.models.pair_store import PairStore, StoredGroup, build_store, cached_log_probs
-from dualign.protocols import FitReport, Objective, Policy, Practice, Sampler, Sampling, Score
+from dualign.protocols import FitReport, Objective, OnPolicyTraining, Policy, Sampler, Sampling, Score
 from dualign.records import FloatArray, Group, Prompt, Response
-from dualign.train.settings import FitInputs, TrainingSettings
+from dualign.train.pairs import FitInputs, fit
+from dualign.train.settings import TrainingSettings
 from dualign.train.sft import Example
-from dualign.train.trainer import fit
 
 TOKENS_A_BATCH = 4096
 """Tokens of one forward pass where no gradient is wanted."""
@@ -142,8 +142,8 @@ class TransformerBackend:
         lengths = [np.array([len(row.responses[i]) for i in row.index]) for row in stores[0].groups]
         return [(one - other) / length for one, other, length in zip(given, alone, lengths, strict=True)]
 
-    def practise(
-        self, policy: Policy, groups: Sequence[Group], *, practice: Practice, score: Score, reference: Policy,
+    def train_on_policy(
+        self, policy: Policy, groups: Sequence[Group], *, training: OnPolicyTraining, score: Score, reference: Policy,
         seed: int, name: str,
     ) -> Policy:  # fmt: skip
         """Return ``policy`` after on-policy training on the prompts of ``groups``; it lies in ``folder / name``.
@@ -153,9 +153,9 @@ class TransformerBackend:
         Raises:
             NumericalError: a loss or gradient is not finite; nothing of the step is applied.
         """
-        from dualign.train.on_policy import Stage, practise
+        from dualign.train.on_policy import Stage, train_on_policy
 
-        if practice.settings.get("ptx", 0) > 0 and not self.pretraining:
+        if training.settings.get("ptx", 0) > 0 and not self.pretraining:
             raise UsageError("option ptx: imitates the answers of policy.warm_start, and there is none; leave it out")
 
         stage = Stage(
@@ -165,7 +165,7 @@ class TransformerBackend:
         prompts: dict[str, Prompt] = {}
         for group in groups:
             prompts.setdefault(group.prompt.id, group.prompt)
-        report = practise(stage, policy, list(prompts.values()), practice, seed=seed, folder=target)
+        report = train_on_policy(stage, policy, list(prompts.values()), training, seed=seed, folder=target)
         return Policy(name, target, report)
 
     def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
@@ -250,7 +250,7 @@ def unique_log_probs(
         scorer = PairScorer(language_model)
         for part in _by_length(groups):
             batch = LAYOUTS[layout]([(groups[i].prompt, groups[i].responses) for i in part], language_model.pad)
-            values = scorer(batch.to(language_model.device)).double().cpu().numpy()
+            values = scorer(batch.to(language_model.device)).responses.double().cpu().numpy()
             if not np.isfinite(values).all():
                 raise NumericalError(f"policy '{policy.name}': a log-probability is not finite")
             for i, row in zip(part, values, strict=True):

@@ -187,7 +187,7 @@ def test_the_first_gradient_is_the_policy_gradient_by_hand(estimator: Any) -> No
                 value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(number)))
         learner = Learner.of(parts, made, memory, parameters, seed=1, means=np.zeros(2))
         terms = [
-            on_policy.answer_losses(learner.module(part.tokens), part, objective=objective, training=made)
+            on_policy.answer_losses(learner.module(part.tokens), part, objective, made)
             for part in learner.looked(cut)
         ]
         loss = sum((term.losses * term.weights).sum() / term.total for term in terms)

@@ -40,12 +40,9 @@ class InFloat32(TorchFunctionMode):
     """Computes attention, and nothing else, in float32, and returns it in the dtype of its inputs."""
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],  # noqa: ARG002
-        args: Sequence[Any] = (),
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),  # noqa: ARG002
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Return what ``func`` returns for these arguments."""
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
@@ -97,7 +94,7 @@ Layout = Callable[[Sequence[Sequences], int], TokenBatch]
 
 def rows(batch: Sequence[Sequences], pad: int) -> TokenBatch:
     """Return one row a response, each with its prompt: what every causal model can read."""
-    return _laid_out(batch, [(prompt, (response,)) for prompt, group in batch for response in group], pad)[0]
+    return _laid_out(batch, [(prompt, (response,)) for prompt, group in batch for response in group], pad)
 
 
 def shared(batch: Sequence[Sequences], pad: int) -> TokenBatch:
@@ -105,60 +102,46 @@ def shared(batch: Sequence[Sequences], pad: int) -> TokenBatch:
 
     The positions of every response go on from the prompt's end, as if it stood there by itself.
     """
-    made, ends = _laid_out(batch, batch, pad)
-    owner = torch.full(made.input_ids.shape, -1)
-    position = torch.zeros(made.input_ids.shape, dtype=torch.long)
-    for number, (prompt, responses) in enumerate(batch):
-        owner[number, : len(prompt)] = 0
-        position[number, : len(prompt)] = torch.arange(len(prompt))
-        for k, (response, end) in enumerate(zip(responses, ends[number], strict=True)):
-            start = end - len(response) + 1
-            owner[number, start:end] = k + 1
-            position[number, start:end] = len(prompt) + torch.arange(end - start)
-    return replace(made, position_ids=position, allowed=_visible(owner))
+    made = _laid_out(batch, batch, pad)
+    width = made.input_ids.shape[1]
+    owners = [[0] * len(prompt) + [k for k, r in enumerate(group, start=1) for _ in r[1:]] for prompt, group in batch]
+    places = [[*range(len(p)), *(len(p) + t for r in group for t in range(len(r) - 1))] for p, group in batch]
+    owner = _padded(owners, width, -1)
+    same, prompt = owner[:, :, None] == owner[:, None, :], owner[:, None, :] == 0
+    earlier = torch.ones(width, width, dtype=torch.bool).tril()
+    return replace(made, position_ids=_padded(places, width, 0), allowed=((same | prompt) & earlier)[:, None])
 
 
-def _laid_out(batch: Sequence[Sequences], lines: Sequence[Sequences], pad: int) -> tuple[TokenBatch, list[list[int]]]:
-    """Return the batch whose rows are ``lines``, and for each row where each of its responses ends.
+def _laid_out(batch: Sequence[Sequences], lines: Sequence[Sequences], pad: int) -> TokenBatch:
+    """Return the batch whose rows are ``lines``.
 
     A response stands without its last token, which nothing follows; the first is predicted by the prompt's last.
     """
-    width = max(len(prompt) + sum(len(response) - 1 for response in group) for prompt, group in lines)
-    ids = torch.full((len(lines), width), pad, dtype=torch.long)
+    said = [[*prompt, *(token for response in group for token in response[:-1])] for prompt, group in lines]
+    width = max(map(len, said))
     predictor: list[int] = []
-    ends: list[list[int]] = []
     for number, (prompt, group) in enumerate(lines):
-        said = (*prompt, *(token for response in group for token in response[:-1]))
-        ids[number, : len(said)] = torch.tensor(said)
-        row, end = number * width, len(prompt)
-        ends.append([])
+        last = end = number * width + len(prompt) - 1
         for response in group:
-            predictor += [row + len(prompt) - 1, *range(row + end, row + end + len(response) - 1)]
+            predictor += [last, *range(end + 1, end + len(response))]
             end += len(response) - 1
-            ends[-1].append(end)
     widest = max(len(group) for _, group in batch)
     slots = [number * widest + k for number, (_, group) in enumerate(batch) for k in range(len(group))]
     responses = [response for _, group in batch for response in group]
-    lengths = torch.tensor([len(response) for response in responses])
-    made = TokenBatch(
-        ids,
+    return TokenBatch(
+        _padded(said, width, pad),
         None,
         None,
         torch.tensor(predictor),
-        torch.tensor([token for response in responses for token in response], dtype=torch.long),
-        torch.cat([torch.arange(len(response)) for response in responses]),
-        torch.tensor(slots).repeat_interleave(lengths),
+        torch.tensor([token for response in responses for token in response]),
+        torch.tensor([step for response in responses for step in range(len(response))]),
+        torch.tensor([slot for slot, response in zip(slots, responses, strict=True) for _ in response]),
         (len(batch), widest),
     )
-    return made, ends
 
 
-def _visible(owner: Tensor) -> Tensor:
-    width = owner.shape[1]
-    earlier = torch.ones(width, width, dtype=torch.bool).tril()
-    same = owner[:, :, None] == owner[:, None, :]
-    prompt = owner[:, None, :] == 0
-    return ((same | prompt) & earlier)[:, None]
+def _padded(lines: Sequence[Sequence[int]], width: int, filling: int) -> Tensor:
+    return torch.tensor([[*line, *[filling] * (width - len(line))] for line in lines])
 
 
 LAYOUTS: dict[str, Layout] = {"rows": rows, "shared": shared}
@@ -197,10 +180,15 @@ class PairScorer(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Reading:
         """Return the log-probabilities of a batch, under softmax(logits / temperature) over the allowed tokens."""
-        embeddings = self._embeddings(batch) if batch.by_embeddings else None
+        embeddings: Tensor | None = None
+        if batch.by_embeddings:
+            embeddings = self.model.get_input_embeddings()(batch.input_ids)
+            embeddings = embeddings if embeddings.requires_grad else embeddings.requires_grad_()
         states = self._states(batch, embeddings)
-        head = self.model.get_output_embeddings()
-        allowed = self._allowed(batch)
+        head, grammar = self.model.get_output_embeddings(), self.grammar
+        allowed = None
+        if grammar is not None:
+            allowed = grammar.to(batch.target.device), batch.step.clamp(max=grammar.shape[0] - 1)
         if embeddings is None and type(head) is nn.Linear:
             chunk = max(1, CHUNK_LOGITS // head.weight.shape[0])
             tokens: Tensor = _ChunkedLogProbs.apply(  # type: ignore[no-untyped-call]
@@ -212,31 +200,17 @@ class PairScorer(nn.Module):
         sums = torch.zeros(batch.shape[0] * batch.shape[1], dtype=tokens.dtype, device=tokens.device)
         return Reading(sums.index_add(0, batch.slot, tokens).view(batch.shape), tokens, states, embeddings)
 
-    def _embeddings(self, batch: TokenBatch) -> Tensor:
-        output: Tensor = self.model.get_input_embeddings()(batch.input_ids)
-        return output if output.requires_grad else output.requires_grad_()
-
     def _states(self, batch: TokenBatch, embeddings: Tensor | None) -> Tensor:
         inputs: dict[str, Any] = {"use_cache": False}
         if batch.position_ids is not None:
             inputs["position_ids"] = batch.position_ids
         if batch.allowed is not None:
-            inputs["attention_mask"] = _additive(batch.allowed, self.model.dtype)
+            mask = torch.zeros(batch.allowed.shape, dtype=self.model.dtype, device=batch.allowed.device)
+            inputs["attention_mask"] = mask.masked_fill_(~batch.allowed, torch.finfo(mask.dtype).min)
         inputs |= {"input_ids": batch.input_ids} if embeddings is None else {"inputs_embeds": embeddings}
         with attention_kernel(self.model, batch.input_ids.shape[1], twice=embeddings is not None):
             output: Tensor = self.model.base_model(**inputs).last_hidden_state
         return output.reshape(-1, output.shape[-1]).index_select(0, batch.predictor)
-
-    def _allowed(self, batch: TokenBatch) -> tuple[Tensor, Tensor] | None:
-        if self.grammar is None:
-            return None
-        grammar = self.grammar.to(batch.target.device)
-        return grammar, batch.step.clamp(max=grammar.shape[0] - 1)
-
-
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def _tempered(logits: Tensor, temperature: float, allowed: tuple[Tensor, Tensor] | None, part: slice) -> Tensor:
@@ -266,13 +240,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: _Targets,
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: _Targets) -> Tensor:
         target, allowed = targets.target, targets.allowed
         temperature, chunk = targets.temperature, targets.chunk
         wide = torch.promote_types(hidden.dtype, torch.float32)

@@ -103,9 +103,7 @@ def run(
         NumericalError: a loss or a gradient is not finite; nothing of that step is applied.
     """
     history: list[Row] = []
-    checkpoint, note = checkpoints.load()
-    if note is not None:
-        tell(note)
+    checkpoint = checkpoints.load(tell)
     if checkpoint is not None:
         optimiser.restore(checkpoint.tensors)
         history = [dict(row) for row in checkpoint.history]
@@ -114,7 +112,7 @@ def run(
         history.append(step(task, optimiser, number))
         began = time.monotonic()
         if began - saved >= wait or (every and (number + 1) % every == 0):
-            checkpoints.save(Checkpoint(number + 1, optimiser.state(), history))
+            checkpoints.save(Checkpoint(optimiser.state(), history))
             saved = time.monotonic()
             wait = max(task.settings.checkpoint_seconds, PATIENCE * (saved - began))
         after_step(history)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -148,7 +149,7 @@ def _step(
         shown = [learner.update(parts, objective) for _ in range(int(settings["updates"]))][-1]
         if settings.get("ptx", 0) > 0:
             learner.imitate(settings["ptx"])
-        save_policy(stage.language_model, parameters, learner.policy.masters, stage.settings, folder)
+        save_policy(stage.language_model, parameters, learner.optimisers["policy"].masters, stage.settings, folder)
         memory = replace(memory, multipliers=multipliers, step=memory.step + 1, tensors=learner.tensors())
     row = {"step": float(memory.step), "loss": shown["loss"], "reward": float(scores.reward.mean())}
     row["kl"] = shown["kl"] / scores.reward.size
@@ -241,48 +242,53 @@ def spread(flat: Tensor, batch: TokenBatch) -> Tensor:
     return table.index_put((batch.slot, batch.step), flat)
 
 
+class Said(NamedTuple):
+    """What policy and critics say of answers."""
+
+    reading: Reading
+    log_probs: Tensor
+    """Shape ``[sequence, token]``."""
+    values: Tensor | None
+    """Shape ``[stream, sequence, token]``; none without critics."""
+
+
 class ActorCritic(nn.Module):
     """A policy and, for PPO, critics: one for the reward and one for each cost."""
 
-    def __init__(self, language_model: LanguageModel, heads: Tensor | None) -> None:
-        """Take ``heads`` of shape ``[width + 1, stream]``, the last row being where a critic is without any state."""
+    def __init__(self, language_model: LanguageModel, means: FloatArray | None) -> None:
+        """Take the ``means`` of reward and costs, where critics begin; none: there are no critics."""
         super().__init__()
         self.scorer = PairScorer(language_model)
-        self.heads = None if heads is None else nn.Parameter(heads.to(language_model.device))
+        self.heads = None
+        if means is not None:
+            width = language_model.model.get_input_embeddings().weight.shape[1]
+            heads = torch.cat([torch.zeros(width, len(means)), torch.from_numpy(means)[None].float()])
+            self.heads = nn.Parameter(heads.to(language_model.device))
 
-    def forward(self, tokens: TokenBatch) -> tuple[Reading, Tensor | None]:
-        """Return what the policy says, and the values ``[stream, sequence, token]``.
-
-        They are a linear read-out of states that the critics do not move.
-        """
-        reading = self.scorer(tokens)
-        if self.heads is None:
-            return reading, None
-        read = reading.states.detach().to(self.heads.dtype) / math.sqrt(reading.states.shape[-1])
-        flat = read @ self.heads[:-1] + self.heads[-1]
-        return reading, torch.stack([spread(column, tokens) for column in flat.unbind(1)])
+    def forward(self, tokens: TokenBatch) -> Said:
+        """Return log-probabilities and values, a linear read-out of states that the critics do not move."""
+        reading, values = self.scorer(tokens), None
+        if self.heads is not None:
+            read = reading.states.detach().to(self.heads.dtype) / math.sqrt(reading.states.shape[-1])
+            flat = read @ self.heads[:-1] + self.heads[-1]
+            values = torch.stack([spread(column, tokens) for column in flat.unbind(1)])
+        return Said(reading, spread(reading.tokens, tokens), values)
 
 
-def answer_losses(
-    output: tuple[Reading, Tensor | None], part: AnswerPart, *, objective: OnPolicyObjective,
-    training: OnPolicyTraining,
-) -> Terms:  # fmt: skip
+def answer_losses(said: Said, part: AnswerPart, objective: OnPolicyObjective, training: OnPolicyTraining) -> Terms:
     """Return a loss a prompt (leave-one-out), or a loss an answer with those of the critics (PPO)."""
-    own, values = spread(output[0].tokens, part.tokens), output[1]
-    old = own.detach() if part.old is None else part.old
-    anchor = own.detach() if part.anchor is None else part.anchor
+    own, old = said.log_probs, said.log_probs.detach() if part.old is None else part.old
     figures = {"kl": (part.mask * (old - part.reference)).sum()}
-    groups, answers = part.tokens.shape
-    if values is None:
-        sums = (own * part.mask).sum(dim=1).view(groups, answers)
-        losses = leave_one_out_loss(sums, _returns(part, old, objective))
-        return Terms(losses, total=part.prompts, figures=figures)
-    known = values.detach() if part.values is None else part.values
+    if said.values is None:
+        sums = (own * part.mask).sum(dim=1).view(part.tokens.shape)
+        return Terms(leave_one_out_loss(sums, _returns(part, old, objective)), total=part.prompts, figures=figures)
+    anchor = own.detach() if part.anchor is None else part.anchor
+    known = said.values.detach() if part.values is None else part.values
     advantages, returns = _advantages(part, old, known, objective, training.cost_units)
     losses = clipped_policy_loss(own, anchor, advantages, part.mask, clip=training.settings["clip"])
-    for value, before, target in zip(values, known, returns, strict=True):
+    for value, before, target in zip(said.values, known, returns, strict=True):
         losses = losses + clipped_value_loss(value, before, target, part.mask, clip=VALUE_CLIP)
-    return Terms(losses, total=part.prompts * answers, figures=figures)
+    return Terms(losses, total=part.prompts * part.tokens.shape[1], figures=figures)
 
 
 def _advantages(
@@ -313,13 +319,12 @@ def _returns(part: AnswerPart, old: Tensor, objective: OnPolicyObjective) -> Ten
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """The updates of one step: the module with its two optimisers, and the schedule's place."""
+    """The updates of one step: the module, the optimisers of ``policy`` and ``critic``, and the schedule's place."""
 
     stage: Stage
     training: OnPolicyTraining
     module: ActorCritic
-    policy: Optimiser
-    critic: Optimiser | None
+    optimisers: Mapping[str, Optimiser]
     at: Moment
 
     @classmethod
@@ -328,46 +333,40 @@ class Learner:
         means: FloatArray, seed: int,
     ) -> Learner:  # fmt: skip
         """Return the learner that goes on from ``memory``; ``means`` of reward and costs are where critics begin."""
-        model, settings = stage.language_model, stage.settings
-        heads = None
-        if training.estimator == "critic":
-            heads = torch.zeros(model.model.get_input_embeddings().weight.shape[1] + 1, len(means))
-            heads[-1] = torch.from_numpy(means)
-        module, critic = ActorCritic(model, heads), None
-        policy = Optimiser.of(parameters, settings)
+        settings = stage.settings
+        module = ActorCritic(stage.language_model, means if training.estimator == "critic" else None)
+        optimisers = {"policy": Optimiser.of(parameters, settings)}
         if module.heads is not None:
-            critic = Optimiser.of({"heads": module.heads}, replace(settings, weight_decay=0.0))
-        for owner, optimiser in (("policy", policy), ("critic", critic)):
-            if memory.tensors and optimiser is not None:
+            optimisers["critic"] = Optimiser.of({"heads": module.heads}, replace(settings, weight_decay=0.0))
+        for owner, optimiser in optimisers.items():
+            if memory.tensors:
                 optimiser.restore(memory.part(owner))
         at = Moment("training", seed, memory.step, int(training.settings["total"]), settings.lora_dropout)
-        return cls(stage, training, module, policy, critic, at)
+        return cls(stage, training, module, optimisers, at)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state of both optimisers."""
-        owners = {"policy": self.policy, "critic": self.critic}
-        states = {owner: optimiser.state() for owner, optimiser in owners.items() if optimiser is not None}
-        return {f"{o}.{name}": tensor.detach().clone() for o, held in states.items() for name, tensor in held.items()}
+        """Return the state of the optimisers."""
+        states = [(owner, *held) for owner, o in self.optimisers.items() for held in o.state().items()]
+        return {f"{owner}.{name}": tensor.detach().clone() for owner, name, tensor in states}
 
     def looked(self, parts: Sequence[AnswerPart]) -> list[AnswerPart]:
         """Return the parts with log-probabilities and values before the updates.
 
-        A single update without dropout sees them itself, and is spared the pass.
+        A single update sees its anchor itself and, without dropout, all the rest too: it is spared the passes.
         """
-        single = self.training.settings["updates"] == 1
-        if single and self.at.dropout == 0:
+        single, dropout = self.training.settings["updates"] == 1, self.at.dropout
+        if single and dropout == 0:
             return list(parts)
         seen = []
-        with torch.no_grad():
-            for number, part in enumerate(parts):
-                with dropout_off(self.stage.language_model.model):
-                    reading, values = self.module(part.tokens)
-                old = spread(reading.tokens, part.tokens)
-                anchor = None if single else old
-                if not single and self.at.dropout > 0:
-                    with keyed_dropout(self.at.dropout, old.device, (self.at.seed, self.at.step, number)):
-                        anchor = spread(self.module(part.tokens)[0].tokens, part.tokens)
-                seen.append(replace(part, old=old, anchor=anchor, values=values))
+        for number, part in enumerate(parts):
+            with torch.no_grad(), dropout_off(self.stage.language_model.model):
+                said = self.module(part.tokens)
+            anchor = None if single else said.log_probs
+            if dropout > 0 and not single:
+                key = (self.at.seed, self.at.step, number)
+                with torch.no_grad(), keyed_dropout(dropout, said.log_probs.device, key):
+                    anchor = self.module(part.tokens).log_probs
+            seen.append(replace(part, old=said.log_probs, anchor=anchor, values=said.values))
         return seen
 
     def update(self, parts: Sequence[AnswerPart], objective: OnPolicyObjective) -> Row:
@@ -379,13 +378,14 @@ class Learner:
             NumericalError: the loss or a gradient is not finite.
         """
 
-        def losses(output: tuple[Reading, Tensor | None], part: AnswerPart) -> Terms:
-            return answer_losses(output, part, objective=objective, training=self.training)
+        def losses(said: Said, part: AnswerPart) -> Terms:
+            return answer_losses(said, part, objective, self.training)
 
         shown = accumulate(self.module, losses, parts, self.at)
         self._move()
-        if self.critic is not None:
-            self.critic.step(learning_rate=self.training.settings["critic_rate"], max_grad_norm=math.inf)
+        if "critic" in self.optimisers:
+            rate = self.training.settings["critic_rate"]
+            self.optimisers["critic"].step(learning_rate=rate, max_grad_norm=math.inf)
         return shown
 
     def imitate(self, coefficient: float) -> float:
@@ -403,8 +403,8 @@ class Learner:
         size = sequences_at_once(self.stage.settings)
         parts = [token_micro_batch(model, encoded, step[i : i + size], step) for i in range(0, len(step), size)]
 
-        def losses(output: tuple[Reading, Tensor | None], batch: TokenMicroBatch) -> Terms:
-            return replace(next_token(output[0], batch), weights=coefficient)
+        def losses(said: Said, batch: TokenMicroBatch) -> Terms:
+            return replace(next_token(said.reading, batch), weights=coefficient)
 
         shown = accumulate(self.module, losses, parts, replace(self.at, name="training (imitation)"))
         self._move()
@@ -415,4 +415,4 @@ class Learner:
         settings = self.stage.settings
         share = rate_factor(self.at.step, settings, last=self.at.steps - 1)
         rate = share * self.training.settings["learning_rate"]
-        self.policy.step(learning_rate=rate, max_grad_norm=settings.max_grad_norm)
+        self.optimisers["policy"].step(learning_rate=rate, max_grad_norm=settings.max_grad_norm)

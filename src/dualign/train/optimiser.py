@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,13 +97,12 @@ INDEX = "checkpoint.json"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a training stood. Randomness is keyed by (seed, step), so the step is its whole state."""
+    """Where a training stood. Randomness is keyed by (seed, step), so the rows of history are its whole state."""
 
-    step: int
-    """Optimiser steps done."""
     tensors: Mapping[str, Tensor]
     """Weights and optimiser moments."""
     history: Sequence[Mapping[str, float]]
+    """A row for every step that was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,30 +123,32 @@ class Checkpoints:
             return
         from safetensors.torch import save
 
-        folder = self.folder / FOLDER
-        path = write_bytes(folder / f"step-{checkpoint.step:06d}.safetensors", save(dict(checkpoint.tensors)))
-        index = {"key": self.key, "step": checkpoint.step, "file": path.name, "sha256": file_digest(path)}
+        folder, step = self.folder / FOLDER, len(checkpoint.history)
+        path = write_bytes(folder / f"step-{step:06d}.safetensors", save(dict(checkpoint.tensors)))
+        index = {"key": self.key, "step": step, "file": path.name, "sha256": file_digest(path)}
         write_json(folder / INDEX, {**index, "history": list(checkpoint.history)})
         for old in folder.glob("step-*.safetensors"):
-            if old.name != path.name:
+            if old != path:
                 old.unlink()
 
-    def load(self) -> tuple[Checkpoint | None, str | None]:
-        """Return the checkpoint that a training of these inputs left, and a sentence where one cannot be used."""
+    def load(self, tell: Callable[[str], None]) -> Checkpoint | None:
+        """Return the checkpoint that a training of these inputs left; ``tell`` hears of one that cannot be used."""
         if self.folder is None or not (self.folder / FOLDER / INDEX).is_file():
-            return None, None
+            return None
         path = self.folder / FOLDER / INDEX
         try:
             index: dict[str, Any] = read_json(path)
             file = path.parent / Path(index["file"]).name
             if index["key"] != self.key:
-                return None, f"{path.parent}: a checkpoint of other inputs is ignored; the fit starts afresh"
-            if file.is_file() and file_digest(file) == index["sha256"]:
-                return Checkpoint(int(index["step"]), read_weights(file), index["history"]), None
-            why = "its weights do not have the noted hash"
+                why = f"{path.parent}: a checkpoint of other inputs is ignored"
+            elif file.is_file() and file_digest(file) == index["sha256"]:
+                return Checkpoint(read_weights(file), index["history"])
+            else:
+                why = f"{file}: damaged, so the checkpoint is ignored"
         except (DataError, MissingError, KeyError, TypeError, ValueError) as error:
-            why = type(error).__name__
-        return None, f"{path}: damaged ({why}), so the checkpoint is ignored; the fit starts afresh"
+            why = f"{path}: damaged ({type(error).__name__}), so the checkpoint is ignored"
+        tell(f"{why}; the fit starts afresh")
+        return None
 
     def drop(self) -> None:
         """Remove the checkpoint of a training that is done."""

@@ -27,9 +27,10 @@ from dualign.runs.store import read_json, write_json
 from dualign.train.loop import Task, Terms, late, late_loss, run
 from dualign.train.optimiser import Checkpoints, Optimiser
 from dualign.train.settings import TrainingSettings, keyed_generators, plan_steps
-from dualign.train.weights import save_policy, trained_weights, weights_digest
+from dualign.train.weights import save_policy, trained_weights
 
 RECORD = "fit.json"
+REFERENCE = "log-probability under the reference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,7 @@ class FitInputs:
 
 
 def fit(
-    language_model: LanguageModel,
-    inputs: FitInputs,
-    *,
-    settings: TrainingSettings,
-    folder: Path,
-    notes: list[str],
+    language_model: LanguageModel, inputs: FitInputs, *, settings: TrainingSettings, folder: Path, notes: list[str]
 ) -> FitReport:
     """Return the report of a fit whose weights are in ``folder`` afterwards; the base model is as it was.
 
@@ -76,14 +72,11 @@ def fit(
     with trained_weights(language_model, inputs.start, settings) as parameters:
         optimiser = Optimiser.of(parameters, settings)
         history = run(pair_task(language_model, inputs, settings), optimiser, checkpoints, tell=notes.append)
-        save_policy(language_model, parameters, optimiser.masters, settings, folder)
+        file = save_policy(language_model, parameters, optimiser.masters, settings, folder)
     squares = sum(row["squares"] for row in late(history))
     slope = sum(row["products"] for row in late(history)) / squares if squares > 0 else math.nan
     report = FitReport(len(history), late_loss(history), slope, time.monotonic() - started, tuple(history))
-    write_json(
-        folder / RECORD,
-        {"key": key, "sha256": weights_digest(folder, settings), "report": asdict(report)},
-    )
+    write_json(folder / RECORD, {"key": key, "sha256": file_digest(file), "report": asdict(report)})
     checkpoints.drop()
     return report
 
@@ -91,22 +84,20 @@ def fit(
 def fit_key(language_model: LanguageModel, inputs: FitInputs, settings: TrainingSettings) -> str:
     """Return the hash of all that decides the result of a fit."""
     objective = inputs.objective
+    goal = (
+        objective.name,
+        np.atleast_1d(objective.multipliers).tolist(),
+        objective.beta,
+        objective.temperature,
+        objective.columns,
+        sorted(objective.needs),
+        getattr(objective.labels, "__name__", ""),
+    )
     return canonical_digest(
         {
             "settings": settings.deciding,
             "model": [language_model.revision, str(language_model.model.dtype), language_model.temperature],
-            "objective": [
-                repr(value)
-                for value in (
-                    objective.name,
-                    np.atleast_1d(objective.multipliers).tolist(),
-                    objective.beta,
-                    objective.temperature,
-                    objective.columns,
-                    sorted(objective.needs),
-                    getattr(objective.labels, "__name__", ""),
-                )
-            ],
+            "objective": [repr(value) for value in goal],
             "groups": [group_digest(group) for group in inputs.groups],
             "reference": [[repr(float(x)) for x in values] for values in inputs.reference_log_probs],
             "start": adapters.fingerprint(inputs.start),
@@ -134,17 +125,21 @@ def _finished(folder: Path, key: str) -> FitReport | None:
 
 def pair_task(language_model: LanguageModel, inputs: FitInputs, settings: TrainingSettings) -> Task:
     """Return the task of fitting the policy to its labelled pairs."""
-    objective, device = inputs.objective, language_model.device
+    objective = inputs.objective
     labelled = label(inputs.groups, inputs.reference_log_probs, objective, inputs.seed)
 
-    def collated(chosen: Sequence[int], step: Sequence[int]) -> MicroBatch:
+    def collated(chosen: Sequence[int], step: Sequence[int]) -> PairMicroBatch:
         total = sum(labelled[i].group.weight for i in step)
-        return collate(
-            [labelled[i] for i in chosen], total, layout=inputs.layout, pad=language_model.pad, needs=objective.needs,
-            device=device,
-        )  # fmt: skip
+        made = collate(
+            [labelled[i] for i in chosen],
+            total,
+            layout=inputs.layout,
+            pad=language_model.pad,
+            by_embeddings=Need.INPUT_EMBEDDINGS in objective.needs,
+        )
+        return replace(made, tokens=made.tokens.to(language_model.device))
 
-    def losses(reading: Reading, micro: MicroBatch) -> Terms:
+    def losses(reading: Reading, micro: PairMicroBatch) -> Terms:
         batch = pair_batch(micro, reading.responses, reading.embeddings)
         first = micro.probability.to(batch.weight.device, batch.weight.dtype)
         wins = objective.loss(batch.first, batch.second)
@@ -169,11 +164,11 @@ def pair_task(language_model: LanguageModel, inputs: FitInputs, settings: Traini
 
 @dataclass(frozen=True, slots=True)
 class LabelledGroup:
-    """A stored group with what this fit adds to it."""
+    """A stored group with what this fit adds to its pairs."""
 
     group: StoredGroup
-    reference: FloatArray
-    """Shape ``[response]``: log-probabilities under the reference."""
+    sides: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+    """Columns of the first and second responses, each ``[pair]``; REFERENCE: their log-probabilities under it."""
     label_logit: Tensor
     """Shape ``[pair]``."""
     probability: Tensor
@@ -181,16 +176,14 @@ class LabelledGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
+class PairMicroBatch:
     """The pairs of one forward and backward pass."""
 
     tokens: TokenBatch
-    first: Tensor
-    """Shape ``[pair]``: flat slot of the first response in the scorer's output."""
-    second: Tensor
-    reference: tuple[Tensor, Tensor]
-    """Reference log-probabilities of the first and second responses, each ``[pair]``."""
-    columns: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+    slots: tuple[Tensor, Tensor]
+    """Flat slots of the first and second responses in the scorer's output, each ``[pair]``."""
+    sides: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+    """As those of the groups."""
     label_logit: Tensor
     probability: Tensor
     weight: Tensor
@@ -212,79 +205,63 @@ def label(
             raise UsageError(f"multipliers: {len(multipliers)} were given for {group.costs.shape[1]} costs a response")
         if missing := [name for name in objective.columns if name not in group.columns]:
             raise UsageError(f"objective {objective.name}: the groups have no column '{missing[0]}'")
+        columns = {**{name: group.columns[name] for name in objective.columns}, REFERENCE: log_probs}
+        first, second = (
+            {name: torch.from_numpy(values[group.pairs[:, side]]) for name, values in columns.items()}
+            for side in (0, 1)
+        )
         score = group.reward - group.costs @ multipliers
         difference = score[group.pairs[:, 0]] - score[group.pairs[:, 1]]
         logit = torch.from_numpy(difference / objective.temperature)
-        labelled.append(LabelledGroup(group, log_probs, logit, objective.labels(logit, generator)))
+        labelled.append(LabelledGroup(group, (first, second), logit, objective.labels(logit, generator)))
     return labelled
 
 
 def collate(
-    labelled: Sequence[LabelledGroup], total_weight: float, *, layout: str, pad: int, needs: frozenset[Need],
-    device: torch.device,
-) -> MicroBatch:  # fmt: skip
+    labelled: Sequence[LabelledGroup], total_weight: float, *, layout: str, pad: int, by_embeddings: bool
+) -> PairMicroBatch:
     """Return the micro-batch of these groups; the weights of a step sum to 1 when ``total_weight`` is the step's.
 
     An objective that differentiates by the embeddings gets every pair in rows of its own.
     """
-    alone = Need.INPUT_EMBEDDINGS in needs
     sequences: list[Sequences] = []
-    first: list[int] = []
-    second: list[int] = []
-    if alone:
-        for item in labelled:
-            for i, j in item.group.index[item.group.pairs]:
-                sequences.append((item.group.prompt, (item.group.responses[i], item.group.responses[j])))
-        first, second = list(range(0, 2 * len(sequences), 2)), list(range(1, 2 * len(sequences), 2))
-    else:
-        widest = max(len(item.group.responses) for item in labelled)
-        for number, item in enumerate(labelled):
-            sequences.append((item.group.prompt, item.group.responses))
-            slots = number * widest + item.group.index[item.group.pairs]
-            first += slots[:, 0].tolist()
-            second += slots[:, 1].tolist()
-    tokens = replace(rows(sequences, pad), by_embeddings=True) if alone else LAYOUTS[layout](sequences, pad)
-    return MicroBatch(
-        tokens.to(device),
-        torch.tensor(first),
-        torch.tensor(second),
-        (_side(labelled, 0, None), _side(labelled, 1, None)),
-        (_columns(labelled, 0), _columns(labelled, 1)),
+    slots: list[list[int]] = []
+    widest = 2 if by_embeddings else max(len(item.group.responses) for item in labelled)
+    for group in (item.group for item in labelled):
+        pairs = group.index[group.pairs]
+        if by_embeddings:
+            slots += [[2 * number, 2 * number + 1] for number in range(len(sequences), len(sequences) + len(pairs))]
+            sequences += [(group.prompt, (group.responses[i], group.responses[j])) for i, j in pairs]
+        else:
+            slots += (len(sequences) * widest + pairs).tolist()
+            sequences.append((group.prompt, group.responses))
+    tokens = replace(rows(sequences, pad), by_embeddings=True) if by_embeddings else LAYOUTS[layout](sequences, pad)
+    first, second = torch.tensor(slots).unbind(1)
+    weights = [(item.group.weight / total_weight / len(item.group.pairs), len(item.group.pairs)) for item in labelled]
+    return PairMicroBatch(
+        tokens,
+        (first, second),
+        (_joined([item.sides[0] for item in labelled]), _joined([item.sides[1] for item in labelled])),
         torch.cat([item.label_logit for item in labelled]),
         torch.cat([item.probability for item in labelled]),
-        torch.cat([_weights(item.group, total_weight) for item in labelled]),
+        torch.cat([torch.full((pairs,), weight, dtype=torch.float64) for weight, pairs in weights]),
     )
 
 
-def _weights(group: StoredGroup, total: float) -> Tensor:
-    pairs = len(group.pairs)
-    return torch.full((pairs,), group.weight / total / pairs, dtype=torch.float64)
+def _joined(sides: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([side[name] for side in sides]) for name in sides[0]}
 
 
-def _side(labelled: Sequence[LabelledGroup], side: int, column: str | None) -> Tensor:
-    values = [
-        (item.reference if column is None else item.group.columns[column])[item.group.pairs[:, side]]
-        for item in labelled
-    ]
-    return torch.from_numpy(np.concatenate(values))
-
-
-def _columns(labelled: Sequence[LabelledGroup], side: int) -> dict[str, Tensor]:
-    names = set(labelled[0].group.columns).intersection(*(item.group.columns for item in labelled))
-    return {name: _side(labelled, side, name) for name in sorted(names)}
-
-
-def pair_batch(micro: MicroBatch, log_probs: Tensor, embeddings: Tensor | None) -> PairBatch:
+def pair_batch(micro: PairMicroBatch, log_probs: Tensor, embeddings: Tensor | None) -> PairBatch:
     """Return what an objective sees of a micro-batch, given the scorer's ``[group, K]`` log-probabilities."""
     flat = log_probs.reshape(-1)
 
     def to(values: Tensor) -> Tensor:
         return values.to(flat.device, flat.dtype)
 
-    sides = [
-        Side(flat[slots.to(flat.device)] - to(reference), {name: to(values) for name, values in columns.items()})
-        for slots, reference, columns in zip((micro.first, micro.second), micro.reference, micro.columns, strict=True)
-    ]
+    def side(slots: Tensor, columns: Mapping[str, Tensor]) -> Side:
+        moved = {name: to(values) for name, values in columns.items()}
+        return Side(flat[slots.to(flat.device)] - moved.pop(REFERENCE), moved)
 
     def embedding_gradient(losses: Tensor) -> Tensor:
         if embeddings is None:
@@ -292,4 +269,5 @@ def pair_batch(micro: MicroBatch, log_probs: Tensor, embeddings: Tensor | None) 
         (gradient,) = torch.autograd.grad(losses.sum(), embeddings, create_graph=True)
         return gradient.pow(2).reshape(len(losses), -1).sum(1)
 
-    return PairBatch(sides[0], sides[1], to(micro.label_logit), to(micro.weight), embedding_gradient)
+    first, second = map(side, micro.slots, micro.sides)
+    return PairBatch(first, second, to(micro.label_logit), to(micro.weight), embedding_gradient)

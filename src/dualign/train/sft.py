@@ -108,12 +108,7 @@ def token_micro_batch(
 
 
 def fine_tune(
-    language_model: LanguageModel,
-    examples: Sequence[Example],
-    *,
-    settings: SftSettings,
-    seed: int,
-    folder: Path | None,
+    language_model: LanguageModel, examples: Sequence[Example], *, settings: SftSettings, seed: int, folder: Path | None
 ) -> SftReport:
     """Return the report of a fit that changed ``language_model.model`` in place (loss: Dai et al. 2023, SFT).
 

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dualign.errors import NumericalError, UsageError
 from dualign.hashing import canonical_digest
+from dualign.models.adapter_merge import merged
 from dualign.models.adapters import activated, fingerprint
 from dualign.models.language_model import LanguageModel
-from dualign.models.pair_store import PairStore, StoredGroup, build_store, cached_log_probs
+from dualign.models.log_probs import LAYOUTS, PairScorer, choose_layout
+from dualign.models.pair_store import PairStore, StoredGroup, build_store, cached_log_probs, response_states
 from dualign.protocols import FitReport, Objective, OnPolicyTraining, Policy, Sampler, Sampling, Score
 from dualign.records import FloatArray, Group, Prompt, Response
+from dualign.train.on_policy import Stage, train_on_policy
 from dualign.train.pairs import FitInputs, fit
 from dualign.train.settings import TrainingSettings
 from dualign.train.sft import Example
@@ -84,14 +88,9 @@ class TransformerBackend:
         store = build_store(self.language_model, groups)
         known = self._log_probs(reference, store)
         kept = [i for i, group in enumerate(store.groups) if len(group.pairs)]
-        inputs = FitInputs(
-            [store.groups[i] for i in kept],
-            [known[i] for i in kept],
-            objective,
-            reference if start is None else start,
-            seed,
-            self.layout(store),
-        )
+        begin, layout = reference if start is None else start, self.layout(store)
+        groups_kept, known_kept = [store.groups[i] for i in kept], [known[i] for i in kept]
+        inputs = FitInputs(groups_kept, known_kept, objective, begin, seed, layout)
         target = self.folder / name
         report = fit(self.language_model, inputs, settings=self.training, folder=target, notes=self.notes)
         return Policy(name, target, report)
@@ -153,8 +152,6 @@ class TransformerBackend:
         Raises:
             NumericalError: a loss or gradient is not finite; nothing of the step is applied.
         """
-        from dualign.train.on_policy import Stage, train_on_policy
-
         if training.settings.get("ptx", 0) > 0 and not self.pretraining:
             raise UsageError("option ptx: imitates the answers of policy.warm_start, and there is none; leave it out")
 
@@ -174,16 +171,12 @@ class TransformerBackend:
         Raises:
             UsageError: one is an adapter and the other is not.
         """
-        from dualign.models.adapter_merge import merged
-
         target = self.folder / name
         merged(first, second, share=share, folder=target)
         return Policy(name, target, FitReport(0, float("nan"), float("nan"), 0.0))
 
     def states(self, groups: Sequence[Group]) -> list[FloatArray]:
         """Return for each group ``[response, width]``: the reference's last states before the response's tokens."""
-        from dualign.models.pair_store import response_states
-
         return response_states(self.language_model, groups, tokens_a_batch=TOKENS_A_BATCH)
 
     def layout(self, store: PairStore) -> str:
@@ -191,8 +184,6 @@ class TransformerBackend:
 
         Below the width of its window, a model with sliding attention is like any other.
         """
-        from dualign.models.log_probs import PairScorer, choose_layout
-
         longest = max(store.groups, key=longest_row)
         if self._layout is None or (self._layout == "shared" and longest_row(longest) > self._tried):
             self._tried = longest_row(longest)
@@ -208,17 +199,12 @@ class TransformerBackend:
         layout = self.layout(store)
         grammar = model.grammar
         masked = None if grammar is None else hashlib.sha256(grammar.cpu().numpy().tobytes()).hexdigest()
-        key = canonical_digest(
-            [
-                model.revision,
-                fingerprint(policy),
-                str(model.model.dtype),
-                repr(model.temperature),
-                [model.max_prompt_tokens, model.max_response_tokens],
-                masked,
-                layout,
-            ]
-        )
+        reading = [
+            str(model.model.dtype),
+            repr(model.temperature),
+            [model.max_prompt_tokens, model.max_response_tokens],
+        ]
+        key = canonical_digest([model.revision, fingerprint(policy), *reading, masked, layout])
         # Without a revision two models could share a key.
         path = self.cache / f"{key[:32]}.safetensors" if model.revision else None
 
@@ -241,10 +227,6 @@ def unique_log_probs(
     Raises:
         NumericalError: one is not finite.
     """
-    import torch
-
-    from dualign.models.log_probs import LAYOUTS, PairScorer
-
     found: list[Any] = [None] * len(groups)
     with activated(language_model, policy), torch.no_grad():
         scorer = PairScorer(language_model)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from dualign.errors import UsageError
-from dualign.hashing import file_digest
 from dualign.models import adapters
 from dualign.models.language_model import LanguageModel
 from dualign.protocols import Policy
@@ -46,8 +45,7 @@ def trained_weights(
                 yield _requiring_gradient(parameters)
             finally:
                 adapters.switch_off(model)
-                for parameter in parameters.values():
-                    parameter.grad = None
+                model.zero_grad(set_to_none=True)
         return
     config = lora_config(model, settings)
     if path is not None:
@@ -137,32 +135,23 @@ def keyed_dropout(dropout: float, device: torch.device, key: Sequence[int]) -> I
 
 
 def save_policy(
-    language_model: LanguageModel,
-    parameters: Mapping[str, Tensor],
-    masters: Mapping[str, Tensor],
-    settings: TrainingSettings,
-    folder: Path,
-) -> None:
-    """Write the trained weights to ``folder``: a PEFT adapter from the optimiser's ``masters``, or the whole model."""
+    language_model: LanguageModel, parameters: Mapping[str, Tensor], masters: Mapping[str, Tensor],
+    settings: TrainingSettings, folder: Path,
+) -> Path:  # fmt: skip
+    """Return the file of the trained weights in ``folder``: a PEFT adapter, of ``masters``, or the whole model."""
     from safetensors.torch import save
 
-    model = language_model.model
-    if settings.adapter == "lora":
+    model, lora = language_model.model, settings.adapter == "lora"
+    if lora:
         config = lora_config(model, settings).to_dict()
         plain = {name: sorted(v) if isinstance(v, set) else v for name, v in config.items()}
         write_json(folder / adapters.ADAPTER_CONFIG, {**plain, "inference_mode": True})
-        tensors = {name: masters[name].contiguous() for name in parameters}
-        write_bytes(folder / adapters.ADAPTER_WEIGHTS, save(tensors, metadata={"format": "pt"}))
-        return
-    tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
-    write_bytes(folder / adapters.FULL_WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    model.config.save_pretrained(folder)
-
-
-def weights_digest(folder: Path, settings: TrainingSettings) -> str:
-    """Return the SHA-256 of the weights that ``save_policy`` wrote."""
-    lora = settings.adapter == "lora"
-    return file_digest(folder / (adapters.ADAPTER_WEIGHTS if lora else adapters.FULL_WEIGHTS))
+    tensors = {name: (masters[name] if lora else p.detach()).contiguous() for name, p in parameters.items()}
+    file = folder / (adapters.ADAPTER_WEIGHTS if lora else adapters.FULL_WEIGHTS)
+    write_bytes(file, save(tensors, metadata={"format": "pt"}))
+    if not lora:
+        model.config.save_pretrained(folder)
+    return file
 
 
 def merged_weights(model: Any, masters: Mapping[str, Tensor], settings: TrainingSettings) -> dict[str, Tensor]:

@@ -325,8 +325,8 @@ def test_all_that_decides_a_fit_is_in_its_key(tmp_path) -> None:
     }
     assert others.keys() == {field.name for field in dataclasses.fields(FitInputs)}
     changed = [inputs, *(dataclasses.replace(inputs, **{name: value}) for name, value in others.items())]
-    keys = [fit_key(model, one, machine.training) for one in changed]
-    keys.append(fit_key(model, inputs, dataclasses.replace(machine.training, learning_rate=0.5)))
+    keys = [fit_key(model, one, machine.settings) for one in changed]
+    keys.append(fit_key(model, inputs, dataclasses.replace(machine.settings, learning_rate=0.5)))
     assert len(set(keys)) == len(keys) == 8
 
 

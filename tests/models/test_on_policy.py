@@ -60,7 +60,7 @@ def stage(**training: Any) -> Stage:
 
 def backend(parts: Stage, folder: Path) -> TransformerBackend:
     return TransformerBackend(
-        parts.language_model, training=parts.settings, sampler=parts.sampler, sampling=parts.sampling, folder=folder
+        parts.language_model, settings=parts.settings, sampler=parts.sampler, sampling=parts.sampling, folder=folder
     )
 
 

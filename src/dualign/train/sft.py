@@ -132,7 +132,7 @@ def fine_tune(
     model, chosen, notes = language_model.model, training_settings(settings, seed), list[str]()
     switch_off(model)
     check_head(PairScorer(language_model), token_micro_batch(language_model, encoded, [0], [0]).tokens)
-    checkpoints = Checkpoints(folder, _key(language_model, encoded, chosen, seed))
+    checkpoints = Checkpoints(folder, "" if folder is None else _key(language_model, encoded, chosen, seed))
     with trained_weights(language_model, Policy("base"), chosen, draw_both=True) as parameters:
         optimiser = Optimiser.of(parameters, chosen)
         history = run(sft_task(language_model, encoded, chosen, seed), optimiser, checkpoints, tell=notes.append)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,54 +29,41 @@ TOKENS_A_BATCH = 4096
 """Tokens of one forward pass where no gradient is wanted."""
 
 
+@dataclass(eq=False)
 class TransformerBackend:
-    """Holds one base model; a policy is a folder of weights for it, and the reference is the base itself."""
+    """Holds one base model; a policy is a folder of weights for it, and the reference is the base itself.
 
-    def __init__(
-        self,
-        language_model: LanguageModel,
-        *,
-        training: TrainingSettings,
-        sampler: Sampler,
-        sampling: Sampling,
-        folder: Path,
-        cache: Path | None = None,
-        pretraining: Sequence[Example] = (),
-    ) -> None:
-        """Take the parts; ``folder`` gets a sub-folder for every policy, ``cache`` the log-probabilities.
+    Raises:
+        UsageError: the sampler's temperature is not the model's: they would be two different policies.
+    """
 
-        Without ``cache`` they go to ``folder / "reference"``. ``pretraining`` is what on-policy methods may imitate.
+    language_model: LanguageModel
+    _: KW_ONLY
+    settings: TrainingSettings
+    sampler: Sampler
+    sampling: Sampling
+    folder: Path
+    """Gets a sub-folder for every policy."""
+    cache: Path | None = None
+    """Gets the log-probabilities; none: ``folder / "reference"``."""
+    pretraining: Sequence[Example] = ()
+    """What on-policy methods may imitate."""
+    notes: list[str] = field(default_factory=list, init=False)
+    """Sentences for the user: a layout that fell back, a checkpoint that was ignored."""
+    _layout: str | None = field(default=None, init=False)
+    _tried: int = field(default=0, init=False)
 
-        Raises:
-            UsageError: the sampler's temperature is not the model's: they would be two different policies.
-        """
-        if sampling.temperature != language_model.temperature:
+    def __post_init__(self) -> None:
+        if self.sampling.temperature != self.language_model.temperature:
             raise UsageError(
-                f"sampling.temperature: {sampling.temperature} was given, but the policy is defined at "
-                f"{language_model.temperature}; they must be equal"
+                f"sampling.temperature: {self.sampling.temperature} was given, but the policy is defined at "
+                f"{self.language_model.temperature}; they must be equal"
             )
-        self.language_model = language_model
-        self.training = training
-        self.sampler = sampler
-        self.sampling = sampling
-        self.folder = folder
-        self.cache = folder / "reference" if cache is None else cache
-        self.pretraining = pretraining
-        self.notes: list[str] = []
-        """Sentences for the user: a layout that fell back, a checkpoint that was ignored."""
-        self._layout: str | None = None
-        self._tried = 0
 
     def fit(
-        self,
-        groups: Sequence[Group],
-        *,
-        objective: Objective,
-        reference: Policy,
-        start: Policy | None,
-        seed: int,
+        self, groups: Sequence[Group], *, objective: Objective, reference: Policy, start: Policy | None, seed: int,
         name: str,
-    ) -> Policy:
+    ) -> Policy:  # fmt: skip
         """Return the policy that minimises ``objective`` on ``groups``; its weights lie in ``folder / name``.
 
         Without ``start`` it begins at the reference: by a fresh adapter where that is the base model.
@@ -92,7 +79,7 @@ class TransformerBackend:
         groups_kept, known_kept = [store.groups[i] for i in kept], [known[i] for i in kept]
         inputs = FitInputs(groups_kept, known_kept, objective, begin, seed, layout)
         target = self.folder / name
-        report = fit(self.language_model, inputs, settings=self.training, folder=target, notes=self.notes)
+        report = fit(self.language_model, inputs, settings=self.settings, folder=target, notes=self.notes)
         return Policy(name, target, report)
 
     def sample(self, policy: Policy, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Response]]:
@@ -156,7 +143,7 @@ class TransformerBackend:
             raise UsageError("option ptx: imitates the answers of policy.warm_start, and there is none; leave it out")
 
         stage = Stage(
-            self.language_model, self.sampler, self.sampling, self.training, score, reference, self.pretraining
+            self.language_model, self.sampler, self.sampling, self.settings, score, reference, self.pretraining
         )
         target = self.folder / name
         prompts: dict[str, Prompt] = {}
@@ -190,7 +177,7 @@ class TransformerBackend:
             probe = [(longest.prompt, longest.responses)]
             with activated(self.language_model, Policy("reference")):
                 scorer = PairScorer(self.language_model)
-                self._layout, note = choose_layout(scorer, probe, self.language_model.pad, self.training.layout)
+                self._layout, note = choose_layout(scorer, probe, self.language_model.pad, self.settings.layout)
             self.notes.extend([note] if note else [])
         return self._layout
 
@@ -206,7 +193,8 @@ class TransformerBackend:
         ]
         key = canonical_digest([model.revision, fingerprint(policy), *reading, masked, layout])
         # Without a revision two models could share a key.
-        path = self.cache / f"{key[:32]}.safetensors" if model.revision else None
+        folder = self.folder / "reference" if self.cache is None else self.cache
+        path = folder / f"{key[:32]}.safetensors" if model.revision else None
 
         def compute(groups: Sequence[StoredGroup]) -> list[FloatArray]:
             return unique_log_probs(model, policy, groups, layout=layout)

@@ -57,7 +57,7 @@ def trained_weights(
         else:
             adapters.load_adapter_weights(model, _TRAINED, adapters.read_weights(path), where=str(path.parent))
         adapters.switch_on(model, _TRAINED)
-        _set_dropout(model, training=True)
+        _set_dropout(model, on=True)
         yield _requiring_gradient(adapters.adapter_parameters(model, _TRAINED))
     finally:
         model.eval()
@@ -105,21 +105,21 @@ def _requiring_gradient(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return parameters
 
 
-def _set_dropout(model: Any, *, training: bool) -> None:
+def _set_dropout(model: Any, *, on: bool) -> None:
     """Dropout acts in the adapter alone: the base model stays in evaluation mode, as in the reference."""
     for name, module in model.named_modules():
         if name.endswith(f"lora_dropout.{_TRAINED}"):
-            module.train(training)
+            module.train(on)
 
 
 @contextmanager
 def dropout_off(model: Any) -> Iterator[None]:
     """Let the weights in training act as they will once trained: without dropout."""
-    _set_dropout(model, training=False)
+    _set_dropout(model, on=False)
     try:
         yield
     finally:
-        _set_dropout(model, training=True)
+        _set_dropout(model, on=True)
 
 
 @contextmanager

@@ -216,7 +216,8 @@ def test_rows_are_told_as_they_come_and_a_costly_checkpoint_waits(tmp_path: Path
 
 def test_a_plan_uses_every_example_once_an_epoch_by_the_seed_and_rates_end_at_the_floor() -> None:
     def plan(seed: int) -> list[list[int]]:
-        return plan_steps([7] * 10, keyed_generators(seed), examples_a_step=4, steps=6)
+        settings = TrainingSettings(per_device_train_batch_size=4, num_train_epochs=2.0)
+        return plan_steps([7] * 10, settings, keyed_generators(seed))
 
     assert [len(chosen) for chosen in sorted(plan(0)[:3], key=len)] == [2, 4, 4]
     for epoch in (plan(0)[:3], plan(0)[3:]):

@@ -152,12 +152,7 @@ def pair_task(language_model: LanguageModel, inputs: FitInputs, settings: Traini
         squares = (batch.weight * batch.label_logit**2).sum()
         return Terms(found, batch.weight, figures={"products": products, "squares": squares})
 
-    plan = plan_steps(
-        [group.length for group in inputs.groups],
-        keyed_generators(inputs.seed),
-        examples_a_step=settings.examples_a_step,
-        steps=settings.count_steps(len(inputs.groups)),
-    )
+    plan = plan_steps([group.length for group in inputs.groups], settings, keyed_generators(inputs.seed))
     module = PairScorer(language_model)
     return Task("training", module, plan, collated, losses, settings, inputs.seed, weigh=objective.weigh)
 

@@ -72,30 +72,27 @@ class TrainingSettings:
 
 
 def plan_steps(
-    lengths: Sequence[int],
-    generators: Iterable[np.random.Generator],
-    *,
-    examples_a_step: int,
-    steps: int,
-    window: int = WINDOW,
-) -> list[list[int]]:
-    """Return the numbers of the examples of each of ``steps`` steps; every epoch has its own of ``generators``.
+    lengths: Sequence[int], settings: TrainingSettings, generators: Iterable[np.random.Generator], *,
+    steps: int | None = None, window: int = WINDOW,
+) -> list[list[int]]:  # fmt: skip
+    """Return the numbers of the examples of each of ``steps`` steps (none: those of the settings).
 
-    Each epoch shuffles the examples, sorts them by length within windows of so many steps, cuts them into steps and
+    Every epoch has its own of ``generators``. It shuffles the examples, sorts them by length within windows of so many steps, cuts them into steps and
     shuffles those; the last step of an epoch may be short.
     """
+    size, count = settings.examples_a_step, settings.count_steps(len(lengths)) if steps is None else steps
     planned: list[list[int]] = []
     for generator in generators:
         order = generator.permutation(len(lengths))
         cut: list[list[int]] = []
-        for start in range(0, len(order), examples_a_step * window):
-            part = order[start : start + examples_a_step * window]
+        for start in range(0, len(order), size * window):
+            part = order[start : start + size * window]
             part = part[np.argsort(np.asarray(lengths)[part], kind="stable")]
-            cut += [part[i : i + examples_a_step].tolist() for i in range(0, len(part), examples_a_step)]
+            cut += [part[i : i + size].tolist() for i in range(0, len(part), size)]
         planned += [cut[i] for i in generator.permutation(len(cut))]
-        if len(planned) >= steps:
+        if len(planned) >= count:
             break
-    return planned[:steps]
+    return planned[:count]
 
 
 def keyed_generators(seed: int) -> Iterable[np.random.Generator]:

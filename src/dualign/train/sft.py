@@ -164,13 +164,10 @@ def training_settings(settings: SftSettings, seed: int) -> TrainingSettings:
 
 def sft_task(language_model: LanguageModel, encoded: Sequence[Encoded], settings: TrainingSettings, seed: int) -> Task:
     """Return the task of imitating the examples."""
-    plan = plan_steps(
-        [len(prompt) + len(response) for prompt, response in encoded],
-        itertools.repeat(np.random.default_rng(seed)),
-        examples_a_step=settings.examples_a_step,
-        steps=math.ceil(len(encoded) * settings.num_train_epochs / settings.examples_a_step),
-        window=WINDOW,
-    )
+    lengths = [len(prompt) + len(response) for prompt, response in encoded]
+    generators = itertools.repeat(np.random.default_rng(seed))
+    steps = math.ceil(len(encoded) * settings.num_train_epochs / settings.examples_a_step)
+    plan = plan_steps(lengths, settings, generators, steps=steps, window=WINDOW)
 
     def collate(chosen: Sequence[int], step: Sequence[int]) -> TokenMicroBatch:
         return token_micro_batch(language_model, encoded, chosen, step)

@@ -132,12 +132,8 @@ def score_task(
     """Return the task of giving the higher answers of pairs the higher scores."""
     settings, device = training_settings(config), language_model.device
     loss = OBJECTIVES[objective](regularisation=config.regularisation)
-    plan = plan_steps(
-        [len(pair.higher) + len(pair.lower) for pair in pairs],
-        keyed_generators(config.seed),
-        examples_a_step=settings.examples_a_step,
-        steps=settings.count_steps(len(pairs)),
-    )
+    lengths = [len(pair.higher) + len(pair.lower) for pair in pairs]
+    plan = plan_steps(lengths, settings, keyed_generators(config.seed))
 
     def collate(chosen: Sequence[int], step: Sequence[int]) -> ScoreMicroBatch:
         return score_micro_batch([pairs[i] for i in chosen], len(step), device)

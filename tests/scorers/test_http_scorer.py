@@ -222,8 +222,10 @@ def test_headers_that_drip_are_left_after_the_timeout_too(made):
         assert time.monotonic() - started < 6
 
 
-@pytest.mark.parametrize(("announced", "requests"), [("\xb2", 1), ("-5", 1), ("", 1), ("9" * 5000, 2), ("0" * 5000, 2)])
-def test_a_length_that_no_parser_takes_is_no_traceback(made, announced, requests):
+@pytest.mark.parametrize("announced", ["\xb2", "-5", "", "9" * 5000, "0" * 5000])
+def test_an_answer_whose_length_no_parser_takes_is_asked_for_again(made, announced):
+    """As RFC 9112 (section 6.3) wants it: such an answer is discarded, wherever it seems to end."""
+
     def announces(handler, body):
         handler.send_response(200)
         handler.send_header("Content-Length", announced)
@@ -232,7 +234,7 @@ def test_a_length_that_no_parser_takes_is_no_traceback(made, announced, requests
 
     with serving(announces) as service:
         assert scores(made(service)) == TRUE
-        assert len(service.requests) == requests
+        assert len(service.requests) == 2
 
 
 def test_an_answer_without_end_is_not_read_to_the_end(made, monkeypatch):
@@ -453,3 +455,48 @@ def test_nothing_to_score_sends_nothing(made):
     with serving() as service:
         assert made(service)([], []).shape == (0,)
         assert not service.requests
+
+
+def test_an_answer_is_asked_for_as_it_is_and_no_cookie_comes_back(made):
+    """A few compressed bytes could fill the memory: the limit on an answer counts what is sent."""
+    with serving(answers_json(lambda items: {"items": items}), answers_status(200, Set_Cookie="a=b")) as service:
+        scores(made(service), ["a"])
+        scores(made(service), ["b"])
+        assert {headers["accept-encoding"] for _, headers, _ in service.requests} == {"identity"}
+        assert not any("cookie" in headers for _, headers, _ in service.requests)
+
+
+@pytest.fixture
+def proxies(monkeypatch):
+    """Return a setter of the proxies that the environment names; all others are taken away."""
+
+    def put(**named):
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        for name, value in named.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+def test_the_proxy_of_the_environment_is_asked_and_no_other(made, proxies):
+    with serving() as service:
+        host = service.url.removeprefix("http://").removesuffix("/score")
+        for named in (f"http://{host}", host):
+            proxies(http_proxy=named)
+            assert scores(made("http://judge.invalid/score", version=named)) == TRUE
+        assert {path for path, _, _ in service.requests} == {"http://judge.invalid/score"}
+        for others in ({"https_proxy": "http://127.0.0.1:1"}, {"all_proxy": "socks5://127.0.0.1:1"}, {
+            "http_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}):  # fmt: skip
+            proxies(**others)
+            assert scores(made(service, version=str(others))) == TRUE
+    assert service.requests[-1][0] == "/score"
+
+
+@pytest.mark.parametrize("named", ["ftp://me:s3cret@h/", "http://me:s3cret@h:port/"])
+def test_a_proxy_that_cannot_be_used_is_one_line_without_its_password(made, proxies, named):
+    proxies(http_proxy=named)
+    with pytest.raises(ConfigError, match="the proxy that the environment names for judge.invalid/score") as caught:
+        made("http://judge.invalid/score")
+    assert "s3cret" not in str(caught.value)

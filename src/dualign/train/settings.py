@@ -77,8 +77,8 @@ def plan_steps(
 ) -> list[list[int]]:  # fmt: skip
     """Return the numbers of the examples of each of ``steps`` steps (none: those of the settings).
 
-    Every epoch has its own of ``generators``. It shuffles the examples, sorts them by length within windows of so many steps, cuts them into steps and
-    shuffles those; the last step of an epoch may be short.
+    Every epoch has its own of ``generators``: it shuffles the examples, sorts them by length within windows of so many
+    steps, cuts them into steps and shuffles those; the last step of an epoch may be short.
     """
     size, count = settings.examples_a_step, settings.count_steps(len(lengths)) if steps is None else steps
     planned: list[list[int]] = []

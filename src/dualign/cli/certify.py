@@ -20,7 +20,7 @@ LARGEST_LOOK = 20_000
 
 if TYPE_CHECKING:
     from dualign.certificate.certify import Opening, Requirement, Seal, Terms, Units
-    from dualign.data.cost_file import CostFile
+    from dualign.data.score_file import CostFile
     from dualign.maths.functionals import Functional
 
 
@@ -57,7 +57,7 @@ def certify(
     Exit code 0 certified, 10 the only policy is not certified, 11 none of several is, 12 invalid.
     """
     from dualign.certificate.certify import Terms
-    from dualign.data.cost_file import read_costs
+    from dualign.data.score_file import read_costs
 
     # What was typed is checked before the file, as far as that goes.
     if not 0 < confidence < 1:
@@ -273,7 +273,7 @@ def _named(option: str, given: Sequence[str], names: Sequence[str]) -> dict[str,
 
 
 def _number(option: str, text: str) -> float:
-    from dualign.data.rows import LARGEST, decimal
+    from dualign.data.cells import LARGEST, decimal
 
     number = decimal(text)
     if not abs(number) <= LARGEST:

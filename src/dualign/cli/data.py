@@ -105,7 +105,8 @@ def _show(report: "CheckReport", written: Sequence[Path], *, refused: Path | Non
     from rich.text import Text
 
     from dualign.cli.shared import shown
-    from dualign.data.checks.check import summary, verdict
+    from dualign.data.checks.check import verdict
+    from dualign.data.checks.statistics import summary
 
     console = Console(highlight=False)
     if not quiet:

@@ -72,7 +72,7 @@ def _limits(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
 
 
 def _number(text: str, value: str) -> float:
-    from dualign.data.rows import LARGEST, decimal
+    from dualign.data.cells import LARGEST, decimal
 
     number = decimal(value)
     if not abs(number) <= LARGEST:

@@ -13,8 +13,7 @@ import torch
 
 from dualign.errors import NumericalError, UsageError
 from dualign.hashing import canonical_digest
-from dualign.models.adapter_merge import merged
-from dualign.models.adapters import activated, fingerprint
+from dualign.models.adapters import activated, fingerprint, merged
 from dualign.models.language_model import LanguageModel
 from dualign.models.log_probs import LAYOUTS, PairScorer, choose_layout
 from dualign.models.pair_store import PairStore, StoredGroup, build_store, cached_log_probs, response_states

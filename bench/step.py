@@ -10,6 +10,8 @@ The last line is one JSON object.
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -29,8 +31,10 @@ from dualign.models.language_model import LanguageModel
 from dualign.models.pair_store import build_store
 from dualign.protocols import Objective, Policy
 from dualign.records import Group, Prompt, Response
-from dualign.train.settings import FitInputs, TrainingSettings
-from dualign.train.trainer import Fit
+from dualign.train.loop import step
+from dualign.train.optimiser import Optimiser
+from dualign.train.pairs import FitInputs, pair_task
+from dualign.train.settings import TrainingSettings
 from dualign.train.weights import lora_config, trained_weights
 
 PAIRS = 4
@@ -86,9 +90,9 @@ def ours(language_model, kind, made):
     reference = [np.full(2, -200.0) for _ in stored]
     inputs = FitInputs(stored, reference, objective, Policy("reference"), 0, "shared")
     with trained_weights(keyed, inputs.start, settings) as parameters:
-        fit = Fit(keyed, inputs, settings, parameters)
-        fit.steps = [np.arange(i, i + PAIRS) for i in range(0, len(made), PAIRS)]
-        yield fit.step
+        plan = [range(i, i + PAIRS) for i in range(0, len(made), PAIRS)]
+        task = dataclasses.replace(pair_task(keyed, inputs, settings), plan=plan)
+        yield functools.partial(step, task, Optimiser.of(parameters, settings))
 
 
 @contextlib.contextmanager

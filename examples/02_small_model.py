@@ -111,7 +111,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         backend = TransformerBackend(
             model,
-            training=training,
+            settings=training,
             sampler=TransformersSampler(model),
             sampling=Sampling(max_new_tokens=8, batch_size=512),
             folder=Path(folder),

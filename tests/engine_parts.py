@@ -99,6 +99,6 @@ def independent_log_prob(model: Any, prompt: tuple[int, ...], response: tuple[in
 def backend(model: LanguageModel, folder: Path, **settings: Any) -> TransformerBackend:
     chosen = {"learning_rate": 1e-2, "warmup_steps": 1, "lora_r": 4, "per_device_train_batch_size": 2} | settings
     return TransformerBackend(
-        model, training=TrainingSettings(**chosen), sampler=None,  # type: ignore[arg-type]
+        model, settings=TrainingSettings(**chosen), sampler=None,  # type: ignore[arg-type]
         sampling=Sampling(temperature=model.temperature), folder=folder,
     )  # fmt: skip

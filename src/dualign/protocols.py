@@ -251,7 +251,7 @@ class Improves(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Practice:
+class OnPolicyTraining:
     """A stretch of on-policy training on sampled answers; multipliers are in the units of the groups' scores."""
 
     method: str
@@ -262,7 +262,7 @@ class Practice:
     follow: Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
     """(multipliers, means, SDs of the costs of late answers) -> multipliers after one step; all ``[constraint]``."""
     multipliers: FloatArray
-    """Where a policy that was not practised before begins."""
+    """Where a policy that was not trained on its answers before begins."""
     cost_units: FloatArray
     """Shape ``[constraint]``: a multiplier of 1 in raw units. The KL of a cost's stream is in its unit."""
     settings: Mapping[str, float]
@@ -271,23 +271,23 @@ class Practice:
 
 
 @runtime_checkable
-class Practises(Protocol):
+class TrainsOnPolicy(Protocol):
     """A backend that can train a policy on answers that it samples from it and has scored."""
 
-    def practise(
+    def train_on_policy(
         self,
         policy: Policy,
         groups: Sequence[Group],
         *,
-        practice: Practice,
+        training: OnPolicyTraining,
         score: Score,
         reference: Policy,
         seed: int,
         name: str,
     ) -> Policy:
-        """Return ``policy`` after ``practice`` on the prompts of ``groups``.
+        """Return ``policy`` after ``training`` on the prompts of ``groups``.
 
-        Optimiser, critics, multipliers and recent costs go on from where ``policy``'s own practice left them. The
+        Optimiser, critics, multipliers and recent costs go on from where ``policy``'s own training left them. The
         report's history has a row a step, with ``multiplier_K``, ``cost_K`` (of late answers), ``reward`` and ``kl``.
 
         Raises:

@@ -14,7 +14,8 @@ from dualign.models.adapters import activated
 from dualign.models.pair_store import build_store
 from dualign.protocols import Objective, Policy
 from dualign.records import Group, Prompt, Response
-from dualign.train import trainer
+from dualign.train import loop
+from dualign.train.pairs import fit_key, label
 from engine_parts import PAD, backend, groups, independent_log_prob, language_model, tiny_llama
 
 REFERENCE = Policy("reference")
@@ -129,18 +130,18 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bits(adapter, after, tmp_path
     settings = {"adapter": adapter, "lora_dropout": 0.1, "max_steps": 7, "checkpoint_steps": 2}
     made, model = groups(), language_model()
     whole = fitted(backend(model, tmp_path / "whole", **settings), made, labels=bernoulli)
-    step = trainer.Fit.step
+    step = loop.step
 
-    def dying(self, number):
+    def dying(task, optimiser, number):
         if number == after:
             raise Killed
-        return step(self, number)
+        return step(task, optimiser, number)
 
-    monkeypatch.setattr(trainer.Fit, "step", dying)
+    monkeypatch.setattr(loop, "step", dying)
     with pytest.raises(Killed):
         fitted(backend(model, tmp_path / "cut", **settings), made, labels=bernoulli)
     done = []
-    monkeypatch.setattr(trainer.Fit, "step", lambda self, number: (done.append(number), step(self, number))[1])
+    monkeypatch.setattr(loop, "step", lambda *given: (done.append(given[-1]), step(*given))[1])
     resumed = backend(language_model(), tmp_path / "cut", **settings)
     cut = fitted(resumed, made, labels=bernoulli)
     assert done == list(range(after // 2 * 2, 7))
@@ -156,15 +157,15 @@ def test_a_damaged_or_foreign_checkpoint_is_ignored_and_named(harm, tmp_path, mo
     settings = {"max_steps": 4, "checkpoint_steps": 2}
     made, model = groups(), language_model()
     whole = fitted(backend(model, tmp_path / "whole", **settings), made)
-    step = trainer.Fit.step
+    step = loop.step
 
-    def dying(self, number):
+    def dying(task, optimiser, number):
         if number == 2:
             raise Killed
-        return step(self, number)
+        return step(task, optimiser, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Fit, "step", dying)
+        patch.setattr(loop, "step", dying)
         with pytest.raises(Killed):
             fitted(backend(model, tmp_path / "cut", **settings), made, multiplier=0.5 if harm == "flip" else 0.6)
     if harm == "flip":
@@ -243,8 +244,6 @@ def test_reference_figures_are_made_once_and_a_damaged_cache_anew(tmp_path, monk
 
 
 def test_bernoulli_labels_are_drawn_once_a_fit() -> None:
-    from dualign.train.batches import label
-
     store = build_store(language_model(), groups(40))
     zeros = [np.zeros(3) for _ in store.groups]
     drawn = [
@@ -283,7 +282,7 @@ def test_a_start_is_gone_on_from(tmp_path) -> None:
 def test_a_loss_that_is_no_number_stops_the_step_though_its_gradient_is_one(tmp_path) -> None:
     lost = objective(loss=lambda first, second: 0 * (first.log_ratio - second.log_ratio) + torch.nan)
     machine = backend(language_model(), tmp_path)
-    with pytest.raises(NumericalError, match="the loss is nan at step 1; the step was not applied"):
+    with pytest.raises(NumericalError, match="the loss is nan at step 1 of 1; the step was not applied"):
         machine.fit(groups(2), objective=lost, reference=REFERENCE, start=None, seed=3, name="p")
 
 
@@ -310,7 +309,7 @@ def test_finished_weights_that_were_altered_are_fitted_again(tmp_path) -> None:
 
 
 def test_all_that_decides_a_fit_is_in_its_key(tmp_path) -> None:
-    from dualign.train.settings import FitInputs
+    from dualign.train.pairs import FitInputs
 
     model, made = language_model(), groups(2)
     machine = backend(model, tmp_path, max_steps=1)
@@ -326,8 +325,8 @@ def test_all_that_decides_a_fit_is_in_its_key(tmp_path) -> None:
     }
     assert others.keys() == {field.name for field in dataclasses.fields(FitInputs)}
     changed = [inputs, *(dataclasses.replace(inputs, **{name: value}) for name, value in others.items())]
-    keys = [trainer.fit_key(model, one, machine.training) for one in changed]
-    keys.append(trainer.fit_key(model, inputs, dataclasses.replace(machine.training, learning_rate=0.5)))
+    keys = [fit_key(model, one, machine.settings) for one in changed]
+    keys.append(fit_key(model, inputs, dataclasses.replace(machine.settings, learning_rate=0.5)))
     assert len(set(keys)) == len(keys) == 8
 
 

@@ -27,7 +27,7 @@ TRAINING = TrainingSettings(lora_r=4)
 def machine(folder: Path, dtype: str) -> TransformerBackend:
     model = tiny_language_model(model=tiny_model(dtype=dtype), revision="tiny", max_response_tokens=24)
     return TransformerBackend(
-        model, training=TRAINING, sampler=TransformersSampler(model), sampling=Sampling(max_new_tokens=24),
+        model, settings=TRAINING, sampler=TransformersSampler(model), sampling=Sampling(max_new_tokens=24),
         folder=folder,
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ from dualign.methods.recipe import conservative
 from dualign.models.log_probs import TokenBatch
 from dualign.protocols import Problem, Side
 from dualign.records import Evaluation
-from dualign.train.batches import MicroBatch, pair_batch
+from dualign.train.pairs import REFERENCE, PairMicroBatch, pair_batch
 from dualign.worlds.solving import SolveSettings, solve
 from dualign.worlds.tabular import TabularBackend
 from small_worlds import small_world
@@ -220,7 +220,8 @@ def test_the_squared_gradient_by_embeddings_is_that_of_the_margin_times_its_slop
     first, second, reference = torch.arange(0, 6, 2), torch.arange(1, 6, 2), doubles(-2.5, -3.0, -1.0)
     ones = torch.ones(3, dtype=torch.float64)
     tokens = TokenBatch(ones, None, None, ones, ones, ones, ones, (3, 2))  # unread: the log-probabilities are given
-    micro = MicroBatch(tokens, first, second, (reference, 0.5 * reference), ({}, {}), 0 * ones, ones, ones / 3)
+    sides = {REFERENCE: reference}, {REFERENCE: 0.5 * reference}
+    micro = PairMicroBatch(tokens, (first, second), sides, 0 * ones, ones, ones / 3)
     batch = pair_batch(micro, log_probs.reshape(3, 2), embeddings)
     h = log_probs[first] - log_probs[second] - 0.5 * reference
     equal(batch.first.log_ratio - batch.second.log_ratio, h)

@@ -183,7 +183,7 @@ def greedy(language_model, n: int = 8):
 def scores(language_model, prompts):
     with torch.no_grad():
         batch = rows([(tuple(prompt), tuple(ANSWERS)) for prompt in prompts], language_model.pad)
-        return PairScorer(language_model)(batch).tolist()
+        return PairScorer(language_model)(batch).responses.tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS_AND_BASES)

@@ -13,10 +13,10 @@ from dualign.errors import UsageError
 from dualign.maths.policy_gradient import multiplier_step
 from dualign.models.pair_store import encode_prompt
 from dualign.models.sampler import TransformersSampler
-from dualign.protocols import OnPolicyObjective, Policy, Practice, Sampling, Scores
+from dualign.protocols import OnPolicyObjective, OnPolicyTraining, Policy, Sampling, Scores
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.train import on_policy
-from dualign.train.on_policy import Stage, batch_at, practise, recall
+from dualign.train.on_policy import Learner, Stage, batch_at, recall, train_on_policy
 from dualign.train.settings import TrainingSettings
 from dualign.train.transformer import TransformerBackend
 from dualign.train.weights import trained_weights
@@ -38,12 +38,14 @@ def follow(multipliers: FloatArray, mean: FloatArray, deviation: FloatArray) -> 
     return multiplier_step(multipliers, mean - LIMIT, rate=RATE, largest=LARGEST)
 
 
-def practice(estimator: Any, *, steps: int = 2, answers: int = 1, start: float = 0.5, **settings: float) -> Practice:
+def stretch(
+    estimator: Any, *, steps: int = 2, answers: int = 1, start: float = 0.5, **settings: float
+) -> OnPolicyTraining:
     chosen = {
         "steps": steps, "total": 40, "prompts": 6, "answers": answers, "updates": 1, "critic_rate": 1e-2,
         "learning_rate": 2e-2, "window": 32, "clip": 0.2,
     } | settings  # fmt: skip
-    return Practice(
+    return OnPolicyTraining(
         method="test", estimator=estimator, follow=follow, multipliers=np.array([start]), cost_units=np.array([1.5]),
         aim=lambda m: OnPolicyObjective(multipliers=m, kl=0.05, scale=1 / (1 + float(m.sum()))), settings=chosen,
     )  # fmt: skip
@@ -58,7 +60,7 @@ def stage(**training: Any) -> Stage:
 
 def backend(parts: Stage, folder: Path) -> TransformerBackend:
     return TransformerBackend(
-        parts.language_model, training=parts.training, sampler=parts.sampler, sampling=parts.sampling, folder=folder
+        parts.language_model, settings=parts.settings, sampler=parts.sampler, sampling=parts.sampling, folder=folder
     )
 
 
@@ -93,9 +95,9 @@ def test_prompts_of_several_pairs_are_asked_once_a_step(tmp_path: Path) -> None:
 
     parts = stage()
     groups = [Group(prompt, (), np.zeros(0), np.zeros((0, 1))) for prompt in PROMPTS for _ in range(3)]
-    made = practice("leave-one-out", steps=3, answers=2, prompts=8)
-    backend(parts, tmp_path).practise(
-        REFERENCE, groups, practice=made, score=noted, reference=REFERENCE, seed=1, name="p"
+    made = stretch("leave-one-out", steps=3, answers=2, prompts=8)
+    backend(parts, tmp_path).train_on_policy(
+        REFERENCE, groups, training=made, score=noted, reference=REFERENCE, seed=1, name="p"
     )
     assert [sorted(batch) for batch in asked] == [sorted(prompt.id for prompt in PROMPTS)] * 3
 
@@ -105,11 +107,12 @@ def test_two_stretches_are_one_of_both_lengths(tmp_path: Path, estimator: str, a
     from safetensors.torch import load_file
 
     parts = stage()
-    whole = practise(parts, REFERENCE, PROMPTS, practice(estimator, steps=4, answers=answers), seed=1,
+    whole = train_on_policy(parts, REFERENCE, PROMPTS, stretch(estimator, steps=4, answers=answers), seed=1,
                      folder=tmp_path / "whole")  # fmt: skip
-    half = practice(estimator, answers=answers)
-    practise(parts, REFERENCE, PROMPTS, half, seed=1, folder=tmp_path / "first")
-    later = practise(parts, Policy("first", tmp_path / "first"), PROMPTS, half, seed=1, folder=tmp_path / "second")
+    half = stretch(estimator, answers=answers)
+    train_on_policy(parts, REFERENCE, PROMPTS, half, seed=1, folder=tmp_path / "first")
+    first = Policy("first", tmp_path / "first")
+    later = train_on_policy(parts, first, PROMPTS, half, seed=1, folder=tmp_path / "second")
     assert [dict(row) for row in whole.history[2:]] == [dict(row) for row in later.history]
     for name in ("adapter_model.safetensors", "practice.safetensors"):
         one, other = load_file(tmp_path / "whole" / name), load_file(tmp_path / "second" / name)
@@ -118,12 +121,12 @@ def test_two_stretches_are_one_of_both_lengths(tmp_path: Path, estimator: str, a
 
 
 def test_the_multiplier_follows_the_costs_of_late_answers(tmp_path: Path) -> None:
-    report = practise(stage(), REFERENCE, PROMPTS, practice("critic", steps=5), seed=1, folder=tmp_path / "p")
+    report = train_on_policy(stage(), REFERENCE, PROMPTS, stretch("critic", steps=5), seed=1, folder=tmp_path / "p")
     held = 0.5
     for row in report.history:
         held = min(held * np.exp(0.5 * held * (row["cost_0"] - 0.2)), 50.0)
         assert row["multiplier_0"] == pytest.approx(held)
-    memory = recall(Policy("p", tmp_path / "p"), np.array([9.0]), window=32)
+    memory = recall(Policy("p", tmp_path / "p"), np.array([9.0]))
     assert memory.step == 5 and memory.multipliers[0] == pytest.approx(held)
     # five prompts in six are looked at
     assert len(memory.costs[0]) == 25
@@ -138,17 +141,17 @@ def test_critics_begin_at_the_mean_scores_of_the_first_answers(tmp_path: Path) -
         seen.append([scores.reward.mean(), scores.costs.mean()])
         return scores
 
-    made = practice("critic", steps=2, critic_rate=1e-9)
-    practise(dataclasses.replace(parts, score=noted), REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / "p")
-    heads = recall(Policy("p", tmp_path / "p"), np.array([9.0]), window=32).part("critic")["weight.heads"]
+    made = stretch("critic", steps=2, critic_rate=1e-9)
+    train_on_policy(dataclasses.replace(parts, score=noted), REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / "p")
+    heads = recall(Policy("p", tmp_path / "p"), np.array([9.0])).part("critic")["weight.heads"]
     np.testing.assert_allclose(heads[-1], seen[0], rtol=1e-6)
     assert heads[:-1].abs().max() < 1e-6 and seen[1] != seen[0]
 
 
 @pytest.mark.parametrize(("estimator", "answers"), [("critic", 1), ("leave-one-out", 4)])
 def test_rewards_rise(tmp_path: Path, estimator: str, answers: int) -> None:
-    made = practice(estimator, steps=30, answers=answers, start=1e-3, prompts=12, learning_rate=3e-2)
-    history = practise(stage(), REFERENCE, PROMPTS, made, seed=3, folder=tmp_path / "p").history
+    made = stretch(estimator, steps=30, answers=answers, start=1e-3, prompts=12, learning_rate=3e-2)
+    history = train_on_policy(stage(), REFERENCE, PROMPTS, made, seed=3, folder=tmp_path / "p").history
     before = history[0]["reward"]  # of the reference
     after = np.mean([row["reward"] for row in history[-5:]])
     assert after > before + 0.3
@@ -163,12 +166,12 @@ def token_log_probs(model: Any, prompt: tuple[int, ...], answer: tuple[int, ...]
 @pytest.mark.parametrize("estimator", ["critic", "leave-one-out"])
 def test_the_first_gradient_is_the_policy_gradient_by_hand(estimator: Any) -> None:
     parts, answers = stage(), 3
-    made = practice(estimator, answers=answers)
+    made = stretch(estimator, answers=answers)
     model, multiplier, kl = parts.language_model.model, 0.5, 0.05
     drawn = parts.sampler.generate(REFERENCE, PROMPTS, answers, sampling=parts.sampling, seed=4, stage="practice")
     scores = score(PROMPTS, drawn)
-    memory = recall(REFERENCE, np.array([multiplier]), window=32)
-    cut = on_policy._parts(parts, PROMPTS, drawn, scores)
+    memory = recall(REFERENCE, np.array([multiplier]))
+    cut = on_policy.answer_parts(parts, PROMPTS, drawn, scores)
     objective = made.aim(memory.multipliers)
 
     def by_hand(k: int) -> list[torch.Tensor]:
@@ -177,14 +180,16 @@ def test_the_first_gradient_is_the_policy_gradient_by_hand(estimator: Any) -> No
 
     with torch.no_grad():
         base = [by_hand(k) for k in range(len(PROMPTS))]
-    with trained_weights(parts.language_model, REFERENCE, parts.training) as parameters:
+    with trained_weights(parts.language_model, REFERENCE, parts.settings) as parameters:
         # a policy that has moved: a fresh adapter has no gradient in half of its weights, and no KL
         with torch.no_grad():
             for number, value in enumerate(parameters.values()):
                 value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(number)))
-        run = on_policy._Updates(parts, made, memory, parameters, seed=1, means=np.zeros(2))
-        run.look(cut)
-        loss = sum(run._loss(part, objective) * part.batch.shape[0] / len(PROMPTS) for part in cut)
+        learner = Learner.of(parts, made, memory, parameters, seed=1, means=np.zeros(2))
+        terms = [
+            on_policy.answer_losses(learner.module(part.tokens), part, objective, made) for part in learner.looked(cut)
+        ]
+        loss = sum((term.losses * term.weights).sum() / term.total for term in terms)
         found = torch.autograd.grad(loss, list(parameters.values()))
         wanted = 0.0
         for k in range(len(PROMPTS)):
@@ -225,11 +230,11 @@ def imitation(parts: Stage, policy: Policy) -> float:
     return -float(torch.cat(known).mean())
 
 
-def test_imitation_is_a_step_along_the_mean_log_likelihood() -> None:
+def test_imitation_is_a_step_along_the_mean_log_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = dataclasses.replace(stage(), pretraining=EXAMPLES)
-    made = practice("critic", prompts=len(EXAMPLES))
-    memory = recall(REFERENCE, np.array([0.5]), window=32)
-    with trained_weights(parts.language_model, REFERENCE, parts.training) as parameters:
+    made = stretch("critic", prompts=len(EXAMPLES))
+    memory = recall(REFERENCE, np.array([0.5]))
+    with trained_weights(parts.language_model, REFERENCE, parts.settings) as parameters:
         with torch.no_grad():
             for number, value in enumerate(parameters.values()):
                 value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(number)))
@@ -237,10 +242,14 @@ def test_imitation_is_a_step_along_the_mean_log_likelihood() -> None:
         known = [token_log_probs(model.model, encode_prompt(model, p), answer) for p, answer in EXAMPLES]
         loss = -3.0 * torch.cat(known).mean()
         wanted = torch.autograd.grad(loss, list(parameters.values()))
-        run = on_policy._Updates(parts, made, memory, parameters, seed=1, means=np.zeros(2))
+        learner = Learner.of(parts, made, memory, parameters, seed=1, means=np.zeros(2))
         caught: list[torch.Tensor] = []
-        run._move = lambda: caught.extend(p.grad.clone() for p in parameters.values() if p.grad is not None)  # type: ignore[method-assign]
-        assert run.imitate(3.0) == pytest.approx(loss.item())
+
+        def move(self: Learner) -> None:
+            caught.extend(p.grad.clone() for p in parameters.values() if p.grad is not None)
+
+        monkeypatch.setattr(Learner, "_move", move)
+        assert learner.imitate(3.0) == pytest.approx(loss.item())
     for one, other in zip(caught, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
@@ -251,7 +260,7 @@ def test_with_imitation_the_policy_keeps_to_the_examples(tmp_path: Path) -> None
     machine.pretraining = EXAMPLES
     groups = [Group(prompt, (), np.zeros(0), np.zeros((0, 1))) for prompt in PROMPTS]
     policies = [
-        machine.practise(REFERENCE, groups, practice=practice("critic", steps=12, ptx=weight), score=score,
+        machine.train_on_policy(REFERENCE, groups, training=stretch("critic", steps=12, ptx=weight), score=score,
                          reference=REFERENCE, seed=1, name=f"{weight}")
         for weight in (0.0, 1.0)
     ]  # fmt: skip
@@ -261,8 +270,8 @@ def test_with_imitation_the_policy_keeps_to_the_examples(tmp_path: Path) -> None
 
 def test_imitation_needs_examples(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"policy\.warm_start, and there is none"):
-        backend(stage(), tmp_path).practise(
-            REFERENCE, [], practice=practice("critic", ptx=1.0), score=score, reference=REFERENCE, seed=1, name="p"
+        backend(stage(), tmp_path).train_on_policy(
+            REFERENCE, [], training=stretch("critic", ptx=1.0), score=score, reference=REFERENCE, seed=1, name="p"
         )
 
 
@@ -272,7 +281,7 @@ def test_a_merge_of_adapters_is_that_of_their_updates(tmp_path: Path) -> None:
     policies = []
     for seed in (1, 2):
         folder = tmp_path / f"{seed}"
-        practise(parts, REFERENCE, PROMPTS, practice("leave-one-out", answers=2), seed=seed, folder=folder)
+        train_on_policy(parts, REFERENCE, PROMPTS, stretch("leave-one-out", answers=2), seed=seed, folder=folder)
         policies.append(Policy(f"{seed}", folder))
     merged = machine.merge(*policies, share=0.3, name="merged")
     from dualign.models.adapters import activated, base_parameters
@@ -301,8 +310,8 @@ def test_a_merge_of_adapters_of_two_ranks_and_scales_is_that_of_their_weights(tm
     kinds = {"four": {"lora_r": 4, "lora_alpha": 8.0}, "eight": {"lora_r": 8, "lora_alpha": 4.0}}
     policies = []
     for name, training in kinds.items():
-        made = practice("leave-one-out", answers=2, learning_rate=0.1)
-        practise(stage(**training), REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / name)
+        made = stretch("leave-one-out", answers=2, learning_rate=0.1)
+        train_on_policy(stage(**training), REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / name)
         policies.append(Policy(name, tmp_path / name))
     parts = stage()
     machine = backend(parts, tmp_path)
@@ -326,10 +335,10 @@ def test_a_merge_of_adapters_of_two_ranks_and_scales_is_that_of_their_weights(tm
 
 
 def test_adapters_of_different_layers_are_not_merged(tmp_path: Path) -> None:
-    made = practice("leave-one-out", steps=1, answers=2)
+    made = stretch("leave-one-out", steps=1, answers=2)
     policies = []
     for layer in ("q_proj", "v_proj"):
-        practise(stage(target_modules=(layer,)), REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / layer)
+        train_on_policy(stage(target_modules=(layer,)), REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / layer)
         policies.append(Policy(layer, tmp_path / layer))
     with pytest.raises(UsageError, match="'q_proj' and 'v_proj' must be adapters of the same layers"):
         backend(stage(), tmp_path).merge(*policies, share=0.5, name="merged")
@@ -339,14 +348,14 @@ def test_a_merge_of_whole_models_begins_training_anew(tmp_path: Path) -> None:
     parts = stage(adapter="full")
     policies = []
     for seed in (1, 2):
-        made = practice("critic", steps=1, learning_rate=1e-3)
-        practise(parts, REFERENCE, PROMPTS, made, seed=seed, folder=tmp_path / f"{seed}")
+        made = stretch("critic", steps=1, learning_rate=1e-3)
+        train_on_policy(parts, REFERENCE, PROMPTS, made, seed=seed, folder=tmp_path / f"{seed}")
         policies.append(Policy(f"{seed}", tmp_path / f"{seed}"))
     merged = backend(parts, tmp_path).merge(*policies, share=0.5, name="merged")
     assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == ["config.json", "model.safetensors"]
-    memory = recall(merged, np.array([9.0]), window=32)
+    memory = recall(merged, np.array([9.0]))
     assert memory.step == 0 and memory.multipliers.tolist() == [9.0] and not memory.tensors
-    report = practise(parts, merged, PROMPTS, practice("critic"), seed=1, folder=tmp_path / "later")
+    report = train_on_policy(parts, merged, PROMPTS, stretch("critic"), seed=1, folder=tmp_path / "later")
     assert report.steps == 2
 
 
@@ -355,12 +364,12 @@ DROPOUT = [("critic", 1, 1), ("critic", 1, 3), ("leave-one-out", 2, 1)]
 
 @pytest.mark.parametrize(("estimator", "answers", "updates"), DROPOUT)
 def test_dropout_is_drawn_from_the_seed_alone(tmp_path: Path, estimator: str, answers: int, updates: int) -> None:
-    made = practice(estimator, answers=answers, updates=updates)
+    made = stretch(estimator, answers=answers, updates=updates)
     for name, seed, state, dropout in (("one", 1, 5, 0.3), ("two", 1, 6, 0.3), ("other", 2, 5, 0.3), ("off", 1, 5, 0)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(state)
             before = torch.get_rng_state()
-            practise(stage(lora_dropout=dropout), REFERENCE, PROMPTS, made, seed=seed, folder=tmp_path / name)
+            train_on_policy(stage(lora_dropout=dropout), REFERENCE, PROMPTS, made, seed=seed, folder=tmp_path / name)
             assert torch.equal(torch.get_rng_state(), before)
     assert_same_files(tmp_path / "one", tmp_path / "two", *FILES)
     weights = {name: (tmp_path / name / FILES[0]).read_bytes() for name in ("one", "other", "off")}
@@ -372,22 +381,21 @@ def test_with_dropout_the_ratio_is_one_at_first_and_the_kl_is_of_the_policy_that
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
 ) -> None:
     parts = stage(lora_dropout=0.3)
-    practise(parts, REFERENCE, PROMPTS, practice("critic", learning_rate=0.1), seed=1, folder=tmp_path / "start")
+    train_on_policy(parts, REFERENCE, PROMPTS, stretch("critic", learning_rate=0.1), seed=1, folder=tmp_path / "start")
     start = Policy("start", tmp_path / "start")
     ratios, olds, real = [], [], on_policy.clipped_policy_loss
-    real_advantages = on_policy._Updates._advantages
+    real_advantages = on_policy._advantages
 
     def watched(own: torch.Tensor, old: torch.Tensor, *args: Any, **settings: Any) -> torch.Tensor:
         ratios.append(float((own - old).detach().abs().max()))
         return real(own, old, *args, **settings)
 
-    def advantages(self: Any, part: on_policy.Part, objective: OnPolicyObjective) -> Any:
-        assert part.old is not None
-        olds.append(part.old.sum(dim=1))
-        return real_advantages(self, part, objective)
+    def advantages(part: on_policy.AnswerPart, old: torch.Tensor, *given: Any) -> Any:
+        olds.append(old.sum(dim=1))
+        return real_advantages(part, old, *given)
 
     monkeypatch.setattr(on_policy, "clipped_policy_loss", watched)
-    monkeypatch.setattr(on_policy._Updates, "_advantages", advantages)
+    monkeypatch.setattr(on_policy, "_advantages", advantages)
     drawn: list[float] = []
 
     def noted(prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> Scores:
@@ -395,7 +403,8 @@ def test_with_dropout_the_ratio_is_one_at_first_and_the_kl_is_of_the_policy_that
         return score(prompts, responses)
 
     watching = dataclasses.replace(parts, score=noted)
-    practise(watching, start, PROMPTS, practice("critic", steps=1, updates=updates), seed=1, folder=tmp_path / "p")
+    made = stretch("critic", steps=1, updates=updates)
+    train_on_policy(watching, start, PROMPTS, made, seed=1, folder=tmp_path / "p")
     parts_a_step = len(ratios) // updates
     assert ratios[:parts_a_step] == [0.0] * parts_a_step  # log 1, exactly
     assert all(value > 0 for value in ratios[parts_a_step:])
@@ -403,16 +412,16 @@ def test_with_dropout_the_ratio_is_one_at_first_and_the_kl_is_of_the_policy_that
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("practised", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
 def test_an_epoch_that_was_killed_inside_is_taken_again_as_it_was(
-    tmp_path: Path, practised: bool, dropout: float
+    tmp_path: Path, trained: bool, dropout: float
 ) -> None:
-    made = practice("critic", steps=4, updates=2, prompts=4)
+    made = stretch("critic", steps=4, updates=2, prompts=4)
     start = REFERENCE
-    if practised:
-        practise(stage(lora_dropout=dropout), REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / "start")
+    if trained:
+        train_on_policy(stage(lora_dropout=dropout), REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / "start")
         start = Policy("start", tmp_path / "start")
-    practise(stage(lora_dropout=dropout), start, PROMPTS, made, seed=1, folder=tmp_path / "whole")
+    train_on_policy(stage(lora_dropout=dropout), start, PROMPTS, made, seed=1, folder=tmp_path / "whole")
     parts, calls = stage(lora_dropout=dropout), []
 
     def killed(prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> Scores:
@@ -422,8 +431,9 @@ def test_an_epoch_that_was_killed_inside_is_taken_again_as_it_was(
         return score(prompts, responses)
 
     with pytest.raises(KeyboardInterrupt):
-        practise(dataclasses.replace(parts, score=killed), start, PROMPTS, made, seed=1, folder=tmp_path / "killed")
+        dying = dataclasses.replace(parts, score=killed)
+        train_on_policy(dying, start, PROMPTS, made, seed=1, folder=tmp_path / "killed")
     # in the same process, with the model that was being trained
-    practise(parts, start, PROMPTS, made, seed=1, folder=tmp_path / "again")
+    train_on_policy(parts, start, PROMPTS, made, seed=1, folder=tmp_path / "again")
     assert_same_files(tmp_path / "whole", tmp_path / "again", *FILES)
     assert (tmp_path / "whole" / FILES[0]).read_bytes() != (tmp_path / "killed" / FILES[0]).read_bytes()

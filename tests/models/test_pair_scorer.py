@@ -25,7 +25,7 @@ def test_values_and_gradients_are_those_of_a_plain_computation(layout, tied, tem
     shared = language_model(model, temperature=temperature)
     batch = sequences(shared)
     coefficients = torch.tensor(np.random.default_rng(0).normal(size=(3, 3)))
-    ours = PairScorer(shared)(LAYOUTS[layout](batch, PAD))
+    ours = PairScorer(shared)(LAYOUTS[layout](batch, PAD)).responses
     plain = torch.stack([torch.stack([independent_log_prob(model, p, r, temperature) for r in rs]) for p, rs in batch])
     assert torch.allclose(ours, plain, rtol=0, atol=1e-10)
     weights = [p for p in model.parameters()]
@@ -42,7 +42,7 @@ def test_first_token_and_eos_count_and_nothing_after(layout) -> None:
             p.zero_()
     scorer = PairScorer(language_model(model))
     # A model without weights gives every token 1/40: the sum counts the tokens, EOS among them.
-    values = scorer(LAYOUTS[layout]([((2, 5, 6), ((7, 8, EOS), (9, EOS), (EOS,)))], PAD))
+    values = scorer(LAYOUTS[layout]([((2, 5, 6), ((7, 8, EOS), (9, EOS), (EOS,)))], PAD)).responses
     assert torch.allclose(values, -np.log(40) * torch.tensor([[3.0, 2.0, 1.0]], dtype=torch.float64))
 
 
@@ -51,9 +51,9 @@ def test_padding_and_company_change_nothing(layout) -> None:
     model = language_model()
     scorer = PairScorer(model)
     batch = sequences(model, 4)
-    together = scorer(LAYOUTS[layout](batch, PAD))
-    other_pad = scorer(LAYOUTS[layout](batch, 17))
-    alone = torch.cat([scorer(LAYOUTS[layout]([one], PAD)) for one in batch])
+    together = scorer(LAYOUTS[layout](batch, PAD)).responses
+    other_pad = scorer(LAYOUTS[layout](batch, 17)).responses
+    alone = torch.cat([scorer(LAYOUTS[layout]([one], PAD)).responses for one in batch])
     assert torch.allclose(together, alone, rtol=0, atol=1e-10)
     assert torch.equal(together, other_pad)
 
@@ -63,7 +63,7 @@ def test_grammar_normalises_over_the_allowed_tokens() -> None:
     grammar[0, [5, 7]] = True
     grammar[1, [EOS, 9, 11]] = True
     model = language_model(grammar=grammar)
-    value = PairScorer(model)(log_probs.rows([((2, 3), ((5, 9, EOS),))], PAD))
+    value = PairScorer(model)(log_probs.rows([((2, 3), ((5, 9, EOS),))], PAD)).responses
     logits = model.model(torch.tensor([[2, 3, 5, 9]])).logits[0]
     expected = (
         logits[1, 5] - logits[1, [5, 7]].logsumexp(0)
@@ -78,7 +78,7 @@ def test_the_side_on_which_a_tokenizer_pads_changes_nothing() -> None:
     values = []
     for side in ("left", "right"):
         model.tokenizer.padding_side = side
-        values.append(PairScorer(model)(log_probs.rows(sequences(model), PAD)))
+        values.append(PairScorer(model)(log_probs.rows(sequences(model), PAD)).responses)
     assert torch.equal(*values)
 
 

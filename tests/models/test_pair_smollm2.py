@@ -40,6 +40,6 @@ def test_layouts_agree_in_losses_and_gradients() -> None:
 
     plain = measured(torch.stack([torch.stack([independent_log_prob(model, p, r) for r in rs]) for p, rs in batch]))
     for layout in LAYOUTS.values():
-        losses, gradient = measured(PairScorer(language_model)(layout(batch, language_model.pad)))
+        losses, gradient = measured(PairScorer(language_model)(layout(batch, language_model.pad)).responses)
         assert torch.allclose(losses, plain[0], rtol=1e-5, atol=0)
         assert float((gradient - plain[1]).norm() / plain[1].norm()) <= 1e-4

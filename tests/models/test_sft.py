@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the loss is the token mean it says, and it learns."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,12 +8,20 @@ import pytest
 import torch
 
 from dualign.errors import DataError, NumericalError, UsageError
+from dualign.models.log_probs import PairScorer
 from dualign.records import Prompt
-from dualign.train.sft import SftSettings, _plan, _schedule, fine_tune, make_batch, token_losses
+from dualign.train import loop, sft
+from dualign.train.settings import rate_factor
+from dualign.train.sft import SftSettings, fine_tune, next_token, token_micro_batch, training_settings
 from sampling_parts import EOS, PROMPTS, WORDS, tiny_language_model, tiny_model
 
 FULL = SftSettings(learning_rate=1e-2, num_train_epochs=40, per_device_train_batch_size=4, lora_r=0)
 EXAMPLES = [(Prompt(a), (3 + i, 4 + i, EOS)) for i, a in enumerate("abcdef")]
+
+
+def token_losses(model, rows):
+    batch = token_micro_batch(model, rows, range(len(rows)), range(len(rows)))
+    return next_token(PairScorer(model)(batch.tokens), batch).losses
 
 
 def fit(model, examples=EXAMPLES, settings=FULL, seed=0, folder=None):
@@ -22,7 +31,7 @@ def fit(model, examples=EXAMPLES, settings=FULL, seed=0, folder=None):
 def test_uniform_logits_give_log_v():
     model = tiny_language_model(temperature=0.7)
     torch.nn.init.zeros_(model.model.lm_head.weight)
-    batch = make_batch(model, [([1, 3, 4], (5, EOS)), ([1], (6, 7, 8, EOS))])
+    batch = [([1, 3, 4], (5, EOS)), ([1], (6, 7, 8, EOS))]
     assert token_losses(model, batch).tolist() == pytest.approx([math.log(len(WORDS))] * 6)
     two = torch.zeros(2, len(WORDS), dtype=torch.bool)
     two[:, [5, 6, 7, 8, EOS]] = True
@@ -38,7 +47,7 @@ def test_losses_are_those_of_plain_forward_passes_whatever_the_padding():
         logits = model.model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1] / 0.7
         expected += (-torch.log_softmax(logits, dim=1)[range(len(response)), list(response)]).tolist()
     assert len(expected) == 8  # EOS counts, prompts do not
-    assert token_losses(model, make_batch(model, rows)).tolist() == pytest.approx(expected, abs=1e-10)
+    assert token_losses(model, rows).tolist() == pytest.approx(expected, abs=1e-10)
 
 
 @pytest.mark.parametrize("rank", [0, 8])
@@ -47,10 +56,10 @@ def test_learns_a_mapping(rank):
     report = fit(model, settings=SftSettings(learning_rate=2e-2, num_train_epochs=90, lora_r=rank))
     assert report.last_loss < 0.2 < 1.5 < report.first_loss
     with torch.no_grad():
-        batch = make_batch(model, [(model.template(p), r) for p, r in EXAMPLES])
-        assert float(token_losses(model, batch).mean()) < 0.2  # merged: the base weights hold it
+        rows = [(model.template(p), r) for p, r in EXAMPLES]
+        assert float(token_losses(model, rows).mean()) < 0.2  # merged: the base weights hold it
     assert not any(parameter.requires_grad for parameter in model.model.parameters())
-    assert not any(".lora_" in name and "sft" in name for name, _ in model.model.named_parameters())
+    assert not any(".lora_" in name and "trained" in name for name, _ in model.model.named_parameters())
 
 
 def test_accumulation_equals_the_full_batch():
@@ -95,6 +104,81 @@ def test_nan_stops_before_the_step():
     assert torch.equal(model.model.model.embed_tokens.weight, embedding)
 
 
+def vector(model):
+    return torch.cat([p.detach().double().flatten() for p in model.model.parameters()])
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_what_is_not_finite_leaves_the_weights_as_they_were(rank, where, monkeypatch):
+    model, applied = tiny_language_model(), []
+
+    def poisoned(reading, batch):
+        terms = next_token(reading, batch)
+        if len(applied) < 3:
+            return terms
+        losses = terms.losses * torch.nan if where == "loss" else torch.sqrt(terms.losses * 0)
+        return dataclasses.replace(terms, losses=losses)
+
+    step = loop.step
+    monkeypatch.setattr(sft, "next_token", poisoned)
+    monkeypatch.setattr(loop, "step", lambda *given: applied.append(step(*given)) or applied[-1])
+    before = vector(model)
+    with pytest.raises(NumericalError, match="not applied"):
+        fit(model, settings=SftSettings(num_train_epochs=9, learning_rate=1e-2, lora_r=rank))
+    assert len(applied) == 3 and torch.equal(vector(model), before)
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.model.parameters())
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing after it runs but the unwinding."""
+
+
+SHORT = SftSettings(num_train_epochs=4, per_device_train_batch_size=2, gradient_accumulation_steps=2, warmup_steps=1)
+
+
+def killed_after(steps, folder, monkeypatch, rank=4):
+    """Leave a fine-tuning of six steps, with a checkpoint after every second, that was killed after so many."""
+    often = lambda settings, seed: dataclasses.replace(training_settings(settings, seed), checkpoint_steps=2)  # noqa: E731
+    monkeypatch.setattr(sft, "training_settings", often)
+    step = loop.step
+
+    def dying(task, optimiser, number):
+        if number == steps:
+            raise Killed
+        return step(task, optimiser, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "step", dying)
+        with pytest.raises(Killed):
+            fit(tiny_language_model(), settings=dataclasses.replace(SHORT, lora_r=rank), folder=folder)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("after", [4, 5])
+def test_a_fine_tuning_that_was_killed_goes_on_to_the_same_bits(after, rank, tmp_path, monkeypatch):
+    settings = dataclasses.replace(SHORT, lora_r=rank)
+    whole = fit(tiny_language_model(), settings=settings, folder=tmp_path / "whole")
+    killed_after(after, tmp_path / "cut", monkeypatch, rank)
+    done, step = [], loop.step
+    monkeypatch.setattr(loop, "step", lambda *given: (done.append(given[-1]), step(*given))[1])
+    cut = fit(tiny_language_model(), settings=settings, folder=tmp_path / "cut")
+    assert done == [4, 5]
+    assert (cut.losses, cut.tokens, cut.revision) == (whole.losses, whole.tokens, whole.revision)
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "cut")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("change", ["seed", "example"])
+def test_a_checkpoint_of_other_inputs_is_ignored_and_named(change, tmp_path, monkeypatch):
+    killed_after(5, tmp_path / "cut", monkeypatch)
+    seed, examples = (1, EXAMPLES) if change == "seed" else (0, EXAMPLES[::-1])
+    cut = fit(tiny_language_model(), examples, settings=dataclasses.replace(SHORT, lora_r=4), seed=seed,
+              folder=tmp_path / "cut")  # fmt: skip
+    whole = fit(tiny_language_model(), examples, settings=dataclasses.replace(SHORT, lora_r=4), seed=seed)
+    assert cut.revision == whole.revision and "checkpoint of other inputs is ignored" in cut.notes[0]
+
+
 def test_mistakes():
     model = tiny_language_model(max_response_tokens=2)
     with pytest.raises(DataError, match="no example"):
@@ -113,15 +197,16 @@ def test_mistakes():
 
 def test_plan_uses_every_example_once_an_epoch():
     settings = SftSettings(num_train_epochs=2, per_device_train_batch_size=3, gradient_accumulation_steps=2)
-    plan = _plan(list(range(18)), settings, np.random.default_rng(0))
-    assert len(plan) == 6 and all(len(part) == 3 for step in plan for part in step)
-    for epoch in (plan[:3], plan[3:]):
-        assert sorted(i for step in epoch for part in step for i in part) == list(range(18))
+    encoded = [([1] * (1 + k), (3, EOS)) for k in range(18)]
+    task = sft.sft_task(tiny_language_model(), encoded, training_settings(settings, 0), 0)
+    assert len(task.plan) == 6 and all(len(step) == 6 for step in task.plan)
+    for epoch in (task.plan[:3], task.plan[3:]):
+        assert sorted(i for step in epoch for i in step) == list(range(18))
 
 
 def test_schedule():
     settings = SftSettings(warmup_steps=4, min_lr_ratio=0.1)
-    shares = [_schedule(step, 14, settings) for step in range(14)]
+    shares = [rate_factor(step, training_settings(settings, 0), last=14) for step in range(14)]
     assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert shares[-1] == pytest.approx(1 - 0.9 * 9 / 10)
 

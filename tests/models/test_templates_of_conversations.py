@@ -181,7 +181,7 @@ def test_log_prob_after_three_turns_is_that_by_hand(name, before, pad):
     assert all(response[-1] == end for response in stored.responses)
     assert tokenizer.decode(stored.responses[0][:-1]) == said[0]
     with torch.no_grad():
-        found = PairScorer(model)(rows([(stored.prompt, stored.responses)], model.pad))[0]
+        found = PairScorer(model)(rows([(stored.prompt, stored.responses)], model.pad)).responses[0]
         expected = [independent_log_prob(model.model, stored.prompt, response) for response in stored.responses]
     assert found.tolist() == pytest.approx([value.item() for value in expected], abs=1e-5)
 

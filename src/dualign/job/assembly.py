@@ -169,7 +169,7 @@ def backend_factory(
     def backend_at(folder: Path) -> TransformerBackend:
         return TransformerBackend(
             model,
-            training=TrainingSettings(**training),
+            settings=TrainingSettings(**training),
             sampler=TransformersSampler(model),
             sampling=sampling_of(config),
             folder=folder,

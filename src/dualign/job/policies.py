@@ -20,10 +20,10 @@ from dualign.protocols import (
     Informs,
     Merges,
     Objective,
+    OnPolicyTraining,
     Policy,
-    Practice,
-    Practises,
     Represents,
+    TrainsOnPolicy,
 )
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.runs.store import read_json, write_json
@@ -45,33 +45,33 @@ class JournalledBackend:
             {"identity": self.job.identity, "groups": groups, **given},
         )
 
-    def practise(
-        self, policy: Policy, groups: Sequence[Group], *, practice: Practice, name: str, **given: Any
+    def train_on_policy(
+        self, policy: Policy, groups: Sequence[Group], *, training: OnPolicyTraining, name: str, **given: Any
     ) -> Policy:
         """Return ``policy`` after on-policy training; other arguments are those of the backend.
 
         Raises:
             UsageError: the backend cannot.
         """
-        aim = practice.aim(practice.multipliers)
+        aim = training.aim(training.multipliers)
 
         def train(folder: Path) -> Policy:
             backend = self.job.backend_at(folder)
-            if not isinstance(backend, Practises):
+            if not isinstance(backend, TrainsOnPolicy):
                 raise UsageError("method.name: needs training on answers of the policy, which this backend has not")
-            return backend.practise(policy, groups, practice=practice, name="policy", **given)
+            return backend.train_on_policy(policy, groups, training=training, name="policy", **given)
 
         inputs = {
             "identity": self.job.identity,
             "groups": groups,
-            "practice": [practice.method, practice.estimator, practice.multipliers, dict(practice.settings)],
+            "practice": [training.method, training.estimator, training.multipliers, dict(training.settings)],
             "aim": [aim.kl, aim.scale, aim.inflation],
             "scorers": [[scorer.id, scorer.revision] for scorer in self.job.scorers.values()],
             "reference": given["reference"],
             "start": policy,
             "seed": given["seed"],
         }
-        told = f"training {name} on its own answers, {practice.settings['steps']:.0f} steps"
+        told = f"training {name} on its own answers, {training.settings['steps']:.0f} steps"
         return self._policy(name, told, train, inputs)
 
     def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:

@@ -98,6 +98,8 @@ def _stage(
     def action(folder: Path) -> None:
         run.tell(f"warm start, {target}: {len(examples)} examples")
         report = fine_tune(model, examples, settings=settings, seed=seed, folder=folder / "model")
+        for note in report.notes:
+            run.tell(note)
         run.tell(f"warm start, {target}: loss {report.first_loss:.2f} -> {report.last_loss:.2f}")
 
     return _reload(model, folder_made(run.journal, "warm start", inputs, action, target=target) / "model")

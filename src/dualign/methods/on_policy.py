@@ -14,7 +14,7 @@ from dualign.maths.policy_gradient import multiplier_step
 from dualign.methods.loop import Fit, observe
 from dualign.methods.one_shot import aimed_limits
 from dualign.methods.options import COUNT, NOT_NEGATIVE, POSITIVE, Option, Options, Settings
-from dualign.protocols import Improves, OnPolicyObjective, Policy, Practice, Practises, Problem
+from dualign.protocols import Improves, OnPolicyObjective, OnPolicyTraining, Policy, Problem, TrainsOnPolicy
 from dualign.records import FloatArray, Iterate
 
 KL_SHARE = Option(
@@ -82,7 +82,7 @@ def on_policy_loop(problem: Problem, settings: Settings, how: Dynamics) -> Gener
         UsageError: the backend cannot train on answers of the policy.
     """
     kept = settings.rule.name == "fixed"
-    if isinstance(problem.backend, Practises) and problem.score is not None:
+    if isinstance(problem.backend, TrainsOnPolicy) and problem.score is not None:
         return (yield from _sampled_epochs(problem, settings.start, how, kept=kept))
     if kept:
         policy = trained_at(problem, how)(settings.start, "00")
@@ -99,7 +99,7 @@ def trained_at(problem: Problem, how: Dynamics) -> Fit:
     Raises:
         UsageError: the backend cannot train on answers of the policy.
     """
-    if isinstance(problem.backend, Practises) and problem.score is not None:
+    if isinstance(problem.backend, TrainsOnPolicy) and problem.score is not None:
         return lambda multipliers, name: _sampled(
             problem, problem.reference, _training(problem, multipliers, how, kept=True), name
         )
@@ -173,14 +173,14 @@ def _sampled_epochs(
     return out_of_budget(state, Stopping())
 
 
-def _sampled(problem: Problem, policy: Policy, training: Practice, name: str) -> Policy:
+def _sampled(problem: Problem, policy: Policy, training: OnPolicyTraining, name: str) -> Policy:
     """Return ``policy`` after a stretch of training on its own answers."""
-    assert isinstance(problem.backend, Practises)
+    assert isinstance(problem.backend, TrainsOnPolicy)
     assert problem.score is not None
-    return problem.backend.practise(
+    return problem.backend.train_on_policy(
         policy,
         problem.groups,
-        practice=training,
+        training=training,
         score=problem.score,
         reference=problem.reference,
         seed=problem.seed,
@@ -188,7 +188,7 @@ def _sampled(problem: Problem, policy: Policy, training: Practice, name: str) ->
     )
 
 
-def _training(problem: Problem, start: FloatArray, how: Dynamics, *, kept: bool) -> Practice:
+def _training(problem: Problem, start: FloatArray, how: Dynamics, *, kept: bool) -> OnPolicyTraining:
     """Return an epoch's worth of training on sampled answers; ``kept``: the multipliers stay where they are.
 
     On a language model the aim leaves room for the certificate's bound, as every method's does; inflated costs leave
@@ -199,7 +199,7 @@ def _training(problem: Problem, start: FloatArray, how: Dynamics, *, kept: bool)
     numbers = {name: float(value) for name, value in how.options.items() if not isinstance(value, str)}
     numbers["total"] = float(_epochs(problem, how, kept=kept) * how.count(STEPS))
     numbers |= {f"aimed_{k}": float(limit) for k, limit in enumerate(aimed)}
-    return Practice(
+    return OnPolicyTraining(
         method=how.method,
         estimator=how.estimator,
         aim=how.aim,

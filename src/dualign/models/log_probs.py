@@ -1,17 +1,19 @@
-"""Which attention kernel a pass through the model uses."""
+"""Log-probabilities of given responses: how rows of tokens are laid out, and the one pass through the model.
+
+Also which attention kernel that pass uses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from dualign.errors import UsageError
@@ -38,14 +40,11 @@ class InFloat32(TorchFunctionMode):
     """Computes attention, and nothing else, in float32, and returns it in the dtype of its inputs."""
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],  # noqa: ARG002
-        args: Sequence[Any] = (),
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),  # noqa: ARG002
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Return what ``func`` returns for these arguments."""
-        if func is not scaled_dot_product_attention:
+        if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         named = {name: _wide(value) for name, value in (kwargs or {}).items()}
         return func(*map(_wide, args), **named).to(args[0].dtype)
@@ -79,19 +78,14 @@ class TokenBatch:
     """Shape ``[target]``: the flat number ``group * K + response`` of the target's response."""
     shape: tuple[int, int]
     """(groups, K), K the largest number of responses of a group."""
+    by_embeddings: bool = False
+    """Whether the log-probabilities are differentiated, twice too, by what the embedding layer gives for the rows."""
 
     def to(self, device: torch.device) -> TokenBatch:
         """Return the batch on ``device``."""
-        return TokenBatch(
-            self.input_ids.to(device),
-            None if self.position_ids is None else self.position_ids.to(device),
-            None if self.allowed is None else self.allowed.to(device),
-            self.predictor.to(device),
-            self.target.to(device),
-            self.step.to(device),
-            self.slot.to(device),
-            self.shape,
-        )
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in held.items()}
+        return TokenBatch(**moved)
 
 
 Layout = Callable[[Sequence[Sequences], int], TokenBatch]
@@ -100,19 +94,7 @@ Layout = Callable[[Sequence[Sequences], int], TokenBatch]
 
 def rows(batch: Sequence[Sequences], pad: int) -> TokenBatch:
     """Return one row a response, each with its prompt: what every causal model can read."""
-    lines: list[tuple[int, ...]] = []
-    predictor, slots = [], []
-    widest = max(len(responses) for _, responses in batch)
-    width = max(len(prompt) + len(response) - 1 for prompt, responses in batch for response in responses)
-    for number, (prompt, responses) in enumerate(batch):
-        for k, response in enumerate(responses):
-            first = len(lines) * width + len(prompt) - 1
-            predictor.append(torch.arange(first, first + len(response)))
-            slots.append(number * widest + k)
-            lines.append(prompt + response[:-1])
-    return TokenBatch(
-        _padded(lines, width, pad), None, None, torch.cat(predictor), *_targets(batch, slots), (len(batch), widest)
-    )
+    return _laid_out(batch, [(prompt, (response,)) for prompt, group in batch for response in group], pad)
 
 
 def shared(batch: Sequence[Sequences], pad: int) -> TokenBatch:
@@ -120,53 +102,46 @@ def shared(batch: Sequence[Sequences], pad: int) -> TokenBatch:
 
     The positions of every response go on from the prompt's end, as if it stood there by itself.
     """
-    lines: list[tuple[int, ...]] = []
-    predictor, slots = [], []
-    widest = max(len(responses) for _, responses in batch)
-    width = max(len(p) + sum(len(r) - 1 for r in responses) for p, responses in batch)
-    owner = torch.full((len(batch), width), -1)
-    position = torch.zeros((len(batch), width), dtype=torch.long)
-    for number, (prompt, responses) in enumerate(batch):
-        end = len(prompt)
-        owner[number, :end] = 0
-        position[number, :end] = torch.arange(end)
-        for k, response in enumerate(responses):
-            stop = end + len(response) - 1
-            owner[number, end:stop] = k + 1
-            position[number, end:stop] = len(prompt) + torch.arange(stop - end)
-            row = number * width
-            predictor.append(torch.cat([torch.tensor([row + len(prompt) - 1]), torch.arange(row + end, row + stop)]))
-            slots.append(number * widest + k)
-            end = stop
-        lines.append(prompt + tuple(token for response in responses for token in response[:-1]))
+    made = _laid_out(batch, batch, pad)
+    width = made.input_ids.shape[1]
+    owners = [[0] * len(prompt) + [k for k, r in enumerate(group, start=1) for _ in r[1:]] for prompt, group in batch]
+    places = [[*range(len(p)), *(len(p) + t for r in group for t in range(len(r) - 1))] for p, group in batch]
+    owner = _padded(owners, width, -1)
+    same, prompt = owner[:, :, None] == owner[:, None, :], owner[:, None, :] == 0
+    earlier = torch.ones(width, width, dtype=torch.bool).tril()
+    return replace(made, position_ids=_padded(places, width, 0), allowed=((same | prompt) & earlier)[:, None])
+
+
+def _laid_out(batch: Sequence[Sequences], lines: Sequence[Sequences], pad: int) -> TokenBatch:
+    """Return the batch whose rows are ``lines``.
+
+    A response stands without its last token, which nothing follows; the first is predicted by the prompt's last.
+    """
+    said = [[*prompt, *(token for response in group for token in response[:-1])] for prompt, group in lines]
+    width = max(map(len, said))
+    predictor: list[int] = []
+    for number, (prompt, group) in enumerate(lines):
+        last = end = number * width + len(prompt) - 1
+        for response in group:
+            predictor += [last, *range(end + 1, end + len(response))]
+            end += len(response) - 1
+    widest = max(len(group) for _, group in batch)
+    slots = [number * widest + k for number, (_, group) in enumerate(batch) for k in range(len(group))]
+    responses = [response for _, group in batch for response in group]
     return TokenBatch(
-        _padded(lines, width, pad),
-        position,
-        _visible(owner),
-        torch.cat(predictor),
-        *_targets(batch, slots),
+        _padded(said, width, pad),
+        None,
+        None,
+        torch.tensor(predictor),
+        torch.tensor([token for response in responses for token in response]),
+        torch.tensor([step for response in responses for step in range(len(response))]),
+        torch.tensor([slot for slot, response in zip(slots, responses, strict=True) for _ in response]),
         (len(batch), widest),
     )
 
 
-def _visible(owner: Tensor) -> Tensor:
-    width = owner.shape[1]
-    earlier = torch.ones(width, width, dtype=torch.bool).tril()
-    same = owner[:, :, None] == owner[:, None, :]
-    prompt = owner[:, None, :] == 0
-    return ((same | prompt) & earlier)[:, None]
-
-
-def _padded(lines: Sequence[tuple[int, ...]], width: int, pad: int) -> Tensor:
-    return torch.tensor([line + (pad,) * (width - len(line)) for line in lines], dtype=torch.long)
-
-
-def _targets(batch: Sequence[Sequences], slots: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    responses = [response for _, group in batch for response in group]
-    lengths = torch.tensor([len(response) for response in responses])
-    target = torch.tensor([token for response in responses for token in response], dtype=torch.long)
-    step = torch.cat([torch.arange(len(response)) for response in responses])
-    return target, step, torch.tensor(slots).repeat_interleave(lengths)
+def _padded(lines: Sequence[Sequence[int]], width: int, filling: int) -> Tensor:
+    return torch.tensor([[*line, *[filling] * (width - len(line))] for line in lines])
 
 
 LAYOUTS: dict[str, Layout] = {"rows": rows, "shared": shared}
@@ -181,8 +156,21 @@ _LOUDER = 1000.0
 """By this factor logits are raised where it is looked at what the model does with them behind the head."""
 
 
+class Reading(NamedTuple):
+    """What a policy says of a batch, in nats."""
+
+    responses: Tensor
+    """Shape ``[group, K]``: log pi(response | prompt), summed over its tokens with EOS; 0 where there is none."""
+    tokens: Tensor
+    """Shape ``[target]``: log-probabilities of the response tokens."""
+    states: Tensor
+    """Shape ``[target, width]``: what the output head read."""
+    embeddings: Tensor | None
+    """Shape ``[row, token, width]``, where the batch is differentiated by them."""
+
+
 class PairScorer(nn.Module):
-    """Owns the causal language model; ``forward`` gives the log-probability of every response."""
+    """Owns the causal language model; ``forward`` gives the log-probability of every response and of its tokens."""
 
     def __init__(self, language_model: LanguageModel) -> None:
         super().__init__()
@@ -190,59 +178,39 @@ class PairScorer(nn.Module):
         self.temperature = language_model.temperature
         self.grammar = language_model.grammar
 
-    def forward(self, batch: TokenBatch, *, embeddings: Tensor | None = None) -> Tensor:
-        """Return shape ``[group, K]``: log pi(response | prompt), summed over its tokens with EOS, in nats.
-
-        Where a group has fewer than K responses, 0 stands. With ``embeddings`` (the embedding layer's output for
-        the batch) they are read in place of the tokens, and the result can be differentiated twice.
-        """
-        scores = self.by_token(batch, embeddings=embeddings)[0]
-        groups, responses = batch.shape
-        sums = torch.zeros(groups * responses, dtype=scores.dtype, device=scores.device)
-        return sums.index_add(0, batch.slot, scores).view(groups, responses)
-
-    def by_token(self, batch: TokenBatch, *, embeddings: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities ``[target]`` of the response tokens, and the states ``[target, width]`` before."""
-        hidden = self._hidden(batch, embeddings)
-        allowed = self._allowed(batch)
-        head = self.model.get_output_embeddings()
+    def forward(self, batch: TokenBatch) -> Reading:
+        """Return the log-probabilities of a batch, under softmax(logits / temperature) over the allowed tokens."""
+        embeddings: Tensor | None = None
+        if batch.by_embeddings:
+            embeddings = self.model.get_input_embeddings()(batch.input_ids)
+            embeddings = embeddings if embeddings.requires_grad else embeddings.requires_grad_()
+        states = self._states(batch, embeddings)
+        head, grammar = self.model.get_output_embeddings(), self.grammar
+        allowed = None
+        if grammar is not None:
+            allowed = grammar.to(batch.target.device), batch.step.clamp(max=grammar.shape[0] - 1)
         if embeddings is None and type(head) is nn.Linear:
             chunk = max(1, CHUNK_LOGITS // head.weight.shape[0])
-            scores: Tensor = _ChunkedLogProbs.apply(  # type: ignore[no-untyped-call]
-                hidden, head.weight, head.bias, _Targets(batch.target, allowed, self.temperature, chunk)
+            tokens: Tensor = _ChunkedLogProbs.apply(  # type: ignore[no-untyped-call]
+                states, head.weight, head.bias, _Targets(batch.target, allowed, self.temperature, chunk)
             )
         else:
-            logits = _tempered(head(hidden), self.temperature, allowed, slice(None))
-            scores = functional.log_softmax(logits, -1).gather(1, batch.target[:, None])[:, 0]
-        return scores, hidden
+            logits = _tempered(head(states), self.temperature, allowed, slice(None))
+            tokens = functional.log_softmax(logits, -1).gather(1, batch.target[:, None])[:, 0]
+        sums = torch.zeros(batch.shape[0] * batch.shape[1], dtype=tokens.dtype, device=tokens.device)
+        return Reading(sums.index_add(0, batch.slot, tokens).view(batch.shape), tokens, states, embeddings)
 
-    def embed(self, batch: TokenBatch) -> Tensor:
-        """Return the embedding layer's output, shape ``[row, token, width]``, as a tensor to differentiate by."""
-        output: Tensor = self.model.get_input_embeddings()(batch.input_ids)
-        return output if output.requires_grad else output.requires_grad_()
-
-    def _hidden(self, batch: TokenBatch, embeddings: Tensor | None) -> Tensor:
-        body = self.model.base_model
+    def _states(self, batch: TokenBatch, embeddings: Tensor | None) -> Tensor:
         inputs: dict[str, Any] = {"use_cache": False}
         if batch.position_ids is not None:
             inputs["position_ids"] = batch.position_ids
         if batch.allowed is not None:
-            inputs["attention_mask"] = _additive(batch.allowed, self.model.dtype)
-        given = {"input_ids": batch.input_ids} if embeddings is None else {"inputs_embeds": embeddings}
+            mask = torch.zeros(batch.allowed.shape, dtype=self.model.dtype, device=batch.allowed.device)
+            inputs["attention_mask"] = mask.masked_fill_(~batch.allowed, torch.finfo(mask.dtype).min)
+        inputs |= {"input_ids": batch.input_ids} if embeddings is None else {"inputs_embeds": embeddings}
         with attention_kernel(self.model, batch.input_ids.shape[1], twice=embeddings is not None):
-            output: Tensor = body(**given, **inputs).last_hidden_state
+            output: Tensor = self.model.base_model(**inputs).last_hidden_state
         return output.reshape(-1, output.shape[-1]).index_select(0, batch.predictor)
-
-    def _allowed(self, batch: TokenBatch) -> tuple[Tensor, Tensor] | None:
-        if self.grammar is None:
-            return None
-        grammar = self.grammar.to(batch.target.device)
-        return grammar, batch.step.clamp(max=grammar.shape[0] - 1)
-
-
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def _tempered(logits: Tensor, temperature: float, allowed: tuple[Tensor, Tensor] | None, part: slice) -> Tensor:
@@ -272,13 +240,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: _Targets,
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: _Targets) -> Tensor:
         target, allowed = targets.target, targets.allowed
         temperature, chunk = targets.temperature, targets.chunk
         wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -365,8 +327,8 @@ def choose_layout(scorer: PairScorer, probe: Sequence[Sequences], pad: int, want
         return "rows", None
     try:
         with torch.no_grad():
-            expected = scorer(plain)
-            found = scorer(LAYOUTS["shared"](probe, pad).to(device))
+            expected = scorer(plain).responses
+            found = scorer(LAYOUTS["shared"](probe, pad).to(device)).responses
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return "rows", f"layout: this model does not take a 4-D mask ({reason}); using rows"

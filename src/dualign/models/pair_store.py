@@ -226,7 +226,7 @@ def response_states(language_model: LanguageModel, groups: Sequence[Group], *, t
         for part in _parts(lengths, tokens_a_batch):
             chosen = [places[item] for item in part]
             batch = rows([(prompts[i], (answers[i, k],)) for i, k in chosen], model.pad).to(model.device)
-            states = scorer.by_token(batch)[1].double().cpu()
+            states = scorer(batch).states.double().cpu()
             for (i, k), own in zip(chosen, torch.split(states, [len(answers[place]) for place in chosen]), strict=True):
                 found[i][k] = own.mean(0).numpy()
     return [np.array(row) for row in found]

@@ -1,12 +1,12 @@
-"""AdamW on float32 copies of the trained weights, its schedule, and its state as plain tensors."""
+"""AdamW on float32 copies of the trained weights, and checkpoints of its state as plain tensors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,27 +14,13 @@ from torch import Tensor
 from dualign.errors import DataError, MissingError, NumericalError
 from dualign.hashing import file_digest
 from dualign.models.adapters import read_weights
-from dualign.runs.store import read_json, write_bytes, write_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from dualign.runs.store import read_json, remove_folder, write_bytes, write_json
+from dualign.train.settings import TrainingSettings
 
 
-Schedule = Literal["linear", "cosine", "constant"]
-
-
-def rate_factor(step: int, *, steps: int, warmup_steps: int, schedule: Schedule, floor: float) -> float:
-    """Return the share of the peak learning rate at ``step`` (from 0) of ``steps``.
-
-    It rises over the warm-up as (step + 1) / (warmup_steps + 1), then falls to ``floor`` at the last step.
-    """
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    if schedule == "constant":
-        return 1.0
-    progress = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
-    fall = 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return floor + (1 - floor) * fall
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return what weights of ``dtype`` are moved and kept in: float32, float64 where they are."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 class Optimiser:
@@ -42,15 +28,18 @@ class Optimiser:
 
     def __init__(self, parameters: Mapping[str, Tensor], *, weight_decay: float, betas: tuple[float, float]) -> None:
         self.parameters = dict(parameters)
-        self.masters = {
-            name: p.detach().to(torch.promote_types(p.dtype, torch.float32)).clone()
-            for name, p in self.parameters.items()
-        }
+        self.masters = {name: p.detach().to(wide(p.dtype)).clone() for name, p in self.parameters.items()}
         # Norms and biases are not decayed: decay would pull them to 0, which is not their neutral value.
         matrices = [m for m in self.masters.values() if m.ndim > 1]
         others = [m for m in self.masters.values() if m.ndim <= 1]
         kinds = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.adamw = torch.optim.AdamW([kind for kind in kinds if kind["params"]], betas=betas, fused=True)
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Tensor], settings: TrainingSettings) -> Optimiser:
+        """Return the optimiser of ``settings``."""
+        betas = (settings.adam_beta1, settings.adam_beta2)
+        return cls(parameters, weight_decay=settings.weight_decay, betas=betas)
 
     def step(self, *, learning_rate: float, max_grad_norm: float) -> float:
         """Return the gradient norm before clipping; the parameters are moved and their gradients dropped.
@@ -97,7 +86,8 @@ class Optimiser:
                 master.copy_(tensors[f"weight.{name}"])
                 kinds = [kind for kind in ("step", "exp_avg", "exp_avg_sq") if f"{kind}.{name}" in tensors]
                 if kinds:
-                    self.adamw.state[master] = {kind: tensors[f"{kind}.{name}"].clone() for kind in kinds}
+                    held = {kind: tensors[f"{kind}.{name}"].to(master.device, copy=True) for kind in kinds}
+                    self.adamw.state[master] = held
         self._publish()
 
 
@@ -107,60 +97,60 @@ INDEX = "checkpoint.json"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a fit stood. Randomness is keyed by (seed, step), so the step is its whole state."""
+    """Where a training stood. Randomness is keyed by (seed, step), so the rows of history are its whole state."""
 
-    step: int
-    """Optimiser steps done."""
     tensors: Mapping[str, Tensor]
     """Weights and optimiser moments."""
     history: Sequence[Mapping[str, float]]
+    """A row for every step that was done."""
 
 
-def save_checkpoint(folder: Path, key: str, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint of a fit into its folder; the former one is valid until this one is whole.
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """Where one training keeps its checkpoint: below ``folder``; none: nowhere."""
 
-    ``key`` is the hash of all inputs of the fit.
+    folder: Path | None
+    key: str
+    """The hash of all that decides the training's result."""
 
-    Raises:
-        StorageError: the disk refused.
-    """
-    from safetensors.torch import save
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint; the former one is valid until this one is whole.
 
-    name = f"step-{checkpoint.step:06d}.safetensors"
-    path = write_bytes(folder / FOLDER / name, save(dict(checkpoint.tensors)))
-    index = {
-        "key": key,
-        "step": checkpoint.step,
-        "file": name,
-        "sha256": file_digest(path),
-        "history": list(checkpoint.history),
-    }
-    write_json(folder / FOLDER / INDEX, index)
-    for old in (folder / FOLDER).glob("step-*.safetensors"):
-        if old.name != name:
-            old.unlink()
+        Raises:
+            StorageError: the disk refused.
+        """
+        if self.folder is None:
+            return
+        from safetensors.torch import save
 
+        folder, step = self.folder / FOLDER, len(checkpoint.history)
+        path = write_bytes(folder / f"step-{step:06d}.safetensors", save(dict(checkpoint.tensors)))
+        index = {"key": self.key, "step": step, "file": path.name, "sha256": file_digest(path)}
+        write_json(folder / INDEX, {**index, "history": list(checkpoint.history)})
+        for old in folder.glob("step-*.safetensors"):
+            if old != path:
+                old.unlink()
 
-def load_checkpoint(folder: Path, key: str) -> tuple[Checkpoint | None, str | None]:
-    """Return the checkpoint that a fit of these inputs left, and a sentence where there is one that cannot be used."""
-    path = folder / FOLDER / INDEX
-    if not path.is_file():
-        return None, None
-    try:
-        index: dict[str, Any] = read_json(path)
-        if index["key"] != key:
-            return None, f"{path.parent}: a checkpoint of other inputs is ignored; the fit starts afresh"
-        file = path.parent / Path(index["file"]).name
-        if not file.is_file() or file_digest(file) != index["sha256"]:
-            return None, f"{file}: damaged, so the checkpoint is ignored; the fit starts afresh"
-        return Checkpoint(int(index["step"]), read_weights(file), index["history"]), None
-    except (DataError, MissingError, KeyError, TypeError, ValueError) as error:
-        return None, f"{path}: damaged ({type(error).__name__}), so the checkpoint is ignored; the fit starts afresh"
+    def load(self, tell: Callable[[str], None]) -> Checkpoint | None:
+        """Return the checkpoint that a training of these inputs left; ``tell`` hears of one that cannot be used."""
+        if self.folder is None or not (self.folder / FOLDER / INDEX).is_file():
+            return None
+        path = self.folder / FOLDER / INDEX
+        try:
+            index: dict[str, Any] = read_json(path)
+            file = path.parent / Path(index["file"]).name
+            if index["key"] != self.key:
+                why = f"{path.parent}: a checkpoint of other inputs is ignored"
+            elif file.is_file() and file_digest(file) == index["sha256"]:
+                return Checkpoint(read_weights(file), index["history"])
+            else:
+                why = f"{file}: damaged, so the checkpoint is ignored"
+        except (DataError, MissingError, KeyError, TypeError, ValueError) as error:
+            why = f"{path}: damaged ({type(error).__name__}), so the checkpoint is ignored"
+        tell(f"{why}; the fit starts afresh")
+        return None
 
-
-def drop_checkpoint(folder: Path) -> None:
-    """Remove the checkpoint of a fit that is done."""
-    if (folder / FOLDER).is_dir():
-        for path in (folder / FOLDER).iterdir():
-            path.unlink()
-        (folder / FOLDER).rmdir()
+    def drop(self) -> None:
+        """Remove the checkpoint of a training that is done."""
+        if self.folder is not None:
+            remove_folder(self.folder / FOLDER)

@@ -1,29 +1,32 @@
-"""How a policy is fitted, and all that decides a fit besides."""
+"""How a model is trained: the settings, and what follows from them for the order of the steps and their rate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Literal
 
-from dualign.models.pair_store import StoredGroup
-from dualign.protocols import Objective, Policy
-from dualign.records import FloatArray
-from dualign.train.optimiser import Schedule
+import numpy as np
+
+Schedule = Literal["linear", "cosine", "constant"]
+WINDOW = 8
+"""Steps whose examples are sorted by length together: little padding, and still a random order."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How a policy is fitted; names follow Hugging Face where the meaning is the same."""
+    """How a model is trained; names follow Hugging Face where the meaning is the same."""
 
     learning_rate: float = 4e-4
     """Peak rate."""
     num_train_epochs: float = 1.0
-    """Passes over the groups; not read when ``max_steps`` is positive."""
+    """Passes over the examples; not read when ``max_steps`` is positive."""
     max_steps: int = -1
     """Optimiser steps, if positive."""
     per_device_train_batch_size: int = 4
-    """Groups a micro-step: memory grows with it, the result does not change but for rounding."""
+    """Examples (groups of a policy's fit) a micro-step: memory grows with it, the result changes by rounding alone."""
     gradient_accumulation_steps: int = 1
     """Micro-steps a step."""
     warmup_steps: int = 5
@@ -46,27 +49,67 @@ class TrainingSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """``auto``: that of the model in memory; another one must agree with it."""
     checkpoint_seconds: float = 60.0
-    """A fit saves its state this often."""
+    """The state of a training is saved this often."""
     checkpoint_steps: int = 0
     """Also after every so many steps; 0 = by time alone."""
 
     @property
-    def groups_a_step(self) -> int:
-        """Return the groups of one optimiser step."""
+    def deciding(self) -> dict[str, str]:
+        """Return all that decides a result, for the hash of a training's inputs."""
+        free = {"checkpoint_seconds", "checkpoint_steps"}
+        return {name: repr(value) for name, value in asdict(self).items() if name not in free}
+
+    @property
+    def examples_a_step(self) -> int:
+        """Return the examples of one optimiser step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
+    def count_steps(self, examples: int) -> int:
+        """Return the optimiser steps: ``max_steps`` where it is positive, else those of the epochs."""
+        if self.max_steps > 0:
+            return self.max_steps
+        return max(1, math.ceil(self.num_train_epochs * math.ceil(examples / self.examples_a_step)))
 
-@dataclass(frozen=True, slots=True)
-class FitInputs:
-    """All that decides a fit, besides the settings and the model."""
 
-    groups: Sequence[StoredGroup]
-    """Groups that have a pair."""
-    reference_log_probs: Sequence[FloatArray]
-    """One ``[response]`` a group."""
-    objective: Objective
-    start: Policy
-    """Its weights are copied; without weights a fresh adapter, or the base model for full weights."""
-    seed: int
-    layout: str
-    """``rows`` or ``shared``."""
+def plan_steps(
+    lengths: Sequence[int], settings: TrainingSettings, generators: Iterable[np.random.Generator], *,
+    steps: int | None = None, window: int = WINDOW,
+) -> list[list[int]]:  # fmt: skip
+    """Return the numbers of the examples of each of ``steps`` steps (none: those of the settings).
+
+    Every epoch has its own of ``generators``: it shuffles the examples, sorts them by length within windows of so many
+    steps, cuts them into steps and shuffles those; the last step of an epoch may be short.
+    """
+    size, count = settings.examples_a_step, settings.count_steps(len(lengths)) if steps is None else steps
+    planned: list[list[int]] = []
+    for generator in generators:
+        order = generator.permutation(len(lengths))
+        cut: list[list[int]] = []
+        for start in range(0, len(order), size * window):
+            part = order[start : start + size * window]
+            part = part[np.argsort(np.asarray(lengths)[part], kind="stable")]
+            cut += [part[i : i + size].tolist() for i in range(0, len(part), size)]
+        planned += [cut[i] for i in generator.permutation(len(cut))]
+        if len(planned) >= count:
+            break
+    return planned[:count]
+
+
+def keyed_generators(seed: int) -> Iterable[np.random.Generator]:
+    """Yield a generator for every epoch, keyed by (seed, epoch)."""
+    return (np.random.default_rng([seed, epoch]) for epoch in itertools.count())
+
+
+def rate_factor(step: int, settings: TrainingSettings, *, last: int) -> float:
+    """Return the share of the peak learning rate at ``step``, from 0.
+
+    It rises over the warm-up as (step + 1) / (warmup_steps + 1), then falls to ``min_lr_ratio`` at step ``last``.
+    """
+    warmup, floor = settings.warmup_steps, settings.min_lr_ratio
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if settings.lr_scheduler_type == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, last - warmup)
+    fall = 1 - progress if settings.lr_scheduler_type == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return floor + (1 - floor) * fall

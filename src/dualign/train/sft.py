@@ -1,6 +1,6 @@
 """Supervised fine-tuning: maximum likelihood of given responses, in place.
 
-The loss is the mean over the batch's response tokens, EOS counted and prompts masked, of the negative log-probability
+The loss is the mean over the step's response tokens, EOS counted and prompts masked, of the negative log-probability
 under the policy, as the pair scorer reads it: at its temperature, over the tokens its grammar allows. The weights are
 moved and merged as float32 copies, whatever the model computes in.
 """
@@ -8,31 +8,33 @@ moved and merged as float32 copies, whatever the model computes in.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
-from dualign.errors import DataError, NumericalError, UsageError
+from dualign.errors import DataError, UsageError
+from dualign.hashing import canonical_digest
+from dualign.models.adapters import base_parameters, switch_off
 from dualign.models.language_model import LanguageModel
+from dualign.models.log_probs import PairScorer, Reading, TokenBatch, check_head, rows
+from dualign.protocols import Policy
 from dualign.records import Prompt, named
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dualign.models.log_probs import TokenBatch
-    from dualign.train.optimiser import Optimiser
-
+from dualign.train.loop import Task, Terms, late_loss, run
+from dualign.train.optimiser import Checkpoints, Optimiser, wide
+from dualign.train.settings import TrainingSettings, plan_steps
+from dualign.train.weights import fingerprint, merged_weights, put_weights, trained_weights
 
 Example = tuple[Prompt, tuple[int, ...]]
-ADAPTER = "sft"
-_WINDOW = 32
-"""Batches that are sorted by length together: wide enough to save padding, narrow enough to stay mixed."""
+Encoded = tuple[Sequence[int], Sequence[int]]
+"""Tokens of a prompt and of its response."""
+WINDOW = 32
+"""Steps that are sorted by length together: wide enough to save padding, narrow enough to stay mixed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,71 +80,106 @@ class SftReport:
     """Where the fitted model and tokenizer were written, as Hugging Face reads them."""
     revision: str
     """Of the weights now in memory; put it into the ``LanguageModel`` with ``dataclasses.replace``."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user: a checkpoint that was ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMicroBatch:
+    """Responses whose tokens are imitated."""
+
+    tokens: TokenBatch
+    total: int
+    """Response tokens of the whole step: accumulation is then exact, not a mean of means."""
+
+
+def next_token(reading: Reading, batch: TokenMicroBatch) -> Terms:
+    """Return the negative log-probabilities of all response tokens, in nats: their mean over the step is the loss."""
+    return Terms(-reading.tokens, total=batch.total, figures={"tokens": len(reading.tokens)})
+
+
+def token_micro_batch(
+    language_model: LanguageModel, encoded: Sequence[Encoded], chosen: Sequence[int], step: Sequence[int]
+) -> TokenMicroBatch:
+    """Return the micro-batch of the ``chosen`` examples, which are part of those of a ``step``."""
+    sequences = [(tuple(encoded[i][0]), (tuple(encoded[i][1]),)) for i in chosen]
+    tokens = rows(sequences, language_model.pad).to(language_model.device)
+    return TokenMicroBatch(tokens, sum(len(encoded[i][1]) for i in step))
 
 
 def fine_tune(
-    language_model: LanguageModel,
-    examples: Sequence[Example],
-    *,
-    settings: SftSettings,
-    seed: int,
-    folder: Path | None,
+    language_model: LanguageModel, examples: Sequence[Example], *, settings: SftSettings, seed: int, folder: Path | None
 ) -> SftReport:
     """Return the report of a fit that changed ``language_model.model`` in place (loss: Dai et al. 2023, SFT).
+
+    Weights change at the end alone: what was not finite, or killed, leaves them as they were.
 
     Args:
         language_model: what is fitted; LoRA is merged into its weights at the end.
         examples: prompts and response token ids, EOS included where the response ends.
         settings: hyper-parameters.
         seed: of the order of the examples and of the adapter's initial values.
-        folder: where to write the fitted model; none: nowhere.
+        folder: where to write the fitted model, and meanwhile checkpoints, which are gone on from; none: nowhere.
 
     Raises:
         DataError: no example, an empty response, one that the grammar forbids, or one too long.
         NumericalError: a loss or gradient is not finite; the step is not applied.
         UsageError: a setting makes no sense, or the model changes its logits after the output head.
     """
-    from dualign.train.optimiser import Optimiser
-
     started = time.monotonic()
     _check_settings(settings)
     encoded = _encoded(language_model, examples)
-    plan = _plan([len(p) + len(r) for p, r in encoded], settings, np.random.default_rng(seed))
-    _check_model(language_model, encoded[0])
-    with _trainable(language_model, settings, seed) as parameters:
-        optimiser = Optimiser(parameters, weight_decay=settings.weight_decay, betas=(0.9, 0.999))
-        losses, tokens = _train(language_model, encoded, plan, optimiser, settings)
-        fitted = optimiser.masters if settings.lora_r == 0 else _merged(language_model.model, parameters, optimiser)
-    _put(language_model.model, fitted)
-    revision = f"{language_model.revision}+{_fingerprint(language_model.model)}"
+    model, chosen, notes = language_model.model, training_settings(settings, seed), list[str]()
+    switch_off(model)
+    check_head(PairScorer(language_model), token_micro_batch(language_model, encoded, [0], [0]).tokens)
+    checkpoints = Checkpoints(folder, "" if folder is None else _key(language_model, encoded, chosen, seed))
+    with trained_weights(language_model, Policy("base"), chosen, draw_both=True) as parameters:
+        optimiser = Optimiser.of(parameters, chosen)
+        history = run(sft_task(language_model, encoded, chosen, seed), optimiser, checkpoints, tell=notes.append)
+        fitted = merged_weights(model, optimiser.masters, chosen)
+    put_weights(model, fitted)
+    revision = f"{language_model.revision}+{fingerprint(model)}"
     if folder is not None:
         save_fitted(language_model, fitted, folder)
-    tail = losses[-max(1, len(losses) // 4) :]
+    checkpoints.drop()
+    losses = tuple(row["loss"] for row in history)
     return SftReport(
         steps=len(losses),
-        tokens=tokens,
+        tokens=int(sum(row["tokens"] for row in history)),
         first_loss=losses[0],
-        last_loss=float(np.mean(tail)),
-        losses=tuple(losses),
+        last_loss=late_loss(history),
+        losses=losses,
         seconds=time.monotonic() - started,
         folder=folder,
         revision=revision,
+        notes=tuple(notes),
     )
 
 
-def token_losses(language_model: LanguageModel, batch: TokenBatch) -> Tensor:
-    """Return the negative log-probabilities, ``[token]``, of all response tokens of a batch, in nats."""
-    from dualign.models.log_probs import PairScorer
+def training_settings(settings: SftSettings, seed: int) -> TrainingSettings:
+    """Return the settings of the loop."""
+    shared = asdict(settings) | ({} if settings.lora_r else {"adapter": "full", "lora_r": 1})
+    return TrainingSettings(**shared, adapter_seed=seed)
 
-    return -PairScorer(language_model).by_token(batch)[0]
+
+def sft_task(language_model: LanguageModel, encoded: Sequence[Encoded], settings: TrainingSettings, seed: int) -> Task:
+    """Return the task of imitating the examples."""
+    lengths = [len(prompt) + len(response) for prompt, response in encoded]
+    generators = itertools.repeat(np.random.default_rng(seed))
+    steps = math.ceil(len(encoded) * settings.num_train_epochs / settings.examples_a_step)
+    plan = plan_steps(lengths, settings, generators, steps=steps, window=WINDOW)
+
+    def collate(chosen: Sequence[int], step: Sequence[int]) -> TokenMicroBatch:
+        return token_micro_batch(language_model, encoded, chosen, step)
+
+    return Task("sft", PairScorer(language_model), plan, collate, next_token, settings, seed, last=len(plan))
 
 
-def make_batch(language_model: LanguageModel, encoded: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TokenBatch:
-    """Return the padded batch of some (prompt tokens, response tokens)."""
-    from dualign.models.log_probs import rows
-
-    sequences = [(tuple(prompt), (tuple(response),)) for prompt, response in encoded]
-    return rows(sequences, language_model.pad).to(language_model.device)
+def _key(language_model: LanguageModel, encoded: Sequence[Encoded], settings: TrainingSettings, seed: int) -> str:
+    """Return the hash of all that decides the fitted weights."""
+    grammar = None if language_model.grammar is None else language_model.grammar.cpu().numpy()
+    model = [language_model.revision, str(language_model.model.dtype), language_model.temperature, grammar]
+    return canonical_digest({"settings": settings.deciding, "model": model, "examples": encoded, "seed": seed})
 
 
 def save_fitted(language_model: LanguageModel, fitted: Mapping[str, Tensor], folder: Path) -> None:
@@ -152,15 +189,13 @@ def save_fitted(language_model: LanguageModel, fitted: Mapping[str, Tensor], fol
     """
     from safetensors.torch import save_file
 
-    from dualign.models.adapters import base_parameters
-
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = language_model.model, language_model.tokenizer
     weights = {name: fitted.get(name, value).detach() for name, value in base_parameters(model).items()}
-    weights = {name: value.to(_wide(value)).contiguous() for name, value in weights.items()}
+    weights = {name: value.to(wide(value.dtype)).contiguous() for name, value in weights.items()}
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = copy.deepcopy(model.config)
-    config.dtype = _wide(next(iter(model.parameters())))
+    config.dtype = wide(next(iter(model.parameters())).dtype)
     config.save_pretrained(str(folder))
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(str(folder))
@@ -197,174 +232,8 @@ def _encoded(language_model: LanguageModel, examples: Sequence[Example]) -> list
             if given > limit:
                 raise DataError(f"{where}: the {name} has {given} tokens, at most {limit} are allowed")
         if grammar is not None:
-            rows = np.minimum(np.arange(len(response)), len(grammar) - 1)
-            if not grammar[rows, list(response)].all():
+            positions = np.minimum(np.arange(len(response)), len(grammar) - 1)
+            if not grammar[positions, list(response)].all():
                 raise DataError(f"{where}: the grammar forbids the response {response}")
         encoded.append((prompts[said], tuple(response)))
     return encoded
-
-
-def _plan(lengths: Sequence[int], settings: SftSettings, rng: np.random.Generator) -> list[list[list[int]]]:
-    """Return for each step its micro-batches of example numbers: shuffled, sorted by length in windows, shuffled."""
-    size = settings.per_device_train_batch_size
-    together = size * settings.gradient_accumulation_steps
-    steps = math.ceil(len(lengths) * settings.num_train_epochs / together)
-    plan: list[list[list[int]]] = []
-    while len(plan) < steps:
-        order = rng.permutation(len(lengths))
-        width = together * _WINDOW
-        windows = [order[i : i + width] for i in range(0, len(order), width)]
-        order = np.concatenate([sorted(window, key=lambda i: lengths[i]) for window in windows])
-        epoch = [order[i : i + together].tolist() for i in range(0, len(order), together)]
-        for i in rng.permutation(len(epoch)):
-            plan.append([epoch[i][j : j + size] for j in range(0, len(epoch[i]), size)])
-    return plan[:steps]
-
-
-def _train(
-    language_model: LanguageModel,
-    encoded: Sequence[tuple[list[int], tuple[int, ...]]],
-    plan: Sequence[Sequence[Sequence[int]]],
-    optimiser: Optimiser,
-    settings: SftSettings,
-) -> tuple[list[float], int]:
-    """Return the loss of each step, in nats a token, and the number of tokens."""
-    losses, total = [], 0
-    for step, parts in enumerate(plan):
-        rate = settings.learning_rate * _schedule(step, len(plan), settings)
-        count = sum(len(encoded[i][1]) for part in parts for i in part)
-        loss = 0.0
-        for part in parts:
-            # Divided by the tokens of the whole step: accumulation is then exact, not a mean of means.
-            share = token_losses(language_model, make_batch(language_model, [encoded[i] for i in part])).sum() / count
-            share.backward()  # type: ignore[no-untyped-call]
-            loss += float(share.detach())
-        if not math.isfinite(loss):
-            raise NumericalError(
-                f"sft: step {step + 1} of {len(plan)}: the loss is {loss:.4g}; lower learning_rate or train in float32"
-            )
-        optimiser.step(learning_rate=rate, max_grad_norm=settings.max_grad_norm)
-        losses.append(loss)
-        total += count
-    return losses, total
-
-
-def _schedule(step: int, steps: int, settings: SftSettings) -> float:
-    """Return the share of the peak rate at ``step`` (from 0): linear up, then linear down to the floor."""
-    if step < settings.warmup_steps:
-        return (step + 1) / (settings.warmup_steps + 1)
-    progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
-    return 1 - (1 - settings.min_lr_ratio) * progress
-
-
-@contextmanager
-def _trainable(language_model: LanguageModel, settings: SftSettings, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Yield the parameters to train by name: the adapter's, which is taken off afterwards, or all of the base."""
-    from dualign.models.adapters import base_parameters, switch_off
-
-    model = language_model.model
-    switch_off(model)
-    model.eval()
-    if settings.lora_r == 0:
-        parameters = base_parameters(model)
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        try:
-            yield parameters
-        finally:
-            switch_off(model)
-            model.zero_grad(set_to_none=True)
-        return
-    with _adapter(language_model, settings, seed) as parameters:
-        yield parameters
-
-
-@contextmanager
-def _adapter(language_model: LanguageModel, settings: SftSettings, seed: int) -> Iterator[dict[str, Tensor]]:
-    import torch
-    from peft import LoraConfig
-
-    from dualign.models import adapters
-
-    model = language_model.model
-    config = LoraConfig(
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=0.0,
-        target_modules=adapters.linear_names(model, "all-linear"),
-        task_type="CAUSAL_LM",
-    )
-    adapters.add_adapter(language_model, ADAPTER, config)
-    try:
-        named = adapters.adapter_parameters(model, ADAPTER)
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in named.items():
-            # LoRA's start (Hu et al. 2021): B = 0, so that the model is unchanged; A uniform with variance 1/(3 width).
-            width = parameter.shape[1]
-            values = torch.rand(parameter.shape, generator=generator) * 2 - 1
-            parameter.data.copy_(values / math.sqrt(width) if ".lora_A" in name else torch.zeros_like(values))
-        adapters.switch_on(model, ADAPTER)
-        for parameter in named.values():
-            parameter.requires_grad_(True)
-        yield named
-    finally:
-        adapters.remove_adapter(language_model, ADAPTER)
-
-
-def _merged(model: Any, parameters: Mapping[str, Tensor], optimiser: Optimiser) -> dict[str, Tensor]:
-    """Return by clean name the weights that the adapter changes with its update added, both in the masters' dtype."""
-    import torch
-
-    from dualign.models.adapters import clean_name
-
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.data = optimiser.masters[name]
-        merged = {}
-        for path, module in model.named_modules():
-            if ADAPTER in getattr(module, "lora_A", {}):
-                update = module.get_delta_weight(ADAPTER)
-                merged[clean_name(f"{path}.weight")] = module.get_base_layer().weight.to(update.dtype) + update
-    return merged
-
-
-def _put(model: Any, fitted: Mapping[str, Tensor]) -> None:
-    """Copy fitted weights into the base, rounded to what it computes in."""
-    import torch
-
-    from dualign.models.adapters import base_parameters
-
-    parameters = base_parameters(model)
-    with torch.no_grad():
-        for name, value in fitted.items():
-            parameters[name].copy_(value)
-
-
-def _wide(value: Tensor) -> Any:
-    import torch
-
-    return torch.promote_types(value.dtype, torch.float32)
-
-
-def _check_model(language_model: LanguageModel, example: tuple[list[int], tuple[int, ...]]) -> None:
-    from dualign.models.adapters import switch_off
-    from dualign.models.log_probs import PairScorer, check_head
-
-    switch_off(language_model.model)
-    check_head(PairScorer(language_model), make_batch(language_model, [example]))
-
-
-def _fingerprint(model: Any) -> str:
-    """Return 12 hexadecimal digits of the weights in memory."""
-    import hashlib
-
-    import torch
-
-    from dualign.models.adapters import base_parameters
-
-    digest = hashlib.sha256()
-    for name, value in sorted(base_parameters(model).items()):
-        data = value.detach().cpu().contiguous().view(torch.uint8).numpy()
-        digest.update(name.encode() + b"\0")
-        digest.update(data)
-    return digest.hexdigest()[:12]

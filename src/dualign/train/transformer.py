@@ -4,75 +4,65 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dualign.errors import NumericalError, UsageError
 from dualign.hashing import canonical_digest
-from dualign.models.adapters import activated, fingerprint
+from dualign.models.adapters import activated, fingerprint, merged
 from dualign.models.language_model import LanguageModel
-from dualign.models.pair_store import PairStore, StoredGroup, build_store, cached_log_probs
-from dualign.protocols import FitReport, Objective, Policy, Practice, Sampler, Sampling, Score
+from dualign.models.log_probs import LAYOUTS, PairScorer, choose_layout
+from dualign.models.pair_store import PairStore, StoredGroup, build_store, cached_log_probs, response_states
+from dualign.protocols import FitReport, Objective, OnPolicyTraining, Policy, Sampler, Sampling, Score
 from dualign.records import FloatArray, Group, Prompt, Response
-from dualign.train.settings import FitInputs, TrainingSettings
+from dualign.train.on_policy import Stage, train_on_policy
+from dualign.train.pairs import FitInputs, fit
+from dualign.train.settings import TrainingSettings
 from dualign.train.sft import Example
-from dualign.train.trainer import fit
 
 TOKENS_A_BATCH = 4096
 """Tokens of one forward pass where no gradient is wanted."""
 
 
+@dataclass(eq=False)
 class TransformerBackend:
-    """Holds one base model; a policy is a folder of weights for it, and the reference is the base itself."""
+    """Holds one base model; a policy is a folder of weights for it, and the reference is the base itself.
 
-    def __init__(
-        self,
-        language_model: LanguageModel,
-        *,
-        training: TrainingSettings,
-        sampler: Sampler,
-        sampling: Sampling,
-        folder: Path,
-        cache: Path | None = None,
-        pretraining: Sequence[Example] = (),
-    ) -> None:
-        """Take the parts; ``folder`` gets a sub-folder for every policy, ``cache`` the log-probabilities.
+    Raises:
+        UsageError: the sampler's temperature is not the model's: they would be two different policies.
+    """
 
-        Without ``cache`` they go to ``folder / "reference"``. ``pretraining`` is what on-policy methods may imitate.
+    language_model: LanguageModel
+    _: KW_ONLY
+    settings: TrainingSettings
+    sampler: Sampler
+    sampling: Sampling
+    folder: Path
+    """Gets a sub-folder for every policy."""
+    cache: Path | None = None
+    """Gets the log-probabilities; none: ``folder / "reference"``."""
+    pretraining: Sequence[Example] = ()
+    """What on-policy methods may imitate."""
+    notes: list[str] = field(default_factory=list, init=False)
+    """Sentences for the user: a layout that fell back, a checkpoint that was ignored."""
+    _layout: str | None = field(default=None, init=False)
+    _tried: int = field(default=0, init=False)
 
-        Raises:
-            UsageError: the sampler's temperature is not the model's: they would be two different policies.
-        """
-        if sampling.temperature != language_model.temperature:
+    def __post_init__(self) -> None:
+        if self.sampling.temperature != self.language_model.temperature:
             raise UsageError(
-                f"sampling.temperature: {sampling.temperature} was given, but the policy is defined at "
-                f"{language_model.temperature}; they must be equal"
+                f"sampling.temperature: {self.sampling.temperature} was given, but the policy is defined at "
+                f"{self.language_model.temperature}; they must be equal"
             )
-        self.language_model = language_model
-        self.training = training
-        self.sampler = sampler
-        self.sampling = sampling
-        self.folder = folder
-        self.cache = folder / "reference" if cache is None else cache
-        self.pretraining = pretraining
-        self.notes: list[str] = []
-        """Sentences for the user: a layout that fell back, a checkpoint that was ignored."""
-        self._layout: str | None = None
-        self._tried = 0
 
     def fit(
-        self,
-        groups: Sequence[Group],
-        *,
-        objective: Objective,
-        reference: Policy,
-        start: Policy | None,
-        seed: int,
+        self, groups: Sequence[Group], *, objective: Objective, reference: Policy, start: Policy | None, seed: int,
         name: str,
-    ) -> Policy:
+    ) -> Policy:  # fmt: skip
         """Return the policy that minimises ``objective`` on ``groups``; its weights lie in ``folder / name``.
 
         Without ``start`` it begins at the reference: by a fresh adapter where that is the base model.
@@ -84,16 +74,11 @@ class TransformerBackend:
         store = build_store(self.language_model, groups)
         known = self._log_probs(reference, store)
         kept = [i for i, group in enumerate(store.groups) if len(group.pairs)]
-        inputs = FitInputs(
-            [store.groups[i] for i in kept],
-            [known[i] for i in kept],
-            objective,
-            reference if start is None else start,
-            seed,
-            self.layout(store),
-        )
+        begin, layout = reference if start is None else start, self.layout(store)
+        groups_kept, known_kept = [store.groups[i] for i in kept], [known[i] for i in kept]
+        inputs = FitInputs(groups_kept, known_kept, objective, begin, seed, layout)
         target = self.folder / name
-        report = fit(self.language_model, inputs, settings=self.training, folder=target, notes=self.notes)
+        report = fit(self.language_model, inputs, settings=self.settings, folder=target, notes=self.notes)
         return Policy(name, target, report)
 
     def sample(self, policy: Policy, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Response]]:
@@ -142,8 +127,8 @@ class TransformerBackend:
         lengths = [np.array([len(row.responses[i]) for i in row.index]) for row in stores[0].groups]
         return [(one - other) / length for one, other, length in zip(given, alone, lengths, strict=True)]
 
-    def practise(
-        self, policy: Policy, groups: Sequence[Group], *, practice: Practice, score: Score, reference: Policy,
+    def train_on_policy(
+        self, policy: Policy, groups: Sequence[Group], *, training: OnPolicyTraining, score: Score, reference: Policy,
         seed: int, name: str,
     ) -> Policy:  # fmt: skip
         """Return ``policy`` after on-policy training on the prompts of ``groups``; it lies in ``folder / name``.
@@ -153,19 +138,17 @@ class TransformerBackend:
         Raises:
             NumericalError: a loss or gradient is not finite; nothing of the step is applied.
         """
-        from dualign.train.on_policy import Stage, practise
-
-        if practice.settings.get("ptx", 0) > 0 and not self.pretraining:
+        if training.settings.get("ptx", 0) > 0 and not self.pretraining:
             raise UsageError("option ptx: imitates the answers of policy.warm_start, and there is none; leave it out")
 
         stage = Stage(
-            self.language_model, self.sampler, self.sampling, self.training, score, reference, self.pretraining
+            self.language_model, self.sampler, self.sampling, self.settings, score, reference, self.pretraining
         )
         target = self.folder / name
         prompts: dict[str, Prompt] = {}
         for group in groups:
             prompts.setdefault(group.prompt.id, group.prompt)
-        report = practise(stage, policy, list(prompts.values()), practice, seed=seed, folder=target)
+        report = train_on_policy(stage, policy, list(prompts.values()), training, seed=seed, folder=target)
         return Policy(name, target, report)
 
     def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
@@ -174,16 +157,12 @@ class TransformerBackend:
         Raises:
             UsageError: one is an adapter and the other is not.
         """
-        from dualign.models.adapters import merged
-
         target = self.folder / name
         merged(first, second, share=share, folder=target)
         return Policy(name, target, FitReport(0, float("nan"), float("nan"), 0.0))
 
     def states(self, groups: Sequence[Group]) -> list[FloatArray]:
         """Return for each group ``[response, width]``: the reference's last states before the response's tokens."""
-        from dualign.models.pair_store import response_states
-
         return response_states(self.language_model, groups, tokens_a_batch=TOKENS_A_BATCH)
 
     def layout(self, store: PairStore) -> str:
@@ -191,15 +170,13 @@ class TransformerBackend:
 
         Below the width of its window, a model with sliding attention is like any other.
         """
-        from dualign.models.log_probs import PairScorer, choose_layout
-
         longest = max(store.groups, key=longest_row)
         if self._layout is None or (self._layout == "shared" and longest_row(longest) > self._tried):
             self._tried = longest_row(longest)
             probe = [(longest.prompt, longest.responses)]
             with activated(self.language_model, Policy("reference")):
                 scorer = PairScorer(self.language_model)
-                self._layout, note = choose_layout(scorer, probe, self.language_model.pad, self.training.layout)
+                self._layout, note = choose_layout(scorer, probe, self.language_model.pad, self.settings.layout)
             self.notes.extend([note] if note else [])
         return self._layout
 
@@ -208,19 +185,15 @@ class TransformerBackend:
         layout = self.layout(store)
         grammar = model.grammar
         masked = None if grammar is None else hashlib.sha256(grammar.cpu().numpy().tobytes()).hexdigest()
-        key = canonical_digest(
-            [
-                model.revision,
-                fingerprint(policy),
-                str(model.model.dtype),
-                repr(model.temperature),
-                [model.max_prompt_tokens, model.max_response_tokens],
-                masked,
-                layout,
-            ]
-        )
+        reading = [
+            str(model.model.dtype),
+            repr(model.temperature),
+            [model.max_prompt_tokens, model.max_response_tokens],
+        ]
+        key = canonical_digest([model.revision, fingerprint(policy), *reading, masked, layout])
         # Without a revision two models could share a key.
-        path = self.cache / f"{key[:32]}.safetensors" if model.revision else None
+        folder = self.folder / "reference" if self.cache is None else self.cache
+        path = folder / f"{key[:32]}.safetensors" if model.revision else None
 
         def compute(groups: Sequence[StoredGroup]) -> list[FloatArray]:
             return unique_log_probs(model, policy, groups, layout=layout)
@@ -241,16 +214,12 @@ def unique_log_probs(
     Raises:
         NumericalError: one is not finite.
     """
-    import torch
-
-    from dualign.models.log_probs import LAYOUTS, PairScorer
-
     found: list[Any] = [None] * len(groups)
     with activated(language_model, policy), torch.no_grad():
         scorer = PairScorer(language_model)
         for part in _by_length(groups):
             batch = LAYOUTS[layout]([(groups[i].prompt, groups[i].responses) for i in part], language_model.pad)
-            values = scorer(batch.to(language_model.device)).double().cpu().numpy()
+            values = scorer(batch.to(language_model.device)).responses.double().cpu().numpy()
             if not np.isfinite(values).all():
                 raise NumericalError(f"policy '{policy.name}': a log-probability is not finite")
             for i, row in zip(part, values, strict=True):

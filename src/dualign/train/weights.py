@@ -1,7 +1,8 @@
-"""The weights that a fit changes: put in force at their start, and written to the policy's folder at its end."""
+"""The weights that a training changes: put in force at their start; merged, or written to a folder, at its end."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 
 from dualign.errors import UsageError
-from dualign.hashing import file_digest
 from dualign.models import adapters
 from dualign.models.language_model import LanguageModel
 from dualign.protocols import Policy
@@ -25,7 +25,7 @@ _TRAINED = "trained"
 
 @contextmanager
 def trained_weights(
-    language_model: LanguageModel, start: Policy, settings: TrainingSettings
+    language_model: LanguageModel, start: Policy, settings: TrainingSettings, *, draw_both: bool = False
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the parameters to train, at their starting values and in force; the base model is back at the end."""
     model = language_model.model
@@ -45,7 +45,7 @@ def trained_weights(
                 yield _requiring_gradient(parameters)
             finally:
                 adapters.switch_off(model)
-                _drop_gradients(parameters)
+                model.zero_grad(set_to_none=True)
         return
     config = lora_config(model, settings)
     if path is not None:
@@ -53,11 +53,11 @@ def trained_weights(
     adapters.add_adapter(language_model, _TRAINED, config)
     try:
         if path is None:
-            _initialise(model, settings.adapter_seed)
+            _initialise(model, settings.adapter_seed, draw_both=draw_both)
         else:
             adapters.load_adapter_weights(model, _TRAINED, adapters.read_weights(path), where=str(path.parent))
         adapters.switch_on(model, _TRAINED)
-        _set_dropout(model, training=True)
+        _set_dropout(model, on=True)
         yield _requiring_gradient(adapters.adapter_parameters(model, _TRAINED))
     finally:
         model.eval()
@@ -82,15 +82,14 @@ def lora_config(model: Any, settings: TrainingSettings) -> Any:
     )
 
 
-def _initialise(model: Any, seed: int) -> None:
+def _initialise(model: Any, seed: int, *, draw_both: bool) -> None:
     """A is uniform as in PEFT, B is 0: a fresh adapter changes nothing."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in adapters.adapter_parameters(model, _TRAINED).items():
-        if "lora_A" in name:
-            bound = 1 / math.sqrt(parameter.shape[1])
-            drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            parameter.data.copy_(drawn)
-        else:
+        bound = 1 / math.sqrt(parameter.shape[1])
+        if "lora_A" in name or draw_both:
+            parameter.data.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+        if "lora_A" not in name:
             parameter.data.zero_()
 
 
@@ -106,32 +105,27 @@ def _requiring_gradient(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return parameters
 
 
-def _drop_gradients(parameters: Mapping[str, Tensor]) -> None:
-    for parameter in parameters.values():
-        parameter.grad = None
-
-
-def _set_dropout(model: Any, *, training: bool) -> None:
+def _set_dropout(model: Any, *, on: bool) -> None:
     """Dropout acts in the adapter alone: the base model stays in evaluation mode, as in the reference."""
     for name, module in model.named_modules():
         if name.endswith(f"lora_dropout.{_TRAINED}"):
-            module.train(training)
+            module.train(on)
 
 
 @contextmanager
 def dropout_off(model: Any) -> Iterator[None]:
     """Let the weights in training act as they will once trained: without dropout."""
-    _set_dropout(model, training=False)
+    _set_dropout(model, on=False)
     try:
         yield
     finally:
-        _set_dropout(model, training=True)
+        _set_dropout(model, on=True)
 
 
 @contextmanager
-def keyed_dropout(settings: TrainingSettings, device: torch.device, key: Sequence[int]) -> Iterator[None]:
-    """Draw dropout by ``key`` alone and leave the global generators as they were; without dropout, do nothing."""
-    if settings.lora_dropout == 0:
+def keyed_dropout(dropout: float, device: torch.device, key: Sequence[int]) -> Iterator[None]:
+    """Draw dropout by ``key`` alone and leave the global generators as they were; where it is 0, do nothing."""
+    if dropout == 0:
         yield
         return
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -141,29 +135,52 @@ def keyed_dropout(settings: TrainingSettings, device: torch.device, key: Sequenc
 
 
 def save_policy(
-    language_model: LanguageModel,
-    parameters: Mapping[str, Tensor],
-    masters: Mapping[str, Tensor],
-    settings: TrainingSettings,
-    folder: Path,
-) -> None:
-    """Write the trained weights to ``folder``: a PEFT adapter from the optimiser's ``masters``, or the whole model."""
+    language_model: LanguageModel, parameters: Mapping[str, Tensor], masters: Mapping[str, Tensor],
+    settings: TrainingSettings, folder: Path,
+) -> Path:  # fmt: skip
+    """Return the file of the trained weights in ``folder``: a PEFT adapter, of ``masters``, or the whole model."""
     from safetensors.torch import save
 
-    model = language_model.model
-    if settings.adapter == "lora":
+    model, lora = language_model.model, settings.adapter == "lora"
+    if lora:
         config = lora_config(model, settings).to_dict()
         plain = {name: sorted(v) if isinstance(v, set) else v for name, v in config.items()}
         write_json(folder / adapters.ADAPTER_CONFIG, {**plain, "inference_mode": True})
-        tensors = {name: masters[name].contiguous() for name in parameters}
-        write_bytes(folder / adapters.ADAPTER_WEIGHTS, save(tensors, metadata={"format": "pt"}))
-        return
-    tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
-    write_bytes(folder / adapters.FULL_WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    model.config.save_pretrained(folder)
+    tensors = {name: (masters[name] if lora else p.detach()).contiguous() for name, p in parameters.items()}
+    file = folder / (adapters.ADAPTER_WEIGHTS if lora else adapters.FULL_WEIGHTS)
+    write_bytes(file, save(tensors, metadata={"format": "pt"}))
+    if not lora:
+        model.config.save_pretrained(folder)
+    return file
 
 
-def weights_digest(folder: Path, settings: TrainingSettings) -> str:
-    """Return the SHA-256 of the weights that ``save_policy`` wrote."""
-    lora = settings.adapter == "lora"
-    return file_digest(folder / (adapters.ADAPTER_WEIGHTS if lora else adapters.FULL_WEIGHTS))
+def merged_weights(model: Any, masters: Mapping[str, Tensor], settings: TrainingSettings) -> dict[str, Tensor]:
+    """Return by clean name the base weights that a training changed, in the dtype of its ``masters``."""
+    if settings.adapter == "full":
+        return dict(masters)
+    merged = {}
+    with torch.no_grad():
+        for name, parameter in adapters.adapter_parameters(model, _TRAINED).items():
+            parameter.data = masters[name]
+        for path, module in model.named_modules():
+            if _TRAINED in getattr(module, "lora_A", {}):
+                update = module.get_delta_weight(_TRAINED)
+                merged[adapters.clean_name(f"{path}.weight")] = module.get_base_layer().weight.to(update.dtype) + update
+    return merged
+
+
+def put_weights(model: Any, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into the base for good, rounded to what it computes in."""
+    parameters = adapters.base_parameters(model)
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+
+
+def fingerprint(model: Any) -> str:
+    """Return 12 hexadecimal digits of the base weights in memory; they are read one by one."""
+    found = hashlib.sha256()
+    for name, value in sorted(adapters.base_parameters(model).items()):
+        found.update(name.encode() + b"\0")
+        found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()[:12]

@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dualign.errors import NumericalError
+from dualign.hashing import canonical_digest
 from dualign.models.adapters import activated, base_parameters
 from dualign.models.language_model import LanguageModel
 from dualign.models.loading import load_language_model
@@ -27,12 +28,12 @@ from dualign.scorers.fitting.linear import OBJECTIVES
 from dualign.scorers.fitting.pairs import LabelledPair, signs
 from dualign.scorers.score_model import ScoreModel, save_score_model
 from dualign.scorers.states import faster_dtype, located
-from dualign.train.batches import count_steps, plan_steps
-from dualign.train.optimiser import Optimiser, rate_factor
-from dualign.train.settings import TrainingSettings
+from dualign.train.loop import Row, Task, Terms, late_loss, run
+from dualign.train.optimiser import Checkpoints, Optimiser
+from dualign.train.settings import TrainingSettings, keyed_generators, plan_steps
 from dualign.train.weights import save_policy, trained_weights
 
-HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
+HEAD_WEIGHT, HEAD_BIAS = "head_weight", "head_bias"
 TELL_EVERY = 20
 
 
@@ -72,16 +73,77 @@ def load_backbone(config: FitConfig, folder: Path, *, dtype: str | None = None) 
 def encode(pairs: Sequence[LabelledPair], config: FitConfig, tokenizer: Any) -> list[EncodedPair]:
     """Return the pairs as tokens, as ``kind: score-checkpoint`` reads them; those too long are still among them."""
     transcript = make_transcript(config.template, tokenizer, append_eos=True)
-    marks = signs([pair.higher for pair in pairs]), signs([pair.lower for pair in pairs])
+    marks = zip(signs([pair.higher for pair in pairs]), signs([pair.lower for pair in pairs]), strict=True)
     return [
         EncodedPair(
             tuple(transcript(pair.prompt, pair.higher.text)),
             tuple(transcript(pair.prompt, pair.lower.text)),
-            float(marks[0][number]),
-            float(marks[1][number]),
+            float(higher),
+            float(lower),
         )
-        for number, pair in enumerate(pairs)
+        for pair, (higher, lower) in zip(pairs, marks, strict=True)
     ]
+
+
+class ScoredModel(nn.Module):
+    """A language model's body with the head that gives its end token a score; both are trained."""
+
+    def __init__(self, language_model: LanguageModel) -> None:
+        super().__init__()
+        self.body = language_model.model.base_model
+        width, device = language_model.model.get_input_embeddings().weight.shape[1], language_model.device
+        # At 0, so that training starts at the loss of equal scores.
+        self.head_weight = nn.Parameter(torch.zeros(1, width, device=device))
+        self.head_bias = nn.Parameter(torch.zeros(1, device=device))
+
+    def forward(self, tokens: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the scores, ``[row]``, of token ids and mask, ``[row, token]`` each."""
+        return ScoreModel(self.body, self.head_weight, self.head_bias, None).end_scores(*tokens, "cost")[:, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreMicroBatch:
+    """Pairs whose answers are scored; an answer of two pairs is read once."""
+
+    tokens: tuple[Tensor, Tensor]
+    """Token ids and mask, ``[row, token]``."""
+    places: Tensor
+    """Shape ``[2, pair]``: the rows where the higher and the lower answers stand."""
+    signs: Tensor
+    """Shape ``[2, pair]``."""
+    total: int
+    """Pairs of the whole step."""
+
+
+def score_micro_batch(pairs: Sequence[EncodedPair], total: int, device: torch.device) -> ScoreMicroBatch:
+    """Return the micro-batch of ``pairs``, which are of a step of ``total`` pairs."""
+    distinct = list(dict.fromkeys(ids for pair in pairs for ids in (pair.higher, pair.lower)))
+    row = {ids: number for number, ids in enumerate(distinct)}
+    places = [[row[pair.higher] for pair in pairs], [row[pair.lower] for pair in pairs]]
+    signs = [[pair.higher_sign for pair in pairs], [pair.lower_sign for pair in pairs]]
+    return ScoreMicroBatch(
+        padded_batch(distinct, device), torch.tensor(places, device=device), torch.tensor(signs, device=device), total
+    )
+
+
+def score_task(
+    language_model: LanguageModel, pairs: Sequence[EncodedPair], config: FitConfig, *, objective: str
+) -> Task:
+    """Return the task of giving the higher answers of pairs the higher scores."""
+    settings, device = training_settings(config), language_model.device
+    loss = OBJECTIVES[objective](regularisation=config.regularisation)
+    lengths = [len(pair.higher) + len(pair.lower) for pair in pairs]
+    plan = plan_steps(lengths, settings, keyed_generators(config.seed))
+
+    def collate(chosen: Sequence[int], step: Sequence[int]) -> ScoreMicroBatch:
+        return score_micro_batch([pairs[i] for i in chosen], len(step), device)
+
+    def losses(scores: Tensor, batch: ScoreMicroBatch) -> Terms:
+        return Terms(loss(*scores[batch.places], *batch.signs), total=batch.total)
+
+    warmup = math.ceil(config.training.warmup_ratio * len(plan))
+    settings = replace(settings, warmup_steps=warmup)
+    return Task("scorer fit", ScoredModel(language_model), plan, collate, losses, settings, config.seed)
 
 
 def fit_score_model(
@@ -95,74 +157,55 @@ def fit_score_model(
 ) -> tuple[TrainingReport, dict[str, Tensor]]:
     """Return the report and the head's weight ``[1, hidden]`` and bias ``[1]``; the policy is in ``folder``.
 
-    The head starts at 0, so that training starts at the loss of equal scores.
+    A checkpoint of the very same inputs, which a fit that was killed left there, is gone on from.
 
     Raises:
         NumericalError: a loss or gradient is not finite; that step is not applied.
     """
     started = time.monotonic()
-    settings = training_settings(config)
-    width = language_model.model.get_input_embeddings().weight.shape[1]
-    head = {HEAD_WEIGHT: torch.zeros(1, width), HEAD_BIAS: torch.zeros(1)}
-    head = {name: value.to(language_model.device).requires_grad_() for name, value in head.items()}
-    plan = plan_steps(
-        [len(pair.higher) + len(pair.lower) for pair in pairs],
-        groups_a_step=settings.groups_a_step,
-        steps=count_steps(len(pairs), settings.groups_a_step, epochs=settings.num_train_epochs, max_steps=-1),
-        seed=config.seed,
-    )
-    loss = OBJECTIVES[objective](regularisation=config.regularisation)
-    losses: list[float] = []
-    with trained_weights(language_model, Policy("base"), settings) as parameters:
-        optimiser = Optimiser(
-            {**parameters, **head},
-            weight_decay=settings.weight_decay,
-            betas=(settings.adam_beta1, settings.adam_beta2),
-        )
-        model = ScoreModel(language_model.model.base_model, head[HEAD_WEIGHT], head[HEAD_BIAS], None)
-        for step, chosen in enumerate(plan):
-            value = _backward(model, [pairs[i] for i in chosen], loss, settings.per_device_train_batch_size)
-            rate = rate_factor(
-                step,
-                steps=len(plan),
-                warmup_steps=math.ceil(config.training.warmup_ratio * len(plan)),
-                schedule="cosine",
-                floor=0.0,
-            )
-            optimiser.step(learning_rate=rate * settings.learning_rate, max_grad_norm=settings.max_grad_norm)
-            losses.append(value)
-            if (step + 1) % TELL_EVERY == 0 or step + 1 == len(plan):
-                recent = losses[-TELL_EVERY:]
-                tell(f"step {step + 1} of {len(plan)}: loss {sum(recent) / len(recent):.4f}")
-        save_policy(language_model, parameters, optimiser.masters, settings, folder)
-        trained = {name: optimiser.masters[name].detach().clone() for name in head}
-    tail = losses[-max(1, len(losses) // 4) :]
-    seconds = time.monotonic() - started
+    task = score_task(language_model, pairs, config, objective=objective)
+    dtype = str(language_model.model.dtype).removeprefix("torch.")
+    inputs = {
+        "settings": task.settings.deciding,
+        "model": [language_model.revision, dtype],
+        "pairs": pairs,
+        "objective": [objective, config.regularisation],
+        "seed": config.seed,
+    }
+    checkpoints = Checkpoints(folder, canonical_digest(inputs))
+
+    def after_step(history: Sequence[Row]) -> None:
+        if len(history) % TELL_EVERY == 0 or len(history) == len(task.plan):
+            recent = [row["loss"] for row in history[-TELL_EVERY:]]
+            tell(f"step {len(history)} of {len(task.plan)}: loss {sum(recent) / len(recent):.4f}")
+
+    with trained_weights(language_model, Policy("base"), task.settings) as parameters:
+        head = dict(task.module.named_parameters(recurse=False))
+        optimiser = Optimiser.of({**parameters, **head}, task.settings)
+        history = run(task, optimiser, checkpoints, tell=tell, after_step=after_step)
+        save_policy(language_model, parameters, optimiser.masters, task.settings, folder)
+    checkpoints.drop()
+    losses = tuple(row["loss"] for row in history)
     report = TrainingReport(
         steps=len(losses),
         first_loss=losses[0],
-        last_loss=sum(tail) / len(tail),
-        losses=tuple(losses),
-        seconds=seconds,
-        dtype=str(language_model.model.dtype).removeprefix("torch."),
+        last_loss=late_loss(history),
+        losses=losses,
+        seconds=time.monotonic() - started,
+        dtype=dtype,
     )
-    return report, trained
+    return report, {name: optimiser.masters[name].detach().clone() for name in head}
 
 
 def training_settings(config: FitConfig) -> TrainingSettings:
-    """Return the engine's settings for the config."""
-    chosen = config.training
+    """Return the settings of the loop but for the warm-up, which is a share of the steps."""
+    shared = config.training.model_dump(exclude={"warmup_ratio"})
     return TrainingSettings(
-        learning_rate=chosen.learning_rate,
-        num_train_epochs=chosen.num_train_epochs,
-        per_device_train_batch_size=chosen.per_device_train_batch_size,
-        gradient_accumulation_steps=chosen.gradient_accumulation_steps,
-        max_grad_norm=chosen.max_grad_norm,
-        weight_decay=chosen.weight_decay,
+        **shared,
+        lr_scheduler_type="cosine",
+        min_lr_ratio=0.0,
         adam_beta2=0.95,
         adapter="lora" if config.path == "lora" else "full",
-        lora_r=chosen.lora_r,
-        lora_alpha=chosen.lora_alpha,
         adapter_seed=config.seed,
     )
 
@@ -185,29 +228,3 @@ def export(config: FitConfig, base: Path, fitted: Path, head: Mapping[str, Tenso
         if missing:
             raise NumericalError(f"score model: {prefix}{missing[0]} has no weights")
         save_score_model(out, backbone, head[HEAD_WEIGHT], head[HEAD_BIAS], language_model.tokenizer)
-
-
-def _backward(model: ScoreModel, pairs: Sequence[EncodedPair], loss: Any, size: int) -> float:
-    """Return the mean loss of a step's pairs, whose gradients are added up micro-batch by micro-batch."""
-    total = 0.0
-    for start in range(0, len(pairs), size):
-        part = pairs[start : start + size]
-        higher, lower = _scores(model, part)
-        marks = [[pair.higher_sign for pair in part], [pair.lower_sign for pair in part]]
-        value = loss(higher, lower, *(torch.tensor(mark, device=higher.device) for mark in marks)).sum() / len(pairs)
-        number = float(value.detach())
-        if not math.isfinite(number):
-            raise NumericalError(f"scorer fit: the loss is {number}; lower learning_rate or train in float32")
-        value.backward()
-        total += number
-    return total
-
-
-def _scores(model: ScoreModel, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
-    """Return the scores of the higher and of the lower answers, each ``[pair]``; an answer of two pairs is run once."""
-    distinct = list(dict.fromkeys(ids for pair in pairs for ids in (pair.higher, pair.lower)))
-    device = model.head_weight.device
-    end = model.end_scores(*padded_batch(distinct, device), "cost")[:, 0]
-    row = {ids: row for row, ids in enumerate(distinct)}
-    sides = [[row[pair.higher] for pair in pairs], [row[pair.lower] for pair in pairs]]
-    return end[torch.tensor(sides[0], device=device)], end[torch.tensor(sides[1], device=device)]

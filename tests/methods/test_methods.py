@@ -3,13 +3,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from dualign.methods.offline import one_shot_multipliers
 
 from dualign.errors import UsageError
 from dualign.maths.dual import DualRule, DualState, Observation, gradient
 from dualign.maths.dual_rules import DUAL_RULES
 from dualign.maths.exact import dual_gradient, expectations
 from dualign.methods.c_dpo import c_dpo, relabelled
+from dualign.methods.one_shot import one_shot_multipliers
 from dualign.methods.options import Settings
 from dualign.methods.table import METHODS
 from dualign.protocols import Policy, Problem

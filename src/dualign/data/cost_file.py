@@ -52,7 +52,15 @@ def read_costs(path: Path, *, columns: Mapping[str, str] | None = None) -> CostF
         DataError: empty file, unknown ending, or a faulty row; the message names file, line and column.
     """
     readable((*PROMPTS, *WITH, "cost", f"{PREFIX}*", "policy", "cluster"), columns or {})
-    rows = read_rows(path, what="one response a row with prompt and cost", columns=columns)
+    return costs_of(path, read_rows(path, what="one response a row with prompt and cost", columns=columns))
+
+
+def costs_of(path: Path, rows: Sequence[tuple[int, Row]]) -> CostFile:
+    """Return the costs in numbered rows; ``path`` is what messages call the table.
+
+    Raises:
+        DataError: as ``read_costs``.
+    """
     header = _columns(rows)
     names = cost_columns(path, rows)
     prompts = [prompt_cell(path, line, row) for line, row in rows]

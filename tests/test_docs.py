@@ -103,7 +103,7 @@ def test_every_row_of_a_table_has_the_cells_of_its_heading(page: Path) -> None:
 
 def test_the_mathematics_covers_the_tables() -> None:
     names = {f"{module}:{name}" for module, name in NAME.findall((ROOT / "docs/mathematics.md").read_text())}
-    for module in ("finite", "dual", "preference", "functionals", "bounds", "multiplicity", "losses", "one_shot"):
+    for module in ("exact", "dual", "preference", "functionals", "bounds", "losses", "one_shot"):
         assert any(name.startswith(f"dualign.maths.{module}:") for name in names), module
     from dualign.maths.losses import LABELS, LOSSES
 

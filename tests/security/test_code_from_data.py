@@ -46,4 +46,4 @@ def test_one_file_of_the_package_turns_a_name_into_code():
     loading = {
         path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if called(ast.parse(path.read_text()))
     }
-    assert loading == {"scorers/callable.py"}
+    assert loading == {"scorers/checked.py"}

@@ -17,7 +17,7 @@ import numpy as np
 
 from dualign.certificate.certify import Costs, Requirement, Terms, certify
 from dualign.config import Config
-from dualign.job.prompts import load_splits, units
+from dualign.job.inputs import load_splits, units
 from dualign.maths import bounds
 from dualign.records import Prompt
 

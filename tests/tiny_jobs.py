@@ -85,6 +85,21 @@ def job(folder: Path) -> dict[str, Any]:
     }
 
 
+def pair_file(path: Path, prompts: Path) -> list[dict[str, str]]:
+    """Write two pairs for each of the first twenty prompts, and rows that teach nothing."""
+    rng = np.random.default_rng(0)
+    texts = [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()]
+    rows = []
+    for text in texts[:20]:
+        for _ in range(2):
+            good, bad = ("".join(rng.choice(list("abcdefgh"), 6)) for _ in range(2))
+            rows.append({"prompt": text, "chosen": good, "rejected": bad})
+    rows.append({"prompt": texts[0], "chosen": "bcd", "rejected": "bcd"})
+    rows.append({**rows[0], "chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
 def write_config(folder: Path, config: object, name: str = "job.yaml") -> Path:
     """Return the path of ``config`` as YAML; text is written as it is."""
     path = folder / name

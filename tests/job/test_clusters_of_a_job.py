@@ -12,8 +12,8 @@ import pytest
 from dualign.certificate.certify import Costs, Requirement, Terms, certify
 from dualign.config import Config
 from dualign.errors import ConfigError, DataError
+from dualign.job.inputs import load_splits, units
 from dualign.job.measurement import unit_means
-from dualign.job.prompts import load_splits, units
 from dualign.job.search import prepare
 from dualign.maths import bounds
 from dualign.records import Prompt

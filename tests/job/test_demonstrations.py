@@ -12,8 +12,8 @@ from command_line import dualign
 from dualign.config import Config, load_config
 from dualign.data.prompts import read_demonstrations
 from dualign.errors import ConfigError, DataError, MissingError
-from dualign.job.prompts import demonstration_notes
-from dualign.job.warm_start import _examples, _Sources
+from dualign.job.inputs import load_demonstrations
+from dualign.job.warm_start import _examples
 from dualign.models.language_model import Wording
 from dualign.models.loading import load_reader
 from tiny_jobs import LETTERS, job, letter_model, write_config
@@ -50,6 +50,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 def with_stage(config: Mapping[str, Any], *, count: int = 3, **mix: Any) -> Config:
     stage = {"demonstrations": "shown.jsonl", "mix": [{"count": count, "target": "demonstration", **mix}]}
     return Config.model_validate({**config, "policy": {**config["policy"], "warm_start": [stage]}})
+
+
+def notes_of(config: Config, folder: Path) -> list[str]:
+    return load_demonstrations(config, folder)[1]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +104,7 @@ def test_columns_of_other_names_are_renamed(tmp_path: Path, made: tuple[Path, di
 
     def notes(**rename: str) -> list[str]:
         policy = {**config["policy"], "warm_start": [{**stage, "rename": rename}]}
-        return demonstration_notes(Config.model_validate({**config, "policy": policy}), folder)
+        return notes_of(Config.model_validate({**config, "policy": policy}), folder)
 
     with pytest.raises(DataError, match=r"--columns prompt=doc.question,response=answer \(in a config: rename\)"):
         notes()
@@ -141,10 +145,10 @@ def test_no_bad_answer_is_among_the_examples(made: tuple[Path, dict[str, Any]]) 
     model = load_reader(folder / "model", max_prompt_tokens=64, max_response_tokens=8, wording=Wording("plain"))
     loaded = with_stage(config, count=20, where={"kind": "x"})
     (stage,) = loaded.policy.warm_start
-    sources = _Sources(loaded, [], {}, folder, told.append)
-    examples = _examples(model, stage, stage.mix[0], sources, np.random.default_rng(0))
+    shown = load_demonstrations(loaded, folder)[0][0, 0]
+    examples = _examples(model, stage, stage.mix[0], shown, np.random.default_rng(0), told.append)
     assert {model.tokenizer.decode(tokens[:-1]) for _, tokens in examples} == {"abc."} and len(examples) == 20
-    (note,) = demonstration_notes(loaded, folder)
+    (note,) = notes_of(loaded, folder)
     assert (
         "20 prompts to imitate an answer to, where {'kind': 'x'} (50 rows: 10 outside where, 0 of" in note
         and "20 with an answer that is marked as bad, 0" in note
@@ -160,8 +164,8 @@ def test_examples_that_cannot_be_imitated_are_counted(made: tuple[Path, dict[str
     model = load_reader(folder / "model", max_prompt_tokens=64, max_response_tokens=8, wording=Wording("plain"))
     (stage,) = with_stage(config).policy.warm_start
     short = stage.model_copy(update={"max_target_tokens": 8})
-    sources = _Sources(with_stage(config), [], {}, folder, told.append)
-    assert len(_examples(model, short, stage.mix[0], sources, np.random.default_rng(0))) == 3
+    shown = load_demonstrations(with_stage(config), folder)[0][0, 0]
+    assert len(_examples(model, short, stage.mix[0], shown, np.random.default_rng(0), told.append)) == 3
     assert "1 of 22 demonstrations left out: the prompt has more than 64 tokens" in told[0]
     assert "1 of 21 answers (demonstration) left out: no whole first sentence" in told[1] and len(told) == 2
 
@@ -170,7 +174,7 @@ def test_a_few_broken_rows_are_left_out_and_many_stop_the_job(made: tuple[Path, 
     folder, config = made
     broken: Rows = [{"prompt": 7, "response": "abc."}, {"prompt": "cab", "response": ["abc."]}]
     written(folder, [*numbered(38), *broken])
-    (note,) = demonstration_notes(with_stage(config), folder)
+    (note,) = notes_of(with_stage(config), folder)
     assert (
         "38 prompts" in note
         and "40 rows: 0 outside where, 0 of" in note
@@ -178,24 +182,24 @@ def test_a_few_broken_rows_are_left_out_and_many_stop_the_job(made: tuple[Path, 
     )
     written(folder, [*numbered(8), *broken])
     with pytest.raises(DataError, match="line 9: the prompt is int '7'.*2 of 10 rows are broken, 10.0% are allowed"):
-        demonstration_notes(with_stage(config), folder)
+        notes_of(with_stage(config), folder)
     allowed = with_stage({**config, "data": {**config["data"], "max_drop": 0.25}})
-    assert "2 broken" in demonstration_notes(allowed, folder)[0]
+    assert "2 broken" in notes_of(allowed, folder)[0]
 
 
 def test_the_dry_run_finds_what_a_warm_start_cannot_have(made: tuple[Path, dict[str, Any]]) -> None:
     folder, config = made
     written(folder, [*numbered(20, kind="x"), *(bad(number, kind="y") for number in range(5))])
     with pytest.raises(DataError, match="no column 'kin'; did you mean 'kind'"):
-        demonstration_notes(with_stage(config, where={"kin": "x"}), folder)
+        notes_of(with_stage(config, where={"kin": "x"}), folder)
     with pytest.raises(
         ConfigError, match="21 examples wanted .demonstration, where .'kind': 'x'.., one a prompt, and 20"
     ):
-        demonstration_notes(with_stage(config, count=21, where={"kind": "x"}), folder)
+        notes_of(with_stage(config, count=21, where={"kind": "x"}), folder)
     chosen = with_stage(config, where={"kind": "y"}).model_dump(mode="json", exclude_unset=True)
     done = dualign("train", write_config(folder, chosen), "--dry-run")
     assert done.code == 0 and "5 prompts to imitate an answer to, where {'kind': 'y'}" in done.out, done
     chosen["policy"]["warm_start"][0]["demonstrations"] = "none.jsonl"
     with pytest.raises(MissingError):
-        demonstration_notes(load_config(write_config(folder, chosen)), folder)
+        notes_of(load_config(write_config(folder, chosen)), folder)
     dualign("train", write_config(folder, chosen), "--dry-run").refused(66, "none.jsonl")

@@ -11,27 +11,13 @@ import pytest
 from command_line import dualign
 from dualign.config import Config, load_config
 from dualign.errors import ConfigError, DataError
-from dualign.job.pairs import GivenPairs, job_reader, load_pairs
+from dualign.job.pairs import GivenPairs, load_pairs
 from dualign.job.phases import scored_pairs
+from dualign.job.reading import job_reader
 from dualign.records import Group, Prompt, Response
 from dualign.runs.store import read_table
 from gibbs_jobs import gibbs_config, gibbs_job
-from tiny_jobs import job, write_config
-
-
-def pair_file(path: Path, prompts: Path) -> list[dict[str, str]]:
-    """Write two pairs for each of the first twenty prompts, and rows that teach nothing."""
-    rng = np.random.default_rng(0)
-    texts = [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()]
-    rows = []
-    for text in texts[:20]:
-        for _ in range(2):
-            good, bad = ("".join(rng.choice(list("abcdefgh"), 6)) for _ in range(2))
-            rows.append({"prompt": text, "chosen": good, "rejected": bad})
-    rows.append({"prompt": texts[0], "chosen": "bcd", "rejected": "bcd"})
-    rows.append({**rows[0], "chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
+from tiny_jobs import job, pair_file, write_config
 
 
 @pytest.fixture
@@ -44,14 +30,20 @@ def config(tmp_path: Path) -> dict[str, Any]:
     return made
 
 
+def pairs_of(folder: Path, config: dict[str, Any]) -> GivenPairs:
+    """Return the pairs of ``config``; words count for tokens where its model is not here."""
+    loaded = load_config(write_config(folder, config))
+    return load_pairs(loaded, folder, job_reader(loaded, fetch=False))
+
+
 def test_pairs_are_read_once_whichever_way_round(tmp_path: Path, config: dict[str, Any]) -> None:
-    given = load_pairs(load_config(write_config(tmp_path, config)), tmp_path)
+    given = pairs_of(tmp_path, config)
     pairs, notes = given.pairs, given.notes
     assert len(pairs) == 40  # without the identical pair, and the one that came the other way round
     assert {prompt.columns["label"] for prompt, _, _ in pairs} == {"risky"}
     assert "40 pairs taken" in notes[0] and len(notes) == 1 and not given.warnings
     config["data"]["pairs"][0]["count"] = 7
-    fewer = load_pairs(load_config(write_config(tmp_path, config)), tmp_path).pairs
+    fewer = pairs_of(tmp_path, config).pairs
     assert len(fewer) == 7 and all(pair in pairs for pair in fewer)
 
 
@@ -63,7 +55,7 @@ def test_single_answers_of_any_format_are_put_together_by_prompt(tmp_path: Path,
     }.items():
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         config["data"]["pairs"] = [{"path": name}]
-        ((prompt, *answers),) = load_pairs(load_config(write_config(tmp_path, config)), tmp_path).pairs
+        ((prompt, *answers),) = pairs_of(tmp_path, config).pairs
         assert (prompt.text, [answer.text for answer in answers]) == ("hid", ["ab", "cd"])
 
 
@@ -100,7 +92,7 @@ def test_a_file_without_a_pair_is_refused_before_anything_is_trained(tmp_path: P
     same = {"prompt": "abc def", "chosen": "bcd", "rejected": "bcd"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(same) + "\n")
     with pytest.raises((ConfigError, DataError), match="pairs"):
-        load_pairs(load_config(write_config(tmp_path, config)), tmp_path)
+        pairs_of(tmp_path, config)
     done = dualign("train", write_config(tmp_path, config), "--out", tmp_path / "run", "--json", "--quiet")
     assert done.code == 65 and done.out == "" and done.err.count("\n") == 1
 
@@ -124,7 +116,7 @@ def lengthened(folder: Path, count: int) -> None:
 def loaded(folder: Path, config: dict[str, Any], **data: Any) -> GivenPairs:
     """Return the pairs of ``config`` with these keys of its data section."""
     changed = {**config, "data": {**config["data"], **data}}
-    return load_pairs(load_config(write_config(folder, changed)), folder)
+    return pairs_of(folder, changed)
 
 
 def test_a_pair_with_an_answer_that_does_not_fit_is_left_out_and_counted(
@@ -220,11 +212,11 @@ def test_words_count_where_the_model_is_not_here_yet(
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     config["policy"]["model"] = "nobody/no-such-model"
-    given = load_pairs(load_config(write_config(tmp_path, config)), tmp_path, fetch=False)
+    given = pairs_of(tmp_path, config)
     assert len(given.pairs) == 40 and "words count for tokens" in given.notes[1]
     refused_share(tmp_path, 5)
     with pytest.raises(DataError, match="5 of 40 rows are dropped"):
-        load_pairs(load_config(write_config(tmp_path, config)), tmp_path, fetch=False)
+        pairs_of(tmp_path, config)
 
 
 def test_letters_that_the_tokenizer_lacks_are_not_scored_either(tmp_path: Path, config: dict[str, Any]) -> None:

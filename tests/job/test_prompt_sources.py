@@ -9,9 +9,9 @@ import pytest
 from dualign.config import load_config
 from dualign.data.prompts import read_prompts
 from dualign.errors import ConfigError
+from dualign.job.inputs import load_splits
 from dualign.job.measurement import slice_of
 from dualign.job.phases import digest_of_prompts
-from dualign.job.prompts import load_splits
 from dualign.records import Prompt, Turn
 from dualign.scorers.composite import in_slice
 from tiny_jobs import write_config

@@ -10,7 +10,7 @@ import pytest
 from command_line import dualign
 from dualign.config import load_config
 from dualign.errors import ConfigError, DataError
-from dualign.job import wording
+from dualign.job import reading
 from dualign.job.assembly import _shown_answers
 from dualign.job.entry import check_only, run_config
 from dualign.job.run import unfinished_warnings
@@ -141,7 +141,7 @@ def test_the_day_is_that_of_the_run_on_every_resume_and_in_the_claim(
         "constraints": [{**config["constraints"][0], "limit": 0.99}],
     }
     run, lines = tmp_path / "run", []
-    monkeypatch.setattr(wording, "datetime", Clock("2026-01-05"))
+    monkeypatch.setattr(reading, "datetime", Clock("2026-01-05"))
     first, _ = run_config(loaded(tmp_path, asked), tmp_path, run, lines.append)
     assert json.loads((run / "state.json").read_text())["choices"]["template_date"] == "2026-01-05"
     assert any("it is always 2026-01-05" in note for note in first["notes"])
@@ -153,7 +153,7 @@ def test_the_day_is_that_of_the_run_on_every_resume_and_in_the_claim(
     assert any(line.startswith("warning: ") and "reference ended by themselves" in line for line in lines)
     assert "ended by themselves" in (run / "report.html").read_text()
 
-    monkeypatch.setattr(wording, "datetime", Clock("2026-01-06"))
+    monkeypatch.setattr(reading, "datetime", Clock("2026-01-06"))
     events = (run / "events.jsonl").read_text().count('"started"')
     again, _ = run_config(loaded(tmp_path, asked), tmp_path, run, lines.append)
     assert {**again, "seconds": 0} == {**first, "seconds": 0}

@@ -9,15 +9,13 @@ from typing import Any
 
 from dualign.config import Config
 from dualign.hashing import canonical_digest
-from dualign.job.checks import check_scorers, constraints_of, direction_of, scorer_specs
+from dualign.job.checks import constraints_of, direction_of, scorer_specs
+from dualign.job.inputs import Inputs, read_inputs
 from dualign.job.job import Job, Tell
-from dualign.job.pairs import load_pairs
-from dualign.job.prompts import check_slices, demonstration_notes, load_splits
-from dualign.job.reader import longest_prompt, short_enough, wording_of
+from dualign.job.reading import claimed, dated, longest_prompt, model_name, short_enough, template_notes, wording_of
 from dualign.job.warm_start import keep_merged, warm_start
-from dualign.job.wording import answers_of, check_given, claimed, dated, template_notes
 from dualign.models.language_model import LanguageModel
-from dualign.models.loading import load_language_model, resolve
+from dualign.models.loading import load_language_model
 from dualign.models.sampler import TransformersSampler
 from dualign.models.timing import choose_compute
 from dualign.protocols import Direction, Policy, Sampling, Scorer
@@ -31,38 +29,31 @@ from dualign.train.sft import Example
 from dualign.train.transformer import TransformerBackend
 
 
-def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Tell) -> Job:
-    """Return the job: cheap checks first, then classifiers, the model and its warm start.
+def assemble(config: Config, inputs: Inputs, journal: Journal, tell: Tell) -> Job:
+    """Return the job: classifiers are trained, the model is loaded and warm-started, scorers are made.
 
     Raises:
-        DualignError: any mistake in the config or a file it names, before anything expensive starts.
+        DualignError: any mistake that is seen only with weights, before anything expensive starts.
     """
     constraints, functionals = constraints_of(config)
-    base = Path(config.data.prompts) if config.data.prompts is not None else folder
-    check_scorers(scorer_specs(config))
-    resolve(_model_name(config))
-    given = load_pairs(config, folder)
-    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in given.pairs])
-    notes = [*given.notes, *notes, *demonstration_notes(config, folder)]
-    for line in given.warnings:
+    inputs = _with_model(config, inputs)
+    for line in inputs.warnings:
         tell(line)
-    check_slices(constraints, splits)
-    specs, qualities = _trained(config, base, journal, tell)
-    model, splits = _loaded(config, splits, notes, journal, tell)
-    check_given(model.turns, answers_of(given.pairs), "data.pairs")
-    scorers = {
-        name: _shown_answers(
-            make_scorer(spec, direction=_direction(name, spec), folder=base, tokenizer=model.tokenizer), config, model
-        )
+    specs, qualities = _trained(config, inputs, journal, tell)
+    model, splits, notes = _loaded(config, inputs, journal, tell)
+    made = {
+        name: make_scorer(spec, direction=_direction(name, spec), folder=inputs.base, tokenizer=model.tokenizer)
         for name, spec in specs.items()
     }
-    model, imitated = warm_start(config, model, splits, base, journal, tell)
+    known = {**made, **inputs.scorers}
+    scorers = {name: _shown_answers(known[name], config, model) for name in scorer_specs(config)}
+    model, imitated = warm_start(config, model, inputs, splits["train"], journal, tell)
     trained_on = {prompt.id for prompt in splits["train"]}
     return Job(
         config=config,
-        run=run,
+        run=journal.run,
         journal=journal,
-        backend_at=backend_factory(config, model, run, pretraining=imitated),
+        backend_at=backend_factory(config, model, journal.run, pretraining=imitated),
         reference=Policy("reference"),
         identity=canonical_digest(
             [model.revision, config.training.model_dump(), config.sampling.model_dump(), asdict(model.wording)]
@@ -76,14 +67,19 @@ def assemble(config: Config, folder: Path, run: Path, journal: Journal, tell: Te
         metrics={name.removeprefix("metric "): s for name, s in scorers.items() if name.startswith("metric ")},
         judges={name.removeprefix("judge "): s for name, s in scorers.items() if name.startswith("judge ")},
         facts={
-            "notes": notes,
+            "notes": [*inputs.notes, *notes],
             "scorers": _scorer_facts(scorers, qualities),
-            "data_check": list(given.checks),
-            "warnings": list(given.warnings),
+            "data_check": list(inputs.data_checks),
+            "warnings": list(inputs.warnings),
         },
-        pairs=tuple(pair for pair in given.pairs if pair[0].id in trained_on),
+        pairs=tuple(pair for pair in inputs.pairs if pair[0].id in trained_on),
         tell=tell,
     )
+
+
+def _with_model(config: Config, inputs: Inputs) -> Inputs:
+    """Return the inputs, read anew with the model's tokenizer where that had to be fetched."""
+    return read_inputs(config, inputs.base, fetch=True) if inputs.reader is None else inputs
 
 
 def _shown_answers(scorer: Scorer, config: Config, model: LanguageModel) -> Scorer:
@@ -93,33 +89,33 @@ def _shown_answers(scorer: Scorer, config: Config, model: LanguageModel) -> Scor
     return Unreasoned(scorer, opened=model.turns is not None and model.turns.opens_reasoning)
 
 
-def warm_started(config: Config, folder: Path, journal: Journal, tell: Tell) -> LanguageModel:
+def warm_started(config: Config, inputs: Inputs, journal: Journal, tell: Tell) -> LanguageModel:
     """Return the model after the config's supervised stages: the reference of the job."""
-    base = Path(config.data.prompts) if config.data.prompts is not None else folder
-    resolve(_model_name(config))
-    given = load_pairs(config, folder)
-    splits, notes = load_splits(config, folder, given=[prompt for prompt, _, _ in given.pairs])
-    for line in demonstration_notes(config, folder):
+    inputs = _with_model(config, inputs)
+    for line in inputs.notes:
         tell(line)
-    model, splits = _loaded(config, splits, notes, journal, tell)
-    return warm_start(config, model, splits, base, journal, tell)[0]
+    model, splits, _ = _loaded(config, inputs, journal, tell)
+    return warm_start(config, model, inputs, splits["train"], journal, tell)[0]
 
 
 def _loaded(
-    config: Config, splits: Mapping[str, list[Prompt]], notes: list[str], journal: Journal, tell: Tell
-) -> tuple[LanguageModel, dict[str, list[Prompt]]]:
-    """Return the model as it is published, in the dtype of this machine, and the prompts that fit it."""
+    config: Config, inputs: Inputs, journal: Journal, tell: Tell
+) -> tuple[LanguageModel, dict[str, list[Prompt]], list[str]]:
+    """Return the model as it is published, in the dtype of this machine, the prompts that fit it, and notes on both."""
     model = dated(_model(config), config, journal)
-    kept, dropped = short_enough(splits, model.template, model.max_prompt_tokens)
-    notes += [dropped, *model.notes]
+    splits, dropped = short_enough(inputs.splits, model.template, model.max_prompt_tokens)
     for note in model.notes:
         tell(f"warning: {note}")
-    _say_of_template(model, notes, tell)
+    notes = [dropped, *model.notes]
+    if model.turns is not None:
+        notes += template_notes(model.tokenizer, model.turns, model.wording)
+        for note in model.turns.notes:
+            tell(f"note: {note}")
     compute = journal.choice("compute", lambda: _compute(config, model))
     tell(f"computing in {compute['dtype']} on {compute['threads']} thread(s)")
     model = _in_dtype(model, compute)
-    _check_head(model, kept)
-    return (model if config.policy.adapter is None else keep_merged(model, journal)), kept
+    _check_head(model, splits)
+    return (model if config.policy.adapter is None else keep_merged(model, journal)), splits, notes
 
 
 def _check_head(model: LanguageModel, splits: Mapping[str, Sequence[Prompt]]) -> None:
@@ -158,17 +154,17 @@ def backend_factory(
 
 
 def _trained(
-    config: Config, base: Path, journal: Journal, tell: Tell
+    config: Config, inputs: Inputs, journal: Journal, tell: Tell
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Mapping[str, Any]]]:
     """Return the scorers' descriptions with every classifier trained, and the classifiers' quality."""
-    specs = scorer_specs(config)
+    specs = {name: spec for name, spec in scorer_specs(config).items() if name not in inputs.scorers}
 
     def action(folder: Path) -> None:
         folder.joinpath("classifiers").mkdir(exist_ok=True)
-        trained(specs, folder=base, out=folder / "classifiers")
+        trained(specs, folder=inputs.base, out=folder / "classifiers")
 
     journal.phase("train scorers", {"specs": specs}, action, lambda _: None, target="scorers")
-    done, qualities = trained(specs, folder=base, out=journal.run / "scorers" / "classifiers")
+    done, qualities = trained(specs, folder=inputs.base, out=journal.run / "scorers" / "classifiers")
     for name, figures in qualities.items():
         tell(
             f"classifier {name}: accuracy {figures['accuracy']:.3f} "
@@ -198,27 +194,13 @@ def _scorer_facts(scorers: Mapping[str, Any], qualities: Mapping[str, Any]) -> l
 def _model(config: Config) -> LanguageModel:
     """Return the model as it is published, in float32, with the adapter that is named merged into it."""
     model = load_language_model(
-        _model_name(config),
+        model_name(config),
         temperature=config.sampling.temperature,
         max_response_tokens=config.sampling.max_new_tokens,
         wording=wording_of(config),
         adapter=None if config.policy.adapter is None else Path(config.policy.adapter),
     )
     return replace(model, max_prompt_tokens=longest_prompt(config, model.model.config))
-
-
-def _say_of_template(model: LanguageModel, notes: list[str], tell: Tell) -> None:
-    """Tell what a template does that a user should know, and add it to ``notes``."""
-    if model.turns is not None:
-        notes += template_notes(model.tokenizer, model.turns, model.wording)
-        for note in model.turns.notes:
-            tell(f"note: {note}")
-
-
-def _model_name(config: Config) -> str:
-    """Return the model's name, with the revision where one is pinned."""
-    revision = config.policy.revision
-    return str(config.policy.model) if revision is None else f"{config.policy.model}@{revision}"
 
 
 def _compute(config: Config, model: LanguageModel) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from dualign.certificate.claim import Requirement, Terms, check_terms
@@ -57,8 +57,10 @@ def _functional(section: ConstraintSection, config: Config) -> Functional:
     return functional
 
 
-def check(config: Config) -> None:
+def check(config: Config, ready: Collection[str] = ()) -> None:
     """Check what needs no file: method, rule, functionals, scorers, and that no section is there for nothing.
+
+    ``ready``: names of scorers (``scorer_specs``) that are not made from the config.
 
     Raises:
         ConfigError: an unknown name; a rule that cannot serve that many limits; a section that would be ignored.
@@ -69,7 +71,7 @@ def check(config: Config) -> None:
     elif config.policy.world is not None:
         _check_world_file(config)
     else:
-        check_scorers(scorer_specs(config))
+        check_scorers({name: spec for name, spec in scorer_specs(config).items() if name not in ready})
     check_rule(config.method.dual, len(config.constraints))
     slopes = config.method.dual in ("newton", "projected_newton") or (
         config.method.dual is None and len(config.constraints) > 1

@@ -16,20 +16,21 @@ from typing import Any
 
 from dualign.config import Config, PairSource
 from dualign.data.checks.check import MAX_DROP, CheckReport, RuleCount, check_readings, in_words
-from dualign.data.checks.reading import WORDS, Limits, read
+from dualign.data.checks.reading import WORDS, Limits, Reading, read
 from dualign.data.checks.rules import CHOSEN
 from dualign.data.formats.safety import grouped
 from dualign.data.formats.table import describe
-from dualign.data.preferences import PreferenceFile, PreferenceRow
+from dualign.data.preferences import Answer, PreferenceFile, PreferenceRow
 from dualign.data.splits import place
+from dualign.data.table_files import Row
 from dualign.errors import ConfigError, DataError, UsageError
-from dualign.job.prompts import source_path
-from dualign.job.reader import Reader, job_reader
-from dualign.models.tensors import UNLIMITED
+from dualign.job.reading import Reader
 from dualign.records import Prompt, Response
 
 GivenPair = tuple[Prompt, Response, Response]
 """A prompt and two different answers; their labels in the file are not read, the scorers label them."""
+IN_MEMORY = "the given pairs"
+"""What pairs are called that no file holds."""
 SAID = 120
 """Characters of a file's own words that an error may repeat."""
 TEMPLATE = "refused by the template"
@@ -57,7 +58,7 @@ class GivenPairs:
     """What ``dualign data check`` says of each file, in words."""
 
 
-def load_pairs(config: Config, folder: Path, *, fetch: bool = True) -> GivenPairs:
+def load_pairs(config: Config, base: Path, reader: Reader | None) -> GivenPairs:
     """Return the pairs of the config's preference files as they are trained on, and what has to be said of them.
 
     Rows of more than two answers give each pair of them once.
@@ -65,17 +66,15 @@ def load_pairs(config: Config, folder: Path, *, fetch: bool = True) -> GivenPair
 
     Args:
         config: the job.
-        folder: where its relative paths start.
-        fetch: whether a model that is not here may be fetched for its tokenizer; where it may not (a dry run), words
-            count for tokens and no answer is cut. Prompts of any length are then kept, for whoever counts them.
+        base: where its relative paths start.
+        reader: how the job reads texts; none (its model is not here yet): words count for tokens, no answer is cut.
 
     Raises:
         MissingError: a file is missing.
         DataError: ``dualign data check`` refuses a file, by the job's own lengths and ``data.max_drop``.
         ConfigError: a file leaves no pair, or its format or a name of ``rename`` is unknown.
     """
-    reader = job_reader(config, fetch=fetch) if config.data.pairs else None
-    found = [_of_file(config, folder, source, reader, any_length=not fetch) for source in config.data.pairs]
+    found = [_of_reading(config, source, _reading(base, source), reader) for source in config.data.pairs]
     return GivenPairs(
         tuple(pair for one in found for pair in one.pairs),
         tuple(note for one in found for note in one.notes),
@@ -84,19 +83,43 @@ def load_pairs(config: Config, folder: Path, *, fetch: bool = True) -> GivenPair
     )
 
 
-def _of_file(
-    config: Config, folder: Path, source: PairSource, reader: Reader | None, *, any_length: bool
-) -> GivenPairs:
-    """Return what ``load_pairs`` does, of one file; ``any_length``: prompts that are too long stay, to be counted."""
-    report = _checked(config, folder, source, reader, any_length=any_length)
+def pairs_in_memory(config: Config, pairs: Sequence[tuple[Prompt, str, str]], reader: Reader | None) -> GivenPairs:
+    """Return pairs that are given as (prompt, chosen, rejected), checked and cut as those of a file.
+
+    Raises:
+        DataError: ``dualign data check`` would refuse them.
+        ConfigError: they leave no pair.
+    """
+    if not pairs:
+        return GivenPairs()
+    rows = [
+        (
+            Row(line, {"prompt": prompt.text, "chosen": first, "rejected": second}),
+            PreferenceRow(line, prompt, (Answer(first), Answer(second)), better=0),
+        )
+        for line, (prompt, first, second) in enumerate(pairs, start=1)
+    ]
+    columns = {name: name for name in ("prompt", "chosen", "rejected")}
+    reading = Reading(IN_MEMORY, "trl-plain-explicit", len(rows), tuple(rows), (), columns, textual=False)
+    return _of_reading(config, PairSource(path=IN_MEMORY), reading, reader)
+
+
+def _of_reading(config: Config, source: PairSource, reading: Reading, reader: Reader | None) -> GivenPairs:
+    """Return what ``load_pairs`` does, of one file as it was read."""
+    wanted = tuple((raw, row) for raw, row in reading.rows if _wanted(row, source))
+    report = check_readings(
+        [replace(reading, rows=wanted, total=reading.total - len(reading.rows) + len(wanted))],
+        limits=Limits() if reader is None else reader.limits(drops_long=config.data.long_answers == "drop"),
+        measure=WORDS if reader is None else reader.measure(),
+        max_drop=config.data.max_drop,
+    )
     _refuse(config, source, report, reader)
     reading = report.files[0].reading
     rows = tuple(_placed(row, source) for _, row in reading.rows)
     found = PreferenceFile(reading.path, reading.format, rows, reading.faults, reading.total, reading.columns)
-    cuts = config.data.long_answers == "cut"
     singles = any(len(row.answers) == 1 for row in rows)
     groups: Sequence[PreferenceRow] = grouped(rows) if singles else rows
-    made = [one for row in groups for one in _of_row(row, reader, cuts=cuts, any_length=any_length)]
+    made = [one for row in groups for one in _of_row(row, reader, cuts=config.data.long_answers == "cut")]
     taken = _taken([one for one in made if not isinstance(one, str)], source, config.run.seed)
     if not taken:
         raise ConfigError(f"data.pairs: {source.path} leaves no pair of two different answers ({describe(found)})")
@@ -106,26 +129,12 @@ def _of_file(
     return GivenPairs(tuple(taken), (about, *told), tuple(told), (in_words(report),))
 
 
-def _checked(
-    config: Config, folder: Path, source: PairSource, reader: Reader | None, *, any_length: bool
-) -> CheckReport:
-    """Return what ``dualign data check`` says of the rows of a file that the config does not filter out."""
-    path = source_path(config, folder, source.path)
+def _reading(base: Path, source: PairSource) -> Reading:
+    """Return the rows of a file, as the config names it."""
     try:
-        reading = read(path, format=source.format, columns=source.rename or None)
+        return read(base / Path(source.path).expanduser(), format=source.format, columns=source.rename or None)
     except UsageError as error:
         raise ConfigError(f"data.pairs: {source.path}: {str(error).replace('columns:', 'rename:')}") from None
-    rows = tuple((raw, row) for raw, row in reading.rows if _wanted(row, source))
-    reading = replace(reading, rows=rows, total=reading.total - len(reading.rows) + len(rows))
-    limits = Limits() if reader is None else reader.limits(drops_long=config.data.long_answers == "drop")
-    if any_length and reader is not None:
-        limits = replace(limits, together=UNLIMITED, prompt=None)
-    return check_readings(
-        [reading],
-        limits=limits,
-        measure=WORDS if reader is None else reader.measure(),
-        max_drop=config.data.max_drop,
-    )
 
 
 def _placed(row: PreferenceRow, source: PairSource) -> PreferenceRow:
@@ -156,8 +165,8 @@ def _refuse(config: Config, source: PairSource, report: CheckReport, reader: Rea
         broken = f"{share:,} of {report.rows:,} rows are dropped"
         broken += f", {report.max_drop:.1%} are allowed (data.max_drop)" if report.kept else ", and nothing is left"
     raise DataError(
-        f"data.pairs: {source.path}: {broken}: {_place(first)}{MENDS.get(first.rule, '')}; "
-        f"`{_command(config, source, report, reader)}` shows more"
+        f"data.pairs: {source.path}: {broken}: {_place(first)}{MENDS.get(first.rule, '')}"
+        + ("" if source.path == IN_MEMORY else f"; `{_command(config, source, report, reader)}` shows more")
     )
 
 
@@ -184,12 +193,12 @@ def _command(config: Config, source: PairSource, report: CheckReport, reader: Re
     return shlex.join(words)
 
 
-def _of_row(row: PreferenceRow, reader: Reader | None, *, cuts: bool, any_length: bool) -> list[GivenPair | str]:
+def _of_row(row: PreferenceRow, reader: Reader | None, *, cuts: bool) -> list[GivenPair | str]:
     """Return the pairs of a row's different answers as they are trained on, or why one is left out."""
     texts = list(dict.fromkeys(answer.text for answer in row.answers))
     if reader is None:
         return [(row.prompt, Response(first), Response(second)) for first, second in combinations(texts, 2)]
-    length = reader.prompt(row.prompt, any_length=any_length)
+    length = reader.prompt(row.prompt)
     if length is None:
         return [PROMPT for _ in combinations(texts, 2)]
     answers = [reader.answer(text, length) for text in texts]

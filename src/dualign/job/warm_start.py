@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from dualign.config import Config, Mix, WarmStart
-from dualign.errors import ConfigError, DataError
+from dualign.data.prompts import Demonstration
+from dualign.errors import ConfigError
 from dualign.hashing import canonical_digest
+from dualign.job.inputs import Inputs
 from dualign.job.job import Tell
 from dualign.job.measurement import matches
-from dualign.job.prompts import demonstrations_of
-from dualign.job.wording import check_given
+from dualign.job.reading import check_given, prompt_tokens
 from dualign.models.language_model import LanguageModel
 from dualign.models.loading import load_language_model
 from dualign.models.sampler import TransformersSampler
@@ -36,40 +37,33 @@ Own = Mapping[str, Sequence[str]]
 """Prompt id -> texts of the base model's own samples."""
 
 
-@dataclass(frozen=True)
-class _Sources:
-    """What the examples are taken from."""
-
-    config: Config
-    prompts: Sequence[Prompt]
-    own: Own
-    base: Path
-    tell: Tell
-
-
 def warm_start(
     config: Config,
     model: LanguageModel,
-    splits: Mapping[str, Sequence[Prompt]],
-    base: Path,
+    inputs: Inputs,
+    prompts: Sequence[Prompt],
     journal: Journal,
     tell: Tell,
 ) -> tuple[LanguageModel, list[Example]]:
     """Return the reference model and the examples of the last stage; none without a stage.
 
     The reference is ``model`` after the config's supervised stages, each merged and kept on disk.
+    ``prompts``: the train prompts that fit the model.
     """
     examples: list[Example] = []
     if not config.policy.warm_start:
         return model, examples
-    own = _own_samples(config, model, splits["train"], journal, tell)
-    sources = _Sources(config, splits["train"], own, base, tell)
+    own = _own_samples(config, model, prompts, journal, tell)
+    answered = [(prompt, text) for prompt in prompts for text in own.get(prompt.id, ())]
     for number, given in enumerate(config.policy.warm_start):
         # an answer longer than the policy may give cannot be imitated
         longest = min(given.max_target_tokens, config.sampling.max_new_tokens)
         stage = given.model_copy(update={"max_target_tokens": longest})
         rng = np.random.default_rng([config.run.seed, number])
-        examples = [example for mix in stage.mix for example in _examples(model, stage, mix, sources, rng)]
+        examples = []
+        for entry, mix in enumerate(stage.mix):
+            rows = answered if mix.target == "own" else inputs.demonstrations[number, entry]
+            examples += _examples(model, stage, mix, rows, rng, tell)
         model = _stage(config, model, stage, examples, f"policy/{number}", journal, tell)
     return model, examples
 
@@ -171,37 +165,31 @@ def _examples(
     model: LanguageModel,
     stage: WarmStart,
     mix: Mix,
-    sources: _Sources,
+    rows: Sequence[Demonstration],
     rng: np.random.Generator,
+    tell: Tell,
 ) -> list[Example]:
-    """Return the examples of one entry of the mix.
+    """Return the examples of one entry of the mix, from ``rows`` of a file or of the model's own samples.
 
     Raises:
         ConfigError: there are fewer than the entry wants.
     """
     if mix.target == "demonstration":
-        rows = demonstrations_of(sources.config, sources.base, stage, mix).demonstrations
-        pairs = [(prompt, text) for prompt, text in rows if _fits(model, prompt)]
+        pairs = [(prompt, text) for prompt, text in rows if prompt_tokens(model, prompt) is not None]
         if len(pairs) < len(rows):
-            sources.tell(
+            tell(
                 f"warm start: {len(rows) - len(pairs)} of {len(rows)} demonstrations left out: the prompt has more "
                 f"than {model.max_prompt_tokens} tokens, or the template refuses it"
             )
         check_given(model.turns, [text for _, text in pairs], "policy.warm_start.demonstrations")
     else:
-        pairs = [
-            (prompt, text)
-            for prompt in sources.prompts
-            if matches(prompt, mix.where)
-            for text in sources.own[prompt.id]
-            if _kept(text, mix)
-        ]
+        pairs = [(prompt, text) for prompt, text in rows if matches(prompt, mix.where) and _kept(text, mix)]
     cut = [(prompt, first_sentences(model, text, stage.max_target_tokens)) for prompt, text in pairs]
     # one answer a prompt: the first that can be cut at the end of a sentence
     first = {prompt.id: (prompt, tokens) for prompt, tokens in reversed(cut) if tokens is not None}
     usable = list(first.values())
     if lost := sum(tokens is None for _, tokens in cut):
-        sources.tell(
+        tell(
             f"warm start: {lost} of {len(cut)} answers ({mix.target}) left out: no whole first sentence of theirs fits "
             f"into {stage.max_target_tokens} tokens"
         )
@@ -212,14 +200,6 @@ def _examples(
         )
     order = rng.permutation(len(usable))[: mix.count]
     return [usable[k] for k in order]
-
-
-def _fits(model: LanguageModel, prompt: Prompt) -> bool:
-    """Return whether a prompt can be trained on: its turns are taken by the template and it is not too long."""
-    try:
-        return len(model.template(prompt)) <= model.max_prompt_tokens
-    except DataError:
-        return False
 
 
 def _kept(text: str, mix: Mix) -> bool:

@@ -1,24 +1,32 @@
-"""How a job reads texts before its weights are loaded: its own tokenizer, template and lengths."""
+"""How a job reads texts before its weights are loaded: the model's own tokenizer, template, clock and lengths."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dualign.config import Config
 from dualign.data.checks.reading import Limits, Measure, of_tokenizer
 from dualign.errors import ConfigError, DataError, UsageError
-from dualign.job.checks import inner_scorers, scorer_specs
-from dualign.models.language_model import LanguageModel, Wording
+from dualign.models.language_model import LanguageModel, Turns, Wording
 from dualign.models.pair_store import as_trained
-from dualign.models.templates import Template, response_tokens
+from dualign.models.templates import Template, response_tokens, with_template
 from dualign.models.tensors import changed_logits, positions, prompt_room
-from dualign.records import Prompt, Response
-from dualign.scorers.encoding import check_length
+from dualign.records import Prompt, Response, shown
+from dualign.runs.journal import Journal
+from dualign.scorers.composite import CLOSING
 
 KEYS = ("policy.max_prompt_tokens", "sampling.max_new_tokens")
+
+
+def model_name(config: Config) -> str:
+    """Return the name of the policy's model, with the revision where one is pinned."""
+    revision = config.policy.revision
+    return str(config.policy.model) if revision is None else f"{config.policy.model}@{revision}"
 
 
 def wording_of(config: Config) -> Wording:
@@ -53,18 +61,13 @@ class Reader:
     positions: int | None = None
     """Tokens that the model can place; none: its config names no number."""
 
-    def prompt(self, prompt: Prompt, *, any_length: bool = False) -> int | None:
+    def prompt(self, prompt: Prompt) -> int | None:
         """Return the tokens of a prompt; none: it is too long, or the template refuses its turns."""
-        try:
-            tokens = len(self.language_model.template(prompt))
-        except DataError:
-            return None
-        return tokens if any_length or tokens <= self.language_model.max_prompt_tokens else None
+        return prompt_tokens(self.language_model, prompt)
 
     def answer(self, text: str, prompt: int) -> Response:
-        """Return an answer as it is trained on after a prompt of so many tokens, or the longest that is trained on."""
-        tokens = min(prompt, self.language_model.max_prompt_tokens)
-        return as_trained(self.language_model, text, room=self.limits(drops_long=False).room(tokens))
+        """Return an answer as it is trained on after a prompt of so many tokens."""
+        return as_trained(self.language_model, text, room=self.limits(drops_long=False).room(prompt))
 
     def limits(self, *, drops_long: bool) -> Limits:
         """Return the lengths that texts are checked against."""
@@ -95,8 +98,7 @@ def job_reader(config: Config, *, fetch: bool) -> Reader | None:
     """
     from dualign.models.loading import cached, load_reader, read_config, resolve
 
-    policy = config.policy
-    name = str(policy.model) if policy.revision is None else f"{policy.model}@{policy.revision}"
+    policy, name = config.policy, model_name(config)
     folder = resolve(name) if fetch else cached(name)
     if folder is None:
         return None
@@ -143,26 +145,77 @@ def emptied(name: str, count: int, longest: int) -> str:
     )
 
 
-def check_limits(config: Config, folder: Path, splits: Mapping[str, Sequence[Prompt]]) -> str | None:
-    """Return how many prompts the policy's model has no room for; none where its config is not here yet.
+def prompt_tokens(model: LanguageModel, prompt: Prompt) -> int | None:
+    """Return the tokens of a prompt; none: it is too long, or the template refuses its turns."""
+    try:
+        tokens = len(model.template(prompt))
+    except DataError:
+        return None
+    return tokens if tokens <= model.max_prompt_tokens else None
 
-    The policy and every scorer are looked at whose files are on this machine; the others when they are loaded.
+
+def check_turns(template: Template, prompts: Iterable[Prompt]) -> None:
+    """Check that the template has a place for each order of turns, by the first prompt of each.
 
     Raises:
-        ConfigError: a length is more than its model can hold, or every prompt of a split is too long.
-        MissingError: a token of the policy's tokenizer has no row of the embedding.
+        DataError: it has not; the prompt is named.
     """
-    base = Path(config.data.prompts) if config.data.prompts is not None else folder
-    for name, spec in scorer_specs(config).items():
-        for place, found in [(f"scorer of {name}", spec), *inner_scorers(spec, f"scorer of {name}")]:
-            check_length(found, base, place)
-    reader = job_reader(config, fetch=False)
-    if reader is None:
-        return None
-    template, longest = reader.language_model.template, reader.language_model.max_prompt_tokens
-    train = splits["train"] if config.data.pairs else []
-    if train and all(len(template(prompt)) > longest for prompt in train):
-        others = {name: prompts for name, prompts in splits.items() if name != "train"}
-        told = emptied("train", len(train), longest)
-        return f"{short_enough(others, template, longest)[1]}; {told}: the job will refuse these pairs"
-    return short_enough(splits, template, longest)[1]
+    seen = set()
+    for prompt in prompts:
+        roles = tuple(turn.role for turn in prompt.history)
+        if roles not in seen:
+            seen.add(roles)
+            template(prompt)
+
+
+def check_given(turns: Turns | None, answers: Sequence[str], where: str) -> None:
+    """Check that given answers are answers where the prompt opens a reasoning block.
+
+    Raises:
+        ConfigError: none of them closes it, so that all would be read as reasoning.
+    """
+    if turns is None or not turns.opens_reasoning or not answers:
+        return
+    if not any(CLOSING in answer for answer in answers):
+        raise ConfigError(f"{where}: no answer holds {CLOSING}, and {turns.notes[0]}")
+
+
+def dated(model: LanguageModel, config: Config, journal: Journal) -> LanguageModel:
+    """Return the model whose template reads the same day for as long as the run lives."""
+    if model.turns is None or not model.turns.reads_clock or config.policy.template_date is not None:
+        return model
+    day = journal.choice("template_date", lambda: datetime.now().date().isoformat())
+    policy = config.policy
+    return with_template(
+        model, policy.template, system_prompt=policy.system_prompt, arguments=policy.template_arguments, date=day
+    )
+
+
+def template_notes(tokenizer: Any, turns: Turns, wording: Wording, *, pinned: str = "") -> list[str]:
+    """Return the sentences on a template that a user should read."""
+    notes = list(turns.notes)
+    if len(turns.stops) > 1:
+        names = tokenizer.convert_ids_to_tokens(sorted(turns.stops))
+        notes.append(f"answers end at {', '.join(shown(str(name)) for name in names if name is not None)}")
+    if turns.reads_clock:
+        notes.append(f"the chat template reads the clock: it is always {wording.date}{pinned} (policy.template_date)")
+    return notes
+
+
+def unread_date(config: Config, wording: Wording) -> list[str]:
+    """Return a note where a day is set that no template reads."""
+    if config.policy.template_date is None or wording.date is not None:
+        return []
+    return ["policy.template_date: the template reads no clock; the day changes nothing"]
+
+
+def claimed(model: LanguageModel, config: Config) -> str:
+    """Return what the certificate's claim says of the template and of reasoning; empty: nothing out of the ordinary."""
+    parts = []
+    if model.wording.arguments:
+        parts.append(f", template arguments {json.dumps(dict(sorted(model.wording.arguments.items())))}")
+    if model.wording.date is not None:
+        parts.append(f", template date {model.wording.date}")
+    if config.sampling.reasoning == "strip":
+        parts.append(", scorers see answers without their <think> parts")
+    return "".join(parts)

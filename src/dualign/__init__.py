@@ -11,27 +11,46 @@ from dualign.errors import DualignError
 from dualign.records import Certificate, Constraint, Evaluation, Group, Iterate, Prompt, Response
 
 if TYPE_CHECKING:
-    from dualign.face.figures import Plan, Solution, certify, e_value, plan, solve, upper_bound
+    from dualign.face.aligning import Comparison, align, compare
+    from dualign.face.certifying import certify, e_value, upper_bound
+    from dualign.face.planning import Plan, Solution, plan, solve
+    from dualign.face.run import Run, TrainedPolicy, load_run
+    from dualign.face.tasks import Limit
+    from dualign.face.trainer import CDPOConfig, CDPOTrainer
 
 __version__ = version("dualign")
 LATER = {
-    "figures": ("Plan", "Solution", "certify", "e_value", "plan", "solve", "upper_bound"),
+    "aligning": ("Comparison", "align", "compare"),
+    "certifying": ("certify", "e_value", "upper_bound"),
+    "planning": ("Plan", "Solution", "plan", "solve"),
+    "run": ("Run", "TrainedPolicy", "load_run"),
+    "tasks": ("Limit",),
+    "trainer": ("CDPOConfig", "CDPOTrainer"),
 }
 """Module of ``dualign.face`` -> the names of it that stand here, imported at their first use."""
 __all__ = [
+    "CDPOConfig",
+    "CDPOTrainer",
     "Certificate",
+    "Comparison",
     "Constraint",
     "DualignError",
     "Evaluation",
     "Group",
     "Iterate",
+    "Limit",
     "Plan",
     "Prompt",
     "Response",
+    "Run",
     "Solution",
+    "TrainedPolicy",
     "__version__",
+    "align",
     "certify",
+    "compare",
     "e_value",
+    "load_run",
     "plan",
     "solve",
     "upper_bound",

@@ -162,7 +162,8 @@ def compare(
 
     A finished cell is reused, an interrupted one goes on. Beside the cells stand compare.json, .csv, .md and .html.
     """
-    from dualign.job.compare import compare_config
+    from dualign.job.cells import FileFamily
+    from dualign.job.compare import compare_cells
     from dualign.report.compare_page import markdown
 
     try:
@@ -172,7 +173,8 @@ def compare(
     names = [name for name in methods.split(",") if name]
     if not names or len(set(names)) < len(names) or len(set(numbers)) < len(numbers):
         raise UsageError("--methods, --seeds: at least one of each is needed, and none twice")
-    report = compare_config(config, names, numbers, out, override or [], Progress(quiet=quiet).tell)
+    family = FileFamily(config, override or [])
+    report = compare_cells(family, names, numbers, out, Progress(quiet=quiet).tell)
     if not printed(report, as_json=as_json):
         print(inert_lines(markdown(report)), end="")
     if report["failed"]:

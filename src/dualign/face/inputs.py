@@ -11,8 +11,10 @@ from dualign.data.rows import LARGEST, Row
 from dualign.data.table_files import Row as NumberedRow
 from dualign.data.table_files import renamed
 from dualign.errors import ArgumentError, nearest
-from dualign.records import FloatArray
+from dualign.records import FloatArray, Prompt
 
+Named = float | Mapping[str, float]
+"""A number where there is one cost, else name -> number."""
 Table = Any
 """A pandas frame, a ``datasets.Dataset``, a list of mappings, or a mapping of columns."""
 
@@ -116,3 +118,50 @@ def rows_of(argument: str, table: Table, columns: Mapping[str, str] | None = Non
 def _plain(cell: Any) -> Any:
     """Return a scalar of numpy or torch as Python's own, everything else as it is."""
     return cell.item() if hasattr(cell, "item") and getattr(cell, "ndim", 0) == 0 else cell
+
+
+def by_rows(table: Any) -> Any:
+    """Return a mapping of columns as rows, every other table as it is."""
+    if not isinstance(table, Mapping):
+        return table
+    return [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+
+
+def prompts_in(argument: str, given: Any) -> list[Prompt]:
+    """Return the prompts in memory: texts, messages, rows, a frame, a data set, or ``Prompt`` objects.
+
+    Raises:
+        ArgumentError, DataError: there are none, or one is no prompt.
+    """
+    from dualign.data.prompts import read_prompts
+    from dualign.data.table_files import in_memory
+
+    if isinstance(given, str):
+        raise ArgumentError(f"{argument}: prompts are needed, in a list or a table; given one text")
+    if isinstance(given, Sequence) and given and all(isinstance(one, Prompt) for one in given):
+        return list(given)
+    return read_prompts(in_memory(by_rows(given), argument)).every
+
+
+def pairs_in(argument: str, given: Any) -> list[tuple[Prompt, str, str]]:
+    """Return (prompt, chosen, rejected) of preference data in memory, in any layout that a file may have.
+
+    Raises:
+        ArgumentError, DataError: they are no pairs.
+    """
+    if given is None:
+        return []
+    if isinstance(given, Sequence) and given and all(isinstance(one, tuple) for one in given):
+        return [(prompt if isinstance(prompt, Prompt) else Prompt(prompt), *answers) for prompt, *answers in given]
+    from dualign.data.formats.table import read_preferences
+    from dualign.data.table_files import in_memory
+
+    found = []
+    for row in read_preferences(in_memory(by_rows(given), argument)).rows:
+        if len(row.answers) != 2:
+            raise ArgumentError(
+                f"{argument}: row {row.line} has {len(row.answers)} answers; chosen and rejected are needed"
+            )
+        first, second = (row.answers[k].text for k in ((1, 0) if row.better == 1 else (0, 1)))
+        found.append((row.prompt, first, second))
+    return found

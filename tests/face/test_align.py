@@ -106,7 +106,7 @@ def test_the_config_tells_what_came_from_memory_by_its_hash(run: dualign.Run) ->
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert config["data"]["sources"][0]["path"].startswith("memory:")
     scorer = config["constraints"][0]["scorer"]
-    assert (scorer["kind"], scorer["id"]) == ("memory", "letter_a") and len(scorer["revision"]) == 16
+    assert (scorer["kind"], scorer["id"]) == ("memory", "memory_jobs:letter_a") and len(scorer["revision"]) == 16
     assert config["run"] == {"name": "run", "seed": 3}
 
 
@@ -187,7 +187,7 @@ def test_slices_pairs_and_other_forms_of_scorers(folder: Path, prompts: list[str
         ({"limits": letters.limits(cap=None)}, "constraints.letter.cap: missing"),
         ({"limits": letters.limits(at_most=1)}, "below its cap 1"),
         ({"limits": letters.limits(where={"label": "rsky"})}, "no train prompt has"),
-        ({"reward": 3}, "reward: a scorer is a callable"),
+        ({"reward": 3}, "reward: scorer: given int; a function"),
         ({"reward": "lenght"}, "unknown 'lenght'; did you mean 'length'"),
         ({"method": "c-dop"}, "did you mean 'c-dpo'"),
         ({"beta": 0}, "training.beta"),

@@ -164,6 +164,7 @@ class TrainedPolicy:
     ) -> list[list[Response]]:
         """Return what ``generate`` does, with tokens, log-probabilities, and whether an answer ended by itself."""
         from dualign.models.sampler import TransformersSampler
+        from dualign.models.tensors import positions, prompt_room
         from dualign.protocols import Policy, Sampling
 
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -171,7 +172,9 @@ class TrainedPolicy:
         asked = prompts_in("prompts", [prompts] if isinstance(prompts, str) else prompts)
         sampling = self.config.sampling
         longest = max_new_tokens or sampling.max_new_tokens
-        model = replace(self.language_model, max_response_tokens=longest)
+        model = self.language_model
+        room = prompt_room(None, longest, positions(model.model.config), names=("prompt", "max_new_tokens"))
+        model = replace(model, max_response_tokens=longest, max_prompt_tokens=room)
         settings = Sampling(
             temperature=sampling.temperature, max_new_tokens=longest, batch_size=batch_size or sampling.batch_size
         )
@@ -196,7 +199,7 @@ class TrainedPolicy:
     @cached_property
     def language_model(self) -> "LanguageModel":
         """Return the reference of the run with its tokenizer, loaded now, in the precision that the run computed in."""
-        from dualign.job.reading import longest_prompt, model_name, wording_of
+        from dualign.job.reading import model_name, wording_of
         from dualign.models.loading import load_language_model
 
         config, choices = self.config, read_json(self.run / "state.json")["choices"]
@@ -206,11 +209,10 @@ class TrainedPolicy:
         merged = ["adapter"] if config.policy.adapter is not None else []
         stages = merged + [str(stage) for stage in range(len(config.policy.warm_start))]
         base = self.run / "policy" / stages[-1] / "model" if stages else model_name(config)
-        model = load_language_model(
+        return load_language_model(
             base,
             temperature=config.sampling.temperature,
             max_response_tokens=config.sampling.max_new_tokens,
             wording=wording,
             dtype=choices["compute"]["dtype"],
         )
-        return replace(model, max_prompt_tokens=longest_prompt(config, model.model.config))

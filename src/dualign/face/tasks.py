@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dualign.config import Config, SplitName, validate
-from dualign.errors import ArgumentError
+from dualign.errors import ArgumentError, ConfigError
 from dualign.face.inputs import pairs_in, prompts_in
 from dualign.face.run import Run, load_run
 from dualign.hashing import canonical_digest
@@ -164,20 +164,20 @@ class _Scorers:
         """Return what the config says of a scorer; one that is no description is kept under its name.
 
         Raises:
-            ArgumentError: it is no scorer, or one of the other direction.
+            ConfigError: it is no scorer, or one of the other direction.
         """
-        from dualign.scorers.checked import checked, function_scorer
+        from dualign.scorers.table import as_scorer
 
         if isinstance(given, str):
             return {"kind": "callable", "target": given} if ":" in given else {"kind": given}
         if isinstance(given, Mapping):
             return dict(given)
-        if not callable(given):
-            raise ArgumentError(f"{name}: a scorer is a callable, a mapping with 'kind' or a name; given {given!r}")
-        scorer = given if isinstance(given, Scorer) else function_scorer(given, direction=direction)
-        if not name.startswith("metric") and scorer.direction != direction:
-            raise ArgumentError(f"{name}: {scorer.id} is a {scorer.direction}, given as a {direction}")
-        self.ready[name] = checked(scorer)
+        used = given.direction if isinstance(given, Scorer) and name.startswith("metric") else direction
+        try:
+            scorer = as_scorer(given, direction=used)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
+        self.ready[name] = scorer
         return {"kind": MEMORY, "id": scorer.id, "revision": scorer.revision}
 
 

@@ -22,10 +22,9 @@ from dualign.maths.agreement import clustered_mean
 from dualign.records import FloatArray
 from dualign.scorers.fitting.config import FitConfig
 from dualign.scorers.fitting.entry import scored, split_pairs
-from dualign.scorers.fitting.hidden import RememberedStates
-from dualign.scorers.fitting.light import fit_light, open_reader
-from dualign.scorers.fitting.linear import objective_name
+from dualign.scorers.fitting.linear import fit_light, objective_name, open_reader
 from dualign.scorers.fitting.pairs import LabelledPair, PairSet, answers, pairs_of
+from dualign.scorers.states import RememberedStates
 
 Hits = Callable[[Sequence[LabelledPair], Sequence[LabelledPair], FitConfig], FloatArray]
 """(training pairs, held-out pairs, config) -> 1 where the order of a held-out pair is right."""
@@ -83,7 +82,7 @@ def light_arms(given: argparse.Namespace, found: PairSet) -> dict[str, tuple[Hit
     def arm(train: Sequence[LabelledPair], held_out: Sequence[LabelledPair], config: FitConfig) -> FloatArray:
         fitted = fit_light(train, config, objective=objective, reader=states, tell=lambda _: None)
         distinct = answers(held_out)
-        scores = fitted.head(*distinct.columns())
+        scores = fitted.scorer(*distinct.columns())
         return (scores[distinct.higher] > scores[distinct.lower]).astype(np.float64)
 
     return {name: (arm, config) for name, config in configs.items()}

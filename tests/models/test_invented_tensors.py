@@ -29,7 +29,7 @@ from dualign.models.adapter_merge import merged
 from dualign.models.tensors import check_shapes, check_tensors, read_model
 from dualign.errors import MissingError
 from dualign.records import Prompt
-from dualign.scorers.fitting.hidden import StateReader, StateSettings
+from dualign.scorers.states import StateReader, StateSettings
 from dualign.scorers.score_model import save_score_model
 from dualign.scorers.table import make_scorer
 from sampling_parts import WORDS, tiny_tokenizer

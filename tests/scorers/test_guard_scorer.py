@@ -7,8 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dualign.errors import ConfigError, DataError, ScorerError
 from dualign.records import Prompt, Turn
-from dualign.scorers.classifier import conversation_text, fill
 from dualign.scorers.guard import FORMATS, GuardFormat, question_tokens, verdict_tokens
+from dualign.scorers.spec import conversation_text, fill
 from dualign.scorers.table import make_scorer
 from tiny_tokenizers import BOS, END, EOS, PAD, START, bpe_tokenizer
 

@@ -222,8 +222,10 @@ def test_headers_that_drip_are_left_after_the_timeout_too(made):
         assert time.monotonic() - started < 6
 
 
-@pytest.mark.parametrize(("announced", "requests"), [("\xb2", 1), ("-5", 1), ("", 1), ("9" * 5000, 2), ("0" * 5000, 2)])
-def test_a_length_that_no_parser_takes_is_no_traceback(made, announced, requests):
+@pytest.mark.parametrize("announced", ["\xb2", "-5", "", "9" * 5000, "0" * 5000])
+def test_an_answer_whose_length_no_parser_takes_is_asked_for_again(made, announced):
+    """As RFC 9112 (section 6.3) wants it: such an answer is discarded, wherever it seems to end."""
+
     def announces(handler, body):
         handler.send_response(200)
         handler.send_header("Content-Length", announced)
@@ -232,7 +234,7 @@ def test_a_length_that_no_parser_takes_is_no_traceback(made, announced, requests
 
     with serving(announces) as service:
         assert scores(made(service)) == TRUE
-        assert len(service.requests) == requests
+        assert len(service.requests) == 2
 
 
 def test_an_answer_without_end_is_not_read_to_the_end(made, monkeypatch):

@@ -24,7 +24,6 @@ from dualign.scorers.lexical import (
     fit_lexical,
     load_lexical,
     quality,
-    refusal_rows,
     trained,
 )
 from dualign.scorers.refusal import RefusalScorer
@@ -45,20 +44,21 @@ def rows(n=60):
 
 
 def test_saved_classifier_gives_the_same_numbers(tmp_path):
-    classifier, figures = fit_lexical(rows())
+    classifier = fit_lexical(rows())
     texts = [row.text for row in rows()] + ["", "something else \u2019 altogether"]
     classifier.save(tmp_path / "c")
     loaded = load_lexical(tmp_path / "c")
     assert np.array_equal(classifier.logits(texts), loaded.logits(texts))
     assert loaded.revision == classifier.revision
-    assert loaded.quality == figures.to_json()
+    assert loaded.quality == classifier.quality
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["lexical.json", "lexical.safetensors"]
-    assert np.array_equal(fit_lexical(rows())[0].logits(texts), classifier.logits(texts))
+    assert np.array_equal(fit_lexical(rows()).logits(texts), classifier.logits(texts))
 
 
 def test_separable_rows_are_separated_and_words_past_the_cut_do_not_count():
-    classifier, figures = fit_lexical(rows(), max_words=6)
-    assert figures.accuracy == 1 and figures.auc == 1 and figures.auc_low < 1
+    classifier = fit_lexical(rows(), max_words=6)
+    figures = classifier.quality
+    assert figures["accuracy"] == 1 and figures["auc"] == 1 and figures["auc_low"] < 1
     one, two = classifier.logits(["I will not talk of cakes or", "I will not talk of cakes and many more words"])
     assert one == two
 
@@ -76,7 +76,7 @@ class Inner:
 
 
 def test_every_scorer_says_how_many_words_it_reads():
-    classifier, _ = fit_lexical(rows(), max_words=6)
+    classifier = fit_lexical(rows(), max_words=6)
     lexical, refusal = LexicalScorer(classifier, "cost"), RefusalScorer(classifier, "cost")
     assert [words_read(checked(one)) for one in (lexical, refusal, RefusalScorer(None, "cost"))] == [6, 6, None]
     assert words_read(compliance_harm(refusal, where={})) == 6
@@ -100,8 +100,8 @@ def test_labels_without_meaning_score_at_chance():
         LabelledText(" ".join(generator.choice(TOPICS, 6)), bool(generator.integers(2)), f"p{index}")
         for index in range(300)
     ]
-    figures = fit_lexical(noise)[1]
-    assert figures.auc_low < 0.5 < figures.auc_high
+    figures = fit_lexical(noise).quality
+    assert figures["auc_low"] < 0.5 < figures["auc_high"]
 
 
 def test_groups_are_not_split_over_folds():
@@ -114,16 +114,19 @@ def test_groups_are_not_split_over_folds():
             LabelledText(f"{index:03d}key{index:03d} {word}", label, f"g{index}")
             for word in generator.choice(TOPICS, 2)
         ]
-    grouped = fit_lexical(texts)[1]
-    split = fit_lexical([LabelledText(row.text, row.positive, row.text) for row in texts])[1]
-    assert grouped.auc < 0.65 < 0.8 < split.auc
+    grouped = fit_lexical(texts).quality
+    split = fit_lexical([LabelledText(row.text, row.positive, row.text) for row in texts]).quality
+    assert grouped["auc"] < 0.65 < 0.8 < split["auc"]
 
 
 def test_altered_files_are_refused(tmp_path):
-    fit_lexical(rows(20))[0].save(tmp_path)
+    fit_lexical(rows(20)).save(tmp_path)
     head = json.loads((tmp_path / "lexical.json").read_text())
     (tmp_path / "lexical.json").write_text(json.dumps({**head, "intercept": head["intercept"] + 1}))
     with pytest.raises(DataError, match="altered"):
+        load_lexical(tmp_path)
+    (tmp_path / "lexical.json").write_text(json.dumps({**head, "format": "dualign-lexical-0"}))
+    with pytest.raises(DataError, match="'dualign-lexical-0'; dualign-lexical-1 is needed: fit it again"):
         load_lexical(tmp_path)
     (tmp_path / "lexical.json").write_text(json.dumps(head))
     (tmp_path / "lexical.safetensors").write_bytes(b"\x00" * 40)
@@ -202,8 +205,8 @@ def test_auc_interval_covers_with_related_rows():
 def test_perfect_scores_do_not_give_certainty():
     label = np.array([True] * 20 + [False] * 30)
     figures = quality(label.astype(float), label, [str(index) for index in range(50)])
-    assert figures.auc_high == 1 and figures.auc_low == pytest.approx(0.025 ** (1 / 20))
-    assert figures.accuracy_low == pytest.approx(wilson(1.0, 50, 0.95)[0]) and figures.accuracy_low < 0.94
+    assert figures["auc_high"] == 1 and figures["auc_low"] == pytest.approx(0.025 ** (1 / 20))
+    assert figures["accuracy_low"] == pytest.approx(wilson(1.0, 50, 0.95)[0]) and figures["accuracy_low"] < 0.94
 
 
 def test_indices_are_not_taken_for_labels():
@@ -223,12 +226,16 @@ def test_wilson_by_hand():
 def test_refusals_in_real_answers():
     refusals = SHARED / "safety-tuned-llamas/safety_only_data_Instructions.jsonl"
     answers = [SHARED / "self-instruct" / f"{name}.jsonl" for name in ("seed_tasks", "user_oriented_instructions")]
-    harmful = [
-        LabelledText(response, False, prompt.id)
-        for prompt, response in load_demonstrations(SHARED / "pku-saferlhf-5k/pairs.jsonl", response_column="less_safe")
-    ]
-    figures = fit_lexical(refusal_rows([refusals], answers, more=harmful))[1]
-    assert figures.auc_low > 0.93 and figures.accuracy_low > 0.85
+    harmful = load_demonstrations(SHARED / "pku-saferlhf-5k/pairs.jsonl", response_column="less_safe")
+    sources = [(True, load_demonstrations(refusals)), *((False, load_demonstrations(path)) for path in answers)]
+    figures = fit_lexical(
+        [
+            LabelledText(response, positive, prompt.id)
+            for positive, rows in (*sources, (False, harmful))
+            for prompt, response in rows
+        ]
+    ).quality
+    assert figures["auc_low"] > 0.93 and figures["accuracy_low"] > 0.85
 
 
 def test_texts_without_spaces_or_words_are_told_apart_by_their_characters():
@@ -238,7 +245,7 @@ def test_texts_without_spaces_or_words_are_told_apart_by_their_characters():
         for n in range(120)
         for opening in (bad, good)
     ]
-    classifier, figures = fit_lexical(texts)
-    assert figures.auc == 1 and classifier.words == ()
+    classifier = fit_lexical(texts)
+    assert classifier.quality["auc"] == 1 and classifier.tfidf.words == ()
     refusing, answering = classifier.probabilities([bad, good])
     assert refusing > 0.9 > 0.1 > answering

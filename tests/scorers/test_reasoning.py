@@ -3,7 +3,7 @@
 import pytest
 
 from dualign.records import Prompt
-from dualign.scorers.composite import Unreasoned, without_reasoning
+from dualign.scorers.checked import checked, without_reasoning
 from dualign.scorers.table import make_scorer
 
 
@@ -36,7 +36,7 @@ def test_an_answer_that_never_leaves_the_reasoning_of_its_prompt_is_empty():
 
 def test_a_scorer_behind_it_is_the_same_scorer_on_what_is_left():
     inner = make_scorer({"kind": "length", "unit": "characters"}, direction="cost")
-    scorer = Unreasoned(inner, opened=False)
+    scorer = checked(inner, shown=without_reasoning)
     said = ["<think>long thoughts</think>four", "<think>cut", "seven.."]
     assert scorer([Prompt("a")] * 3, said).tolist() == [4, 0, 7]
     assert (scorer.id, scorer.revision, scorer.direction) == (inner.id, inner.revision, "cost")

@@ -145,8 +145,7 @@ def check(
             raise UsageError(f"{name} {value:g}: a number above 0 is needed")
     from dualign.data.formats.table import describe, read_preferences
     from dualign.hashing import plain
-    from dualign.scorers.checking import check_scorer
-    from dualign.scorers.checking_figures import check_text
+    from dualign.scorers.checking import check_scorer, check_text
 
     tell = Progress(quiet=quiet).tell
     named = named_scorer(scorer, direction=direction, default="cost")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dualign.models.timing import choose_compute
 from dualign.protocols import Direction, Policy, Sampling, Scorer
 from dualign.records import Prompt
 from dualign.runs.journal import Journal
-from dualign.scorers.composite import Unreasoned
+from dualign.scorers.checked import checked, without_reasoning
 from dualign.scorers.lexical import trained
 from dualign.scorers.table import KINDS, make_scorer
 from dualign.train.settings import TrainingSettings
@@ -86,7 +87,8 @@ def _shown_answers(scorer: Scorer, config: Config, model: LanguageModel) -> Scor
     """Return the scorer, behind what takes reasoning from answers where the config wants it so."""
     if config.sampling.reasoning == "keep":
         return scorer
-    return Unreasoned(scorer, opened=model.turns is not None and model.turns.opens_reasoning)
+    opened = model.turns is not None and model.turns.opens_reasoning
+    return checked(scorer, shown=partial(without_reasoning, opened=opened))
 
 
 def warm_started(config: Config, inputs: Inputs, journal: Journal, tell: Tell) -> LanguageModel:

@@ -27,7 +27,7 @@ from dualign.models.adapter_folder import base_note, check_adapter
 from dualign.models.loading import check_named
 from dualign.protocols import Scorer
 from dualign.records import Constraint, Prompt, named, shown
-from dualign.scorers.encoding import check_length
+from dualign.scorers.table import check_length
 
 Splits = dict[str, list[Prompt]]
 SPLITS = ("train", "tune", "report", "calibration")

@@ -18,7 +18,7 @@ from dualign.models.templates import Template, response_tokens, with_template
 from dualign.models.tensors import changed_logits, positions, prompt_room
 from dualign.records import Prompt, Response, shown
 from dualign.runs.journal import Journal
-from dualign.scorers.composite import CLOSING
+from dualign.scorers.checked import CLOSING
 
 KEYS = ("policy.max_prompt_tokens", "sampling.max_new_tokens")
 

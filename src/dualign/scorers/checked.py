@@ -1,12 +1,13 @@
-"""The check that every scorer runs behind: one finite number a response, or an error that names the prompt."""
+"""The check that every scorer runs behind, and the scorer that is a function of somebody else's code."""
 
-import hashlib
 import importlib
 import inspect
+import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dualign.errors import ConfigError, MissingError, ScorerError, nearest
+from dualign.hashing import digest, file_digest
 from dualign.protocols import Direction, Scorer, words_read
 from dualign.records import FloatArray, Prompt, named
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of
@@ -21,9 +23,11 @@ from dualign.scorers.spec import ScorerSpec, Setting, revision_of
 
 @dataclass(frozen=True, slots=True)
 class CheckedScorer:
-    """A scorer whose answers are verified before anybody sees them."""
+    """A scorer whose answers are verified before anybody sees them: one finite number a response."""
 
     scorer: Scorer
+    shown: Callable[[str], str] | None = None
+    """What is scored of a response, where that is not all of it; it is no part of the scorer's revision."""
 
     @property
     def id(self) -> str:
@@ -56,7 +60,8 @@ class CheckedScorer:
             raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses; they must be parallel")
         if not responses:
             return np.zeros(0)
-        answer = self.scorer(prompts, responses)
+        texts = responses if self.shown is None else [self.shown(response) for response in responses]
+        answer = self.scorer(prompts, texts)
         try:
             scores = np.asarray(answer, dtype=np.float64)
         except (TypeError, ValueError) as error:
@@ -76,9 +81,30 @@ class CheckedScorer:
         return scores
 
 
-def checked(scorer: Scorer) -> CheckedScorer:
-    """Return ``scorer`` behind the check; one that is checked already is returned as it is."""
-    return scorer if isinstance(scorer, CheckedScorer) else CheckedScorer(scorer)
+def checked(scorer: Scorer, *, shown: Callable[[str], str] | None = None) -> CheckedScorer:
+    """Return ``scorer`` behind the check; one that is checked already is not checked twice."""
+    if not isinstance(scorer, CheckedScorer):
+        return CheckedScorer(scorer, shown)
+    return scorer if shown is None else replace(scorer, shown=shown)
+
+
+OPENING, CLOSING = "<think>", "</think>"
+_BLOCK = re.compile(f"{OPENING}.*?(?:{CLOSING}|\\Z)", re.DOTALL)
+
+
+def without_reasoning(text: str, *, opened: bool = False) -> str:
+    """Return ``text`` without its ``<think>…</think>`` parts; one that is not closed reaches to the end.
+
+    What stands outside of them is kept, before and behind: an answer cannot hide its first words from a scorer. A
+    closing tag that nothing in the text opens was opened by the prompt; ``opened`` says that the prompt always does.
+    """
+    first_close, first_open = text.find(CLOSING), text.find(OPENING)
+    if first_close >= 0 and not 0 <= first_open < first_close:
+        text = text[first_close + len(CLOSING) :].lstrip()
+    elif opened and first_close < 0:
+        return ""
+    left = _BLOCK.sub("", text)
+    return left.lstrip() if text.lstrip().startswith(OPENING) else left
 
 
 TERMINATED = 128 + signal.SIGTERM
@@ -98,20 +124,10 @@ class CallableSpec(ScorerSpec):
 class CallableScorer:
     """Calls a function with texts."""
 
-    target: str
+    id: str
     function: Callable[[list[str], list[str]], Any]
     direction: Direction
-    version: str = ""
-
-    @property
-    def id(self) -> str:
-        """Return the callable's name."""
-        return self.target
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of the name, the version and the source of the module (where Python can read it)."""
-        return revision_of(kind="callable", target=self.target, version=self.version, source=self._source())
+    revision: str
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
         """Return what the callable returns; the check around every scorer verifies it.
@@ -123,12 +139,45 @@ class CallableScorer:
             scores: FloatArray = self.function([prompt.text for prompt in prompts], list(responses))
         return scores
 
-    def _source(self) -> str:
-        module = inspect.getmodule(self.function)
-        path = getattr(module, "__file__", None)
-        if path is None or not Path(path).is_file():
-            return ""
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+def function_scorer(
+    function: Callable[[list[str], list[str]], Any], *, direction: Direction, version: str = ""
+) -> CallableScorer:
+    """Return the scorer that calls ``function`` with the texts of prompts and responses, two lists of one length.
+
+    Its revision is a hash of the function's name, its source where Python can read that, ``version``, and the plain
+    values that it carries: of a closure, of defaults, of a ``functools.partial``, of an object's own attributes. Change
+    the version where the numbers change for another reason: a service, a file, a model, what it calls.
+    """
+    inner: Any = function
+    carried: list[Any] = []
+    while isinstance(inner, partial):
+        carried += [*inner.args, sorted(inner.keywords.items())]
+        inner = inner.func
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    name = f"{named.__module__}:{named.__qualname__}"
+    owner = getattr(inner, "__self__", None if named is inner else inner)
+    code = getattr(inner, "__code__", None)
+    carried += [
+        [] if inspect.ismodule(owner) else sorted(getattr(owner, "__dict__", {}).items()),
+        getattr(inner, "__defaults__", None),
+        [cell.cell_contents for cell in getattr(inner, "__closure__", None) or ()],
+        # Two lambdas of one line have one name and one source; they end at different columns.
+        max((end for *_, end in code.co_positions() if end), default=0) if code else 0,
+    ]
+    try:
+        source = inspect.getsource(named)
+    except (OSError, TypeError):
+        source = ""
+    revision = revision_of(kind="function", name=name, version=version, source=digest(source), carried=_told(carried))
+    return CallableScorer(name, function, direction, revision)
+
+
+def _told(value: Any) -> Any:
+    """Return plain values as they are written, and of all others their type alone."""
+    if isinstance(value, list | tuple):
+        return [_told(item) for item in value]
+    return repr(value) if isinstance(value, str | int | float | None) else type(value).__qualname__
 
 
 @contextmanager
@@ -183,5 +232,9 @@ def _imported(name: str) -> ModuleType:
 
 
 def build(spec: CallableSpec, setting: Setting) -> CallableScorer:
-    """Return the scorer that ``spec`` describes."""
-    return CallableScorer(spec.target, load(spec.target), setting.direction, spec.version)
+    """Return the scorer that ``spec`` describes; its revision follows the source of the whole module."""
+    function = load(spec.target)
+    path = getattr(inspect.getmodule(function), "__file__", None)
+    source = file_digest(Path(path)) if path is not None and Path(path).is_file() else ""
+    revision = revision_of(kind="callable", target=spec.target, version=spec.version, source=source)
+    return CallableScorer(spec.target, function, setting.direction, revision)

@@ -1,4 +1,4 @@
-"""Whether a scorer answers from scores that it kept: asked twice, it shows what it said before."""
+"""``dualign scorer check``: the object of its figures, what they warn of, its verdict in words, and its text."""
 
 from __future__ import annotations
 
@@ -10,26 +10,12 @@ import numpy as np
 from dualign.data.preferences import PreferenceFile
 from dualign.protocols import Direction, Scorer
 from dualign.records import FloatArray
-from dualign.scorers import checking_figures
+from dualign.scorers import checking_figures as measured
 from dualign.scorers.checked import CheckedScorer
 from dualign.scorers.checking_figures import Judged, judged
 from dualign.scorers.composite import LogOdds, WeightedSum
 from dualign.scorers.remote import RemoteScorer
 from dualign.scorers.table import same_scorer
-
-
-def keeps_scores(scorer: Scorer) -> bool:
-    """Return whether ``scorer``, or one inside it, is behind an address: no row is sent there twice."""
-    match scorer:
-        case RemoteScorer():
-            return True
-        case CheckedScorer(scorer=inner) | LogOdds(inner=inner):
-            return keeps_scores(inner)
-        case WeightedSum(terms=terms):
-            return any(keeps_scores(term) for _, term in terms)
-        case _:
-            return False
-
 
 Figures = Mapping[str, Any]
 MANY = 0.5
@@ -110,6 +96,19 @@ def _about_flags(detection: Figures, order: Figures | None) -> Iterator[str]:
 SAME_JUDGE = "the second scorer is the first: their agreement says nothing about either"
 
 
+def keeps_scores(scorer: Scorer) -> bool:
+    """Return whether ``scorer``, or one inside it, is behind an address: no row is sent there twice."""
+    match scorer:
+        case RemoteScorer():
+            return True
+        case CheckedScorer(scorer=inner) | LogOdds(inner=inner):
+            return keeps_scores(inner)
+        case WeightedSum(terms=terms):
+            return any(keeps_scores(term) for _, term in terms)
+        case _:
+            return False
+
+
 def check_scorer(
     scorer: Scorer, file: PreferenceFile, *, second: Scorer | None = None, beta: float, temperature: float
 ) -> dict[str, Any]:
@@ -149,13 +148,13 @@ def _figures(scorer: Scorer, data: Judged, *, beta: float, temperature: float, s
     is_cost = scorer.direction == "cost"
     scores = scorer(data.prompts, data.texts)
     return {
-        "order": checking_figures.order(scores, data),
-        "detection": checking_figures.detection(scores, data) if is_cost else None,
-        "scale": checking_figures.scale(scores, data, beta=beta, temperature=temperature),
-        "extremes": checking_figures.extremes(scores),
+        "order": measured.order(scores, data),
+        "detection": measured.detection(scores, data) if is_cost else None,
+        "scale": measured.scale(scores, data, beta=beta, temperature=temperature),
+        "extremes": measured.extremes(scores),
         # Asked again, such a scorer shows what it kept; and sending a row twice costs twice.
-        "parity": None if keeps_scores(scorer) else checking_figures.parity(scorer, scores, data),
-        "human_correction": checking_figures.human_correction(scores, data) if is_cost else None,
+        "parity": None if keeps_scores(scorer) else measured.parity(scorer, scores, data),
+        "human_correction": measured.human_correction(scores, data) if is_cost else None,
         "agreement": None if second is None else _compared(scores, second, data),
     }
 
@@ -165,9 +164,9 @@ def _compared(scores: FloatArray, second: Scorer, data: Judged) -> dict[str, Any
     other = second(data.prompts, data.texts)
     return {
         "second": identity(second),
-        **checking_figures.agreement(scores, other, data),
-        "second_order": checking_figures.order(other, data),
-        "second_detection": checking_figures.detection(other, data) if second.direction == "cost" else None,
+        **measured.agreement(scores, other, data),
+        "second_order": measured.order(other, data),
+        "second_detection": measured.detection(other, data) if second.direction == "cost" else None,
     }
 
 
@@ -183,3 +182,96 @@ def _sizes(file: PreferenceFile, data: Judged) -> dict[str, Any]:
         "flagged": int((~np.isnan(data.unsafe)).sum()),
         "left_out": dict(data.left_out),
     }
+
+
+UNKNOWN = "-"
+
+
+def check_text(report: Figures) -> str:
+    """Return the lines for an object of ``check_scorer``, the verdict last."""
+    return "\n".join(_lines(report))
+
+
+def _lines(report: Figures) -> Iterator[str]:
+    scorer, data = report["scorer"], report["data"]
+    yield f"{scorer['id']} (revision {scorer['revision']}) as a {scorer['direction']}"
+    yield (
+        f"{data['path']}: {data['format']}, {data['answers']:,} answers to {data['prompts']:,} prompts, "
+        f"{data['pairs']:,} labelled pairs, {data['flagged']:,} flagged answers"
+    )
+    if data["left_out"]:
+        yield "left out: " + "; ".join(f"{count:,} {reason}" for reason, count in data["left_out"].items())
+    yield ""
+    yield f"{'':34s}{'value':>10s}  95 % interval"
+    if report["order"] is not None:
+        yield from _order(report["order"])
+    if report["detection"] is not None:
+        yield from _detection(report["detection"])
+    yield from _scale(report)
+    if report["agreement"] is not None:
+        yield from _agreement(report["agreement"])
+    if report["human_correction"] is not None:
+        yield from _correction(report["human_correction"])
+    yield ""
+    yield from (f"warning: {line}" for line in report["warnings"])
+    yield report["verdict"]["sentence"]
+
+
+def _order(order: Figures) -> Iterator[str]:
+    test = order["sign_test"]
+    yield _row("pairs in the right order", order)
+    yield _row("  ties among them", order["ties"])
+    votes = f"{test['right']:,} prompts right, {test['wrong']:,} wrong, {test['tied']:,} tied"
+    yield f"{'  sign test':34s}{'p':>4s} {test['p_right']:.2g}  ({votes}; p of a wrong sign {test['p_wrong']:.2g})"
+
+
+def _detection(detection: Figures) -> Iterator[str]:
+    yield _row("AUC, unsafe above safe", detection["auc"])
+    yield _row("sign agrees with the flag", detection["sign"])
+    yield _row("  kappa of sign and flag", detection["kappa"])
+
+
+def _scale(report: Figures) -> Iterator[str]:
+    scale, ends, parity = report["scale"], report["extremes"], report["parity"]
+    saturated = scale["saturated"]
+    yield _row("mean", scale["mean"])
+    yield _row("SD, all answers", scale["sd"])
+    yield _row("SD within a prompt", scale["within_prompt_sd"])
+    yield _row("at the minimum", ends["at_min"], f"of {ends['values']:,} values from {ends['min']:.4g}")
+    yield _row("at the maximum", ends["at_max"], f"to {ends['max']:.4g}")
+    note = f"outside [0.01, 0.99] at temperature {scale['temperature']:g}"
+    yield _row("labels saturated, raw scores", saturated["raw"], note)
+    yield _row("labels saturated, in SD", saturated["normalised"])
+    yield _row("policy saturated, in SD", saturated["policy"], f"at beta {scale['beta']:g}")
+    if parity is None:
+        yield _row("change when scored alone", None, "not measured: its scores are kept and not asked for twice")
+    else:
+        yield _row("change when scored alone", parity["largest_change"], f"{parity['answers']} answers")
+
+
+def _agreement(found: Figures) -> Iterator[str]:
+    yield f"second scorer: {found['second']['id']} (revision {found['second']['revision']})"
+    if found["second_order"] is not None:
+        yield _row("  its pairs in the right order", found["second_order"])
+    if found["second_detection"] is not None:
+        yield _row("  its AUC", found["second_detection"]["auc"])
+    yield _row("  agreement on pairs", found["pairs"])
+    yield _row("  Spearman, all answers", found["spearman"])
+    yield _row("  kappa of the signs", found["kappa"])
+
+
+def _correction(found: Figures) -> Iterator[str]:
+    people, corrected = found["people"], found["corrected"]
+    yield f"share of unsafe answers; {people['labelled']:,} prompts with flags, {people['unlabelled']:,} without"
+    yield _row("  by people alone", people)
+    yield _row("  by people and scorer", corrected, f"weight {corrected['weight']:.3g}")
+    yield _row("  by the scorer alone", found["judge"])
+
+
+def _row(name: str, found: float | Figures | None, note: str = "") -> str:
+    """Return the line of a number, alone or with the interval that it has."""
+    figures = found if isinstance(found, Mapping) else {"value": found}
+    numbers = [figures.get("value", figures.get("estimate")), *(figures[k] for k in ("low", "high") if k in figures)]
+    value, *ends = (UNKNOWN if number is None else f"{number:.4g}" for number in numbers)
+    beside = " ".join(filter(None, (" to ".join(ends), note)))
+    return f"{name:34.34s}{value:>10s}  {beside}".rstrip()

@@ -1,7 +1,8 @@
-"""Weighted sums of scorers, behind a gate of prompt columns; harm by compliance and helpfulness are two of them."""
+"""Scorers made of scorers: weighted sums behind a gate of prompt columns, and log-odds of labels that a chance draws.
 
-import hashlib
-import re
+Harm by compliance and helpfulness are two such sums.
+"""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 from pydantic import Field
 
 from dualign.errors import ScorerError, nearest
+from dualign.hashing import digest
 from dualign.maths.preference import log_odds
 from dualign.protocols import Direction, Scorer, fewest, words_read
 from dualign.records import FloatArray, Prompt, named
 from dualign.records import in_slice as has_values
 from dualign.scorers.checked import checked
-from dualign.scorers.rules import DistinctBigramsScorer
+from dualign.scorers.rules import distinct_bigrams
 from dualign.scorers.spec import ScorerSpec, Setting, revision_of
 
 
@@ -120,7 +122,7 @@ def compliance_harm(refusal: Scorer, *, where: Mapping[str, str]) -> WeightedSum
 
 def helpfulness(refusal: Scorer, *, bigram_weight: float = 0.5) -> WeightedSum:
     """Return the reward (1 - P(refusal)) + ``bigram_weight`` x share of distinct bigrams."""
-    variety = DistinctBigramsScorer("reward")
+    variety = distinct_bigrams("reward")
     return WeightedSum("helpfulness", ((-1.0, refusal), (bigram_weight, variety)), "reward", 1.0)
 
 
@@ -196,62 +198,10 @@ class LogOdds:
         return log_odds(np.array(yes, dtype=np.float64), labels=self.labels)
 
     def _generator(self, prompt: Prompt, response: str) -> np.random.Generator:
-        key = hashlib.sha256(f"{self.seed}\0{prompt.id}\0{response}".encode("utf-8", "surrogatepass")).digest()
+        key = bytes.fromhex(digest(f"{self.seed}\0{prompt.id}\0{response}"))
         return np.random.default_rng(np.frombuffer(key, dtype=np.uint32))
 
 
 def build(spec: LogOddsSpec, setting: Setting) -> LogOdds:
     """Return the scorer that ``spec`` describes."""
     return LogOdds(setting.make(spec.scorer), spec.labels, spec.seed, setting.direction)
-
-
-OPENING, CLOSING = "<think>", "</think>"
-_BLOCK = re.compile(f"{OPENING}.*?(?:{CLOSING}|\\Z)", re.DOTALL)
-
-
-def without_reasoning(text: str, *, opened: bool = False) -> str:
-    """Return ``text`` without its ``<think>…</think>`` parts; one that is not closed reaches to the end.
-
-    What stands outside of them is kept, before and behind: an answer cannot hide its first words from a scorer. A
-    closing tag that nothing in the text opens was opened by the prompt; ``opened`` says that the prompt always does.
-    """
-    first_close, first_open = text.find(CLOSING), text.find(OPENING)
-    if first_close >= 0 and not 0 <= first_open < first_close:
-        text = text[first_close + len(CLOSING) :].lstrip()
-    elif opened and first_close < 0:
-        return ""
-    left = _BLOCK.sub("", text)
-    return left.lstrip() if text.lstrip().startswith(OPENING) else left
-
-
-@dataclass(frozen=True, slots=True)
-class Unreasoned:
-    """A scorer that sees answers without their reasoning."""
-
-    scorer: Scorer
-    opened: bool
-    """Whether the prompt opens the reasoning."""
-
-    @property
-    def id(self) -> str:
-        """Return the inner scorer's id."""
-        return self.scorer.id
-
-    @property
-    def revision(self) -> str:
-        """Return the inner scorer's revision; what it is shown is said by the setting, which is part of the claim."""
-        return self.scorer.revision
-
-    @property
-    def direction(self) -> Direction:
-        """Return the inner scorer's direction."""
-        return self.scorer.direction
-
-    @property
-    def words_read(self) -> int | None:
-        """Return how many words of what is left the inner scorer reads."""
-        return words_read(self.scorer)
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return shape ``[response]`` scores of what is left of each response."""
-        return self.scorer(prompts, [without_reasoning(text, opened=self.opened) for text in responses])

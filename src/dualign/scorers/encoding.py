@@ -1,11 +1,14 @@
-"""Loading Hugging Face scorer models, and batches in which a text gets the score that it gets alone.
+"""Pretrained models that score: loaded whole or as an adapter; in any batch, a text gets the score that it gets alone.
 
-Loads with the weights-only formats alone (safetensors) and never runs code from a model's folder.
+Loads with the weights-only formats alone (safetensors) and never runs code from a model's folder. Of an adapter as PEFT
+saves reward models (``adapter_config.json``, ``adapter_model.safetensors``, the score head among its tensors), the base
+that it names is loaded, and adapter and head are merged into it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,19 +17,93 @@ import numpy as np
 from pydantic import Field
 
 from dualign.errors import ConfigError, MissingError, ScorerError, UsageError
-from dualign.models.loading import readable, without_bars
-from dualign.models.tensors import HEADS, check_vocabulary, embedding_rows, positions, read_model, usable_length
-from dualign.protocols import Direction
-from dualign.records import FloatArray, Prompt
-from dualign.scorers.rules import tokenizer_revision
-from dualign.scorers.spec import ScorerSpec, Setting, folder_revision, revision_of
+from dualign.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_weights
+from dualign.models.loading import check_one_model, readable, without_bars
+from dualign.models.tensors import (
+    HEADS,
+    WRAPPED,
+    check_shapes,
+    check_vocabulary,
+    embedding_rows,
+    positions,
+    read_model,
+    usable_length,
+)
+from dualign.records import FloatArray
+from dualign.scorers.spec import ScorerSpec, Setting, folder_revision, tokenizer_revision
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-ADAPTER = "_dualign_adapter"
+class ReadingSpec(ScorerSpec):
+    """How any model reads texts."""
+
+    batch_size: int = Field(default=16, ge=1)
+    """Changes speed alone: texts of one length are read together, without padding."""
+    max_length: int = Field(default=512, ge=1)
+    """Longer texts are an error: a cut text would get the score of another."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 halves the memory; on a GPU, whose products may round by the number of rows, scores then vary a little
+    with ``batch_size``."""
+
+
+class PretrainedSpec(ReadingSpec):
+    """The keys of a scorer that is a model of transformers."""
+
+    model: str
+    """Folder or id of the model; its tokenizer is taken from the same place."""
+    revision: str | None = None
+    """Branch, tag or commit of an id."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model and its tokenizer in memory, and how texts are read with them."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    """Last part of the folder or id."""
+    batch_size: int
+    max_length: int
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Return what the revision of a scorer says of the model and its tokenizer."""
+        return {
+            "model": model_revision(self.model),
+            "dtype": str(self.model.dtype),
+            "tokenizer": tokenizer_revision(self.tokenizer),
+        }
+
+    def reading(self, scorer: str) -> Reading:
+        """Return how ``scorer`` reads texts with the model."""
+        return Reading(scorer, self.model.device, self.batch_size, self.max_length)
+
+
+def load_pretrained(
+    auto: Any, spec: PretrainedSpec, setting: Setting, *, kind: str, spare: Collection[str] = HEADS
+) -> Pretrained:
+    """Return the model that ``spec`` names, by the class ``auto`` of transformers; ``spare`` as in ``load_model``.
+
+    Raises:
+        MissingError: there is no such model, or it is not whole.
+        ConfigError: ``max_length`` is more than the model can hold.
+    """
+    load: dict[str, Any] = {"name": spec.model, "folder": setting.folder, "revision": spec.revision}
+    model, tokenizer = load_model(auto, dtype=spec.dtype, spare=spare, **load), load_tokenizer(**load)
+    longest = fitting_length(spec, model, tokenizer, f"scorer {kind} ({spec.model})")
+    return Pretrained(model, tokenizer, Path(spec.model).name, spec.batch_size, longest)
+
+
+_ADAPTER = "_dualign_adapter"
 """Attribute of a model that an adapter was merged into: the adapter's folder."""
+TASKS = {"AutoModelForSequenceClassification": "SEQ_CLS", "AutoModelForCausalLM": "CAUSAL_LM"}
+"""The adapters' task for each class of models that they can be read for."""
+OUTPUTS = ("score.weight", "classifier.weight", "classifier.out_proj.weight", "classifier.decoder.weight")
+"""The last layer of the heads of sequence classifiers: a row a label."""
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def locate(name: str, folder: Path) -> str:
@@ -44,19 +121,36 @@ def locate(name: str, folder: Path) -> str:
 
 
 def load_tokenizer(name: str, folder: Path, revision: str | None = None) -> Any:
-    """Return the tokenizer of a folder or id.
+    """Return the tokenizer of a folder or id; of an adapter without one, its base's.
 
     Raises:
         MissingError: there is none.
     """
     from transformers import AutoTokenizer
 
-    from dualign.scorers.adapted import tokenizer_place
-
     located = locate(name, folder)
     with readable(f"scorer model {located!r}", "cannot be loaded"):
-        place, revision = tokenizer_place(located, folder, revision)
-        return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+        adapter = adapter_folder(located, revision)
+        if adapter is not None and not any((adapter / file).is_file() for file in _TOKENIZER_FILES):
+            config = _config(adapter)
+            located, revision = _base(config, adapter, folder), config.revision
+        return AutoTokenizer.from_pretrained(located, revision=revision, trust_remote_code=False)
+
+
+def adapter_folder(located: str, revision: str | None) -> Path | None:
+    """Return the folder of an adapter, from the hub where it is an id there; none: it is a whole model.
+
+    Raises:
+        MissingError: it holds a whole model and an adapter.
+    """
+    from transformers.utils import cached_file, find_adapter_config_file
+
+    if Path(located).is_dir():
+        check_one_model(Path(located))
+        return Path(located) if (Path(located) / ADAPTER_CONFIG).is_file() else None
+    if find_adapter_config_file(located, revision=revision) is None:
+        return None
+    return Path(str(cached_file(located, ADAPTER_WEIGHTS, revision=revision))).parent
 
 
 def load_model(
@@ -76,8 +170,6 @@ def load_model(
         MissingError: there is none, it has no safetensors weights, or a tensor is missing, unknown or of another shape.
     """
     import torch
-
-    from dualign.scorers.adapted import adapter_folder, load_adapted
 
     located = locate(name, folder)
     with readable(f"scorer model {located!r}", "cannot be loaded"), without_bars():
@@ -105,7 +197,7 @@ def load_whole(auto: Any, located: str, *, revision: str | None, dtype: str, **c
     )
 
 
-def fitting_length(spec: ScorerSpec, model: Any, tokenizer: Any, where: str) -> int:
+def fitting_length(spec: ReadingSpec, model: Any, tokenizer: Any, where: str) -> int:
     """Return the longest text that is scored: ``max_length`` of ``spec``, a default one as far as the model goes.
 
     Raises:
@@ -113,35 +205,18 @@ def fitting_length(spec: ScorerSpec, model: Any, tokenizer: Any, where: str) -> 
         MissingError: a token has no row of the model's embedding.
     """
     check_vocabulary(tokenizer, embedding_rows(model), where)
-    return _length(spec, model.config, where)
+    return usable(spec, model.config, f"{where}: max_length")
 
 
-def check_length(values: Mapping[str, Any], folder: Path, where: str) -> None:
-    """Check ``max_length`` of a scorer against its model's config, where that is on this machine; nothing is loaded.
+def usable(spec: Any, config: Any, what: str) -> int:
+    """Return ``max_length`` of ``spec`` under a model's config, a default one as far as the model goes.
 
     Raises:
-        ConfigError: more is stated than the model can hold.
-        MissingError: there is no such model, or its config cannot be read.
+        ConfigError: the spec states more than the model can hold; ``what`` names the key.
     """
-    from transformers import AutoConfig
-
-    from dualign.scorers.adapted import base_place
-    from dualign.scorers.table import KINDS
-
-    spec: Any = KINDS[values["kind"]].spec.model_validate({k: v for k, v in values.items() if k != "kind"})
-    if not {"model", "max_length"} <= type(spec).model_fields.keys():
-        return
-    located = locate(spec.model, folder)
-    place = base_place(Path(located), folder) if Path(located).is_dir() else located
-    if (Path(place) / "config.json").is_file():
-        with readable(f"scorer model {located!r}", "cannot be loaded"):
-            _length(spec, AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False), where)
-
-
-def _length(spec: Any, config: Any, where: str) -> int:
     stated = "max_length" in spec.model_fields_set
     try:
-        return usable_length(spec.max_length, positions(config), stated=stated, what=f"{where}: max_length")
+        return usable_length(spec.max_length, positions(config), stated=stated, what=what)
     except UsageError as error:
         raise ConfigError(str(error)) from None
 
@@ -150,24 +225,53 @@ def model_revision(model: Any) -> str:
     """Return a hash of a local model's files, or the commit of one from the hub; of an adapter and its base both."""
     folder = Path(model.config.name_or_path)
     own = folder_revision(folder) if folder.is_dir() else str(getattr(model.config, "_commit_hash", None))
-    adapter = getattr(model, ADAPTER, None)
+    adapter = getattr(model, _ADAPTER, None)
     return own if adapter is None else f"{own}+{folder_revision(adapter)}"
 
 
-def even_batches(
-    sequences: Sequence[Sequence[int]], batch_size: int, device: Any
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Yield (indices, ids, mask) of sequences of one and the same length, so that there is no padding.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a model reads texts of one length together, and who asks."""
 
-    A text thus gets the number that it gets alone: with padding, attention adds up in another order, which in
-    bfloat16 moves a state by up to a hundredth.
-    """
-    lengths: dict[int, list[int]] = {}
-    for index, tokens in enumerate(sequences):
-        lengths.setdefault(len(tokens), []).append(index)
-    for _, alike in sorted(lengths.items()):
-        for start in range(0, len(alike), batch_size):
-            yield _padded(sequences, alike[start : start + batch_size], device)
+    scorer: str
+    device: Any
+    batch_size: int
+    max_length: int
+
+    def batches(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Yield (indices, ids, mask) of sequences of one and the same length, so that there is no padding.
+
+        A text thus gets the number that it gets alone: with padding, attention adds up in another order, which in
+        bfloat16 moves a state by up to a hundredth.
+
+        Raises:
+            ScorerError: a sequence is empty, or longer than ``max_length``: a cut text would get another's score.
+        """
+        alike: dict[int, list[int]] = {}
+        for index, tokens in enumerate(sequences):
+            if len(tokens) > self.max_length:
+                raise ScorerError(
+                    f"scorer {self.scorer}: prompt {index} needs {len(tokens)} tokens, max_length is "
+                    f"{self.max_length}; raise it, or shorten the prompts"
+                )
+            if not tokens:
+                raise ScorerError(f"scorer {self.scorer}: prompt {index} has no tokens")
+            alike.setdefault(len(tokens), []).append(index)
+        for _, rows in sorted(alike.items()):
+            for start in range(0, len(rows), self.batch_size):
+                indices = rows[start : start + self.batch_size]
+                yield indices, *padded_batch([sequences[index] for index in indices], self.device)
+
+    def __call__(self, sequences: Sequence[Sequence[int]], score: Callable[[Tensor, Tensor], Tensor]) -> FloatArray:
+        """Return shape ``[sequence, ...]``: what ``score`` makes of (ids, mask), each ``[row, token]``."""
+        import torch
+
+        found: list[FloatArray] = [np.empty(0)] * len(sequences)
+        with torch.no_grad():
+            for indices, ids, mask in self.batches(sequences):
+                for index, value in zip(indices, score(ids, mask).double().cpu().numpy(), strict=True):
+                    found[index] = value
+        return np.array(found)
 
 
 def padded_batch(sequences: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
@@ -177,23 +281,12 @@ def padded_batch(sequences: Sequence[Sequence[int]], device: Any) -> tuple[Tenso
     token in every batch. The padding id is one that does not occur in the batch, so that a model which looks
     for the last token that is not padding finds the end token even where padding and end share an id.
     """
-    return _padded(sequences, range(len(sequences)), device)[1:]
-
-
-def _padded(
-    sequences: Sequence[Sequence[int]], indices: Sequence[int], device: Any
-) -> tuple[list[int], Tensor, Tensor]:
     import torch
 
-    longest = max(len(sequences[index]) for index in indices)
-    pad = absent_id([sequences[index] for index in indices])
-    ids = torch.full((len(indices), longest), pad, dtype=torch.long)
-    mask = torch.zeros((len(indices), longest), dtype=torch.long)
-    for row, index in enumerate(indices):
-        tokens = sequences[index]
-        ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-        mask[row, : len(tokens)] = 1
-    return list(indices), ids.to(device), mask.to(device)
+    longest, pad = max(map(len, sequences)), absent_id(sequences)
+    ids = torch.tensor([[*tokens, *[pad] * (longest - len(tokens))] for tokens in sequences])
+    mask = torch.tensor([[1] * len(tokens) + [0] * (longest - len(tokens)) for tokens in sequences])
+    return ids.to(device), mask.to(device)
 
 
 def absent_id(sequences: Sequence[Sequence[int]]) -> int:
@@ -202,107 +295,97 @@ def absent_id(sequences: Sequence[Sequence[int]]) -> int:
     return next(candidate for candidate in range(len(present) + 1) if candidate not in present)
 
 
-def check_lengths(sequences: Sequence[Sequence[int]], max_length: int, scorer: str) -> None:
-    """Check that every sequence has tokens, and at most ``max_length``: a cut text would get another's score.
+def base_place(located: Path, folder: Path) -> str:
+    """Return the folder or id that a scorer's config is read from: of an adapter, that of its base."""
+    if not (located / ADAPTER_CONFIG).is_file():
+        return str(located)
+    return _base(_config(located), located, folder)
+
+
+def load_adapted(auto: Any, adapter: Path, folder: Path, *, dtype: str, spare: Collection[str]) -> Any:
+    """Return the base that the adapter names with the adapter merged into it, in float32, and then cast.
+
+    Args:
+        auto: the class of transformers that chooses the architecture.
+        adapter: folder of the adapter.
+        folder: where a relative path of the base may start; else at the adapter's folder, or beside it.
+        dtype: of the result.
+        spare: heads that the base may hold and that are not read.
 
     Raises:
-        ScorerError: one is empty or too long; its index is named.
+        MissingError: the adapter is of another task, or a tensor of base, adapter or head is missing, unknown or of
+            another shape.
     """
-    for index, tokens in enumerate(sequences):
-        if len(tokens) > max_length:
-            raise ScorerError(
-                f"scorer {scorer}: prompt {index} needs {len(tokens)} tokens, max_length is {max_length}; "
-                f"raise it, or shorten the prompts"
-            )
-        if not tokens:
-            raise ScorerError(f"scorer {scorer}: prompt {index} has no tokens")
+    import torch
+    from peft import get_peft_model
+
+    where = f"scorer model {str(adapter)!r}"
+    config, tensors = _config(adapter), read_weights(adapter / ADAPTER_WEIGHTS)
+    _check_task(config, auto, where)
+    plain = {name.removeprefix(WRAPPED): tensor for name, tensor in tensors.items()}
+    labels = [len(plain[name]) for name in OUTPUTS if name in plain]
+    more = {"num_labels": labels[0]} if labels else {}
+    base = _base(config, adapter, folder)
+    model = load_whole(auto, base, revision=config.revision, dtype="float32", spare=spare, given=plain.keys(), **more)
+    _resized(model, plain)
+    # PEFT draws first values from the global generator, and all of them are overwritten; its warnings are of its own.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = get_peft_model(model, config)
+    _put(wrapped, tensors, where)
+    merged = wrapped.merge_and_unload().to(getattr(torch, dtype))
+    setattr(merged, _ADAPTER, adapter)
+    return merged
 
 
-class EmbeddingRelevanceSpec(ScorerSpec):
-    """Keys of ``kind: embedding-relevance``."""
+def _put(wrapped: Any, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy an adapter's tensors in; a head that only the base has is the base's own."""
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-    model: str
-    """Folder or id of an encoder (or of a language model: its last hidden states are averaged just so)."""
-    revision: str | None = None
-    """Branch, tag or commit of an id."""
-    batch_size: int = Field(default=32, ge=1)
-    """Changes speed alone: texts of one length are read together, without padding."""
-    max_length: int = Field(default=512, ge=1)
-    """Longer texts are an error."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-
-@dataclass(frozen=True)
-class EmbeddingRelevanceScorer:
-    """cos(mean hidden state of the prompt, mean hidden state of the response), in [-1, 1]."""
-
-    model: Any
-    tokenizer: Any
-    direction: Direction
-    batch_size: int = 32
-    max_length: int = 512
-    name: str = "model"
-
-    @property
-    def id(self) -> str:
-        """Return the kind and the model's name."""
-        return f"embedding-relevance({self.name})"
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of the model and its tokenizer."""
-        return revision_of(
-            kind="embedding-relevance",
-            model=model_revision(self.model),
-            dtype=str(self.model.dtype),
-            tokenizer=tokenizer_revision(self.tokenizer),
-        )
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return shape ``[response]`` cosines; 0 for a response without any text.
-
-        Raises:
-            ScorerError: a text is longer than ``max_length``.
-        """
-        distinct = list(dict.fromkeys([*(prompt.text for prompt in prompts), *responses]))
-        filled = [text for text in distinct if text.strip()]
-        vectors = dict(zip(filled, self._embed(filled), strict=True))
-        return np.array(
-            [
-                float(vectors[prompt.text] @ vectors[response]) if response in vectors else 0.0
-                for prompt, response in zip(prompts, responses, strict=True)
-            ]
-        )
-
-    def _embed(self, texts: Sequence[str]) -> list[FloatArray]:
-        """Return the unit vector of each text, of shape ``[hidden]``."""
-        import torch
-
-        sequences = [list(self.tokenizer(text)["input_ids"]) for text in texts]
-        check_lengths(sequences, self.max_length, self.id)
-        vectors: list[FloatArray] = [np.empty(0)] * len(texts)
-        with torch.no_grad():
-            for indices, ids, mask in even_batches(sequences, self.batch_size, self.model.device):
-                hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.double()
-                weight = mask.unsqueeze(-1).double()
-                mean = (hidden * weight).sum(1) / weight.sum(1)
-                unit = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
-                for row, index in enumerate(indices):
-                    vectors[index] = unit[row]
-        return vectors
+    inputs = wrapped.get_input_embeddings().weight
+    names = {name for name, value in wrapped.named_parameters() if value is inputs}
+    with_embedding = any(name in tensors for name in names)
+    # Told so, because "auto" asks the hub.
+    needed = get_peft_model_state_dict(wrapped, save_embedding_layers=with_embedding)
+    whole = {name for name in needed if name.removeprefix(WRAPPED).split(".")[0] in HEADS}
+    own = {name: tensor for name, tensor in needed.items() if name in whole and name not in tensors}
+    check_shapes(where, needed={name: needed[name] for name in needed.keys() - own.keys()}, found=tensors)
+    set_peft_model_state_dict(wrapped, {**own, **tensors})
 
 
-def build(spec: EmbeddingRelevanceSpec, setting: Setting) -> EmbeddingRelevanceScorer:
-    """Return the scorer that ``spec`` describes."""
-    from transformers import AutoModel
+def _config(adapter: Path) -> Any:
+    from peft import PeftConfig
 
-    load: dict[str, Any] = {"name": spec.model, "folder": setting.folder, "revision": spec.revision}
-    model, tokenizer = load_model(AutoModel, dtype=spec.dtype, **load), load_tokenizer(**load)
-    return EmbeddingRelevanceScorer(
-        model=model,
-        tokenizer=tokenizer,
-        direction=setting.direction,
-        batch_size=spec.batch_size,
-        max_length=fitting_length(spec, model, tokenizer, f"scorer embedding-relevance ({spec.model})"),
-        name=Path(spec.model).name,
-    )
+    config = PeftConfig.from_pretrained(str(adapter))
+    config.inference_mode = True
+    return config
+
+
+def _base(config: Any, adapter: Path, folder: Path) -> str:
+    """Return the folder or id of an adapter's base; a relative path starts at ``folder``, in the adapter or beside it.
+
+    Raises:
+        MissingError: the adapter names none, or one that can only be a path and is not there.
+    """
+    name = config.base_model_name_or_path
+    if not name:
+        raise MissingError(f"scorer model {str(adapter)!r}: {ADAPTER_CONFIG} names no base_model_name_or_path")
+    places = (start / Path(name).expanduser() for start in (folder, adapter, adapter.parent))
+    return next((str(place) for place in places if place.is_dir()), None) or locate(name, folder)
+
+
+def _check_task(config: Any, auto: Any, where: str) -> None:
+    wanted = TASKS.get(auto.__name__)
+    if wanted is None:
+        raise MissingError(f"{where}: is an adapter; merge it into its base and name the folder that is saved then")
+    if config.is_prompt_learning:
+        raise MissingError(f"{where}: {config.peft_type} cannot be merged into a base; supported are LoRA and its kin")
+    if config.task_type not in (wanted, None):
+        raise MissingError(f"{where}: is an adapter of task {config.task_type}; {wanted} is needed here")
+
+
+def _resized(model: Any, plain: Mapping[str, Tensor]) -> None:
+    """Give the embedding the rows that the adapter has whole, as after tokens were added."""
+    inputs = model.get_input_embeddings().weight
+    for name in (name for name, value in model.named_parameters() if value is inputs and name in plain):
+        model.resize_token_embeddings(len(plain[name]), mean_resizing=False)

@@ -1,12 +1,10 @@
-"""How guard models are asked and answer: one row a family, and the generic question."""
+"""``kind: guard``: P(unsafe) by the verdict token of a guard model; one row a family, and a question for any other."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import Field
 
 from dualign.errors import ConfigError, DataError, nearest
@@ -14,17 +12,11 @@ from dualign.models.language_model import Wording, encoder, opener, text_tokens
 from dualign.models.templates import chat, conversation, plain
 from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt, Turn, named
-from dualign.scorers.classifier import conversation_text, fill
-from dualign.scorers.encoding import (
-    check_lengths,
-    even_batches,
-    fitting_length,
-    load_model,
-    load_tokenizer,
-    model_revision,
-)
-from dualign.scorers.rules import tokenizer_revision
-from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+from dualign.scorers.encoding import Pretrained, PretrainedSpec, load_pretrained
+from dualign.scorers.spec import Setting, conversation_text, fill, revision_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +56,9 @@ FORMATS: Mapping[str, GuardFormat] = MappingProxyType(
 RESPONSE = "{response}"
 
 
-class GuardSpec(ScorerSpec):
-    """Keys of ``kind: guard``."""
+class GuardSpec(PretrainedSpec):
+    """Keys of ``kind: guard``; ``model`` is a causal language model."""
 
-    model: str
-    """Folder or id of a causal language model; its tokenizer is taken from the same place."""
     format: str = "yes-no"
     """``llama-guard`` (1 and 2), ``llama-guard-3`` (and 4), ``qwen3guard``, ``qwen3guard-strict`` (counts
     "Controversial" as unsafe) or ``yes-no``, a plain question for any chat model."""
@@ -80,36 +70,26 @@ class GuardSpec(ScorerSpec):
     """Answers in place of the format's own."""
     prefix: str | None = None
     """What the model writes before its verdict, in place of the format's own."""
-    revision: str | None = None
-    """Branch, tag or commit of an id."""
     batch_size: int = Field(default=8, ge=1)
-    """Changes speed alone: texts of one length are read together, without padding."""
     max_length: int = Field(default=2048, ge=1)
     """Longer texts, the question included, are an error."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 halves the memory; on a GPU, whose products may round by the number of rows, scores then vary a little
-    with ``batch_size``."""
 
 
 @dataclass(frozen=True)
 class GuardScorer:
     """Probability of the words for unsafe against those for safe, in [0, 1]."""
 
-    model: Any
-    tokenizer: Any
+    pretrained: Pretrained
     format: GuardFormat
     direction: Direction
-    batch_size: int = 8
-    max_length: int = 2048
-    name: str = "model"
 
     def __post_init__(self) -> None:
         asked, answers = self.format.instruction, self.format
-        if asked is None and not _has_chat_template(self.tokenizer):
+        if asked is None and not _has_chat_template(self.pretrained.tokenizer):
             raise ConfigError(f"scorer {self.id}: this format needs a chat template, and the tokenizer has none")
         if asked is not None and RESPONSE not in asked:
             raise ConfigError(f"scorer {self.id}: instruction: does not contain {RESPONSE}; the model would not see it")
-        if not all(verdict_tokens(self.tokenizer, answers)):
+        if not all(verdict_tokens(self.pretrained.tokenizer, answers)):
             raise ConfigError(
                 f"scorer {self.id}: unsafe {list(answers.unsafe)} and safe {list(answers.safe)}: each needs an answer "
                 "whose first token is in the vocabulary and opens no answer of the other"
@@ -118,18 +98,12 @@ class GuardScorer:
     @property
     def id(self) -> str:
         """Return the kind and the model's name."""
-        return f"guard({self.name})"
+        return f"guard({self.pretrained.name})"
 
     @property
     def revision(self) -> str:
         """Return a hash of the model, its tokenizer and the format."""
-        return revision_of(
-            kind="guard",
-            model=model_revision(self.model),
-            dtype=str(self.model.dtype),
-            tokenizer=tokenizer_revision(self.tokenizer),
-            format=asdict(self.format),
-        )
+        return revision_of(kind="guard", format=asdict(self.format), **self.pretrained.facts)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
         """Return shape ``[response]`` probabilities.
@@ -140,20 +114,17 @@ class GuardScorer:
         """
         import torch
 
-        tokens = question_tokens(self.tokenizer, self.format)
+        tokens = question_tokens(self.pretrained.tokenizer, self.format)
         sequences = [tokens(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-        check_lengths(sequences, self.max_length, self.id)
-        unsafe, safe = verdict_tokens(self.tokenizer, self.format)
-        scores = np.empty(len(sequences))
-        with torch.no_grad():
-            for indices, ids, mask in even_batches(sequences, self.batch_size, self.model.device):
-                kept, row = torch.unique(mask.sum(1) - 1, return_inverse=True)
-                # Only the verdicts' positions pass the head: the logits of all would fill the memory.
-                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
-                verdict = logits[torch.arange(len(ids), device=ids.device), row].float()
-                odds = verdict[:, unsafe].logsumexp(1) - verdict[:, safe].logsumexp(1)
-                scores[indices] = torch.sigmoid(odds).cpu().numpy()
-        return scores
+        unsafe, safe = verdict_tokens(self.pretrained.tokenizer, self.format)
+
+        def chances(ids: "Tensor", mask: "Tensor") -> "Tensor":
+            # Only the verdicts' positions pass the head: the logits of all would fill the memory.
+            answer = self.pretrained.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+            verdict = answer.logits[:, -1].float()
+            return torch.sigmoid(verdict[:, unsafe].logsumexp(1) - verdict[:, safe].logsumexp(1))
+
+        return self.pretrained.reading(self.id)(sequences, chances)
 
 
 def verdict_tokens(tokenizer: Any, answers: GuardFormat) -> tuple[list[int], list[int]]:
@@ -220,17 +191,8 @@ def build(spec: GuardSpec, setting: Setting) -> GuardScorer:
     from transformers import AutoModelForCausalLM
 
     chosen = guard_format(spec)
-    load: dict[str, Any] = {"name": spec.model, "folder": setting.folder, "revision": spec.revision}
-    model, tokenizer = load_model(AutoModelForCausalLM, dtype=spec.dtype, spare=(), **load), load_tokenizer(**load)
-    return GuardScorer(
-        model=model,
-        tokenizer=tokenizer,
-        format=chosen,
-        direction=setting.direction,
-        batch_size=spec.batch_size,
-        max_length=fitting_length(spec, model, tokenizer, f"scorer guard ({spec.model})"),
-        name=Path(spec.model).name,
-    )
+    pretrained = load_pretrained(AutoModelForCausalLM, spec, setting, kind="guard", spare=())
+    return GuardScorer(pretrained, chosen, setting.direction)
 
 
 def _first_tokens(tokenizer: Any, words: Sequence[str]) -> set[int]:

@@ -1,8 +1,9 @@
-"""What goes wrong with one request: either worth another attempt, or not."""
+"""Requests to one address, paced, tried again, with a deadline over each whole exchange; and the scores kept of them.
 
-import functools
-import http.client
-import io
+The connection is that of ``httpx2``, which the hub's own client brings along.
+"""
+
+import asyncio
 import json
 import math
 import os
@@ -12,18 +13,20 @@ import socket
 import ssl
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from dualign.errors import ConfigError, DataError, MissingError
+from dualign.errors import ConfigError, DataError, MissingError, inert
 from dualign.runs.store import read_json, write_json
 from dualign.strict import parse_json
+
+if TYPE_CHECKING:
+    import httpx2
 
 
 class TransientFault(Exception):
@@ -105,63 +108,6 @@ def read_key(variable: str | None, scorer: str) -> str | None:
     if not KEY.fullmatch(key):
         raise ConfigError(f"scorer {scorer}: the key in {variable} holds blanks or characters outside ASCII")
     return key
-
-
-Monotonic = Callable[[], float]
-
-
-class _TimedReader(io.RawIOBase):
-    """What a connection brings, until no seconds are left."""
-
-    def __init__(self, raw: io.RawIOBase, connection: socket.socket, seconds_left: Callable[[], float]) -> None:
-        self._raw, self._connection, self._seconds_left = raw, connection, seconds_left
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> Any:
-        seconds = self._seconds_left()
-        if seconds <= 0:
-            raise TimeoutError
-        self._connection.settimeout(seconds)
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _TimedResponse(http.client.HTTPResponse):
-    """An answer whose status, headers and body are read through a ``_TimedReader``."""
-
-    def __init__(self, sock: socket.socket, *arguments: Any, seconds_left: Callable[[], float], **settings: Any):
-        super().__init__(sock, *arguments, **settings)
-        self.fp: Any = io.BufferedReader(_TimedReader(self.fp.detach(), sock, seconds_left))
-
-
-class _TimedHandler(urllib.request.AbstractHTTPHandler):
-    def __init__(self, monotonic: Monotonic) -> None:
-        super().__init__()
-        self._monotonic = monotonic
-
-    def do_open(self, http_class: Any, req: urllib.request.Request, **settings: Any) -> Any:
-        def connection(host: str, *, timeout: float, **more: Any) -> http.client.HTTPConnection:
-            made: http.client.HTTPConnection = http_class(host, timeout=timeout, **more)
-            end = self._monotonic() + timeout
-            timed: Any = functools.partial(_TimedResponse, seconds_left=lambda: end - self._monotonic())
-            made.response_class = timed
-            return made
-
-        opened: Any = connection
-        return super().do_open(opened, req, **settings)
-
-
-class TimedHTTP(_TimedHandler, urllib.request.HTTPHandler):
-    """Opens ``http://``; the request's timeout is for the whole answer."""
-
-
-class TimedHTTPS(_TimedHandler, urllib.request.HTTPSHandler):
-    """Opens ``https://``; the request's timeout is for the whole answer."""
 
 
 def _wait(seconds: float, stop: threading.Event) -> None:
@@ -250,7 +196,6 @@ def asked_wait(value: str | None, now: float) -> float:
 
 MAX_BYTES = 1 << 24
 """No honest answer is longer; a larger one would only fill the memory."""
-PIECE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,51 +212,74 @@ Transport = Callable[[bytes, Mapping[str, str]], Answer]
 """(content, headers) -> answer; raises ``TransientFault`` or ``FinalFault``."""
 
 
-def transport(url: str, *, timeout: float, monotonic: Callable[[], float]) -> Transport:
+def transport(url: str, *, timeout: float) -> Transport:
     """Return what posts to ``url`` and gives up after ``timeout`` seconds, however slowly headers or body drip in.
 
     Redirects are not followed, so a key never travels to another host. Proxies are those of the environment.
+
+    Raises:
+        ConfigError: no request can be made of the address.
     """
-    opener = urllib.request.OpenerDirector()
-    # Without the handlers for redirects, errors, files and FTP: every status comes back as an answer.
-    for handler in (urllib.request.ProxyHandler(), TimedHTTP(monotonic), TimedHTTPS(monotonic)):
-        opener.add_handler(handler)
+    import httpx2
+
+    try:
+        address, context = httpx2.URL(url), httpx2.create_ssl_context()
+    except httpx2.InvalidURL as error:
+        raise ConfigError(f"url: {inert(str(error))}") from None
+
+    async def exchange(content: bytes, headers: Mapping[str, str]) -> Answer:
+        # One deadline for all of it, which httpx does not know: its own are for each piece that arrives.
+        async with (
+            asyncio.timeout(timeout),
+            httpx2.AsyncClient(verify=context, timeout=None) as client,
+            client.stream("POST", address, content=content, headers=headers) as response,
+        ):
+            return Answer(response.status_code, dict(response.headers), await _body(response))
 
     def post(content: bytes, headers: Mapping[str, str]) -> Answer:
-        request = urllib.request.Request(url, content, dict(headers), method="POST")
         try:
-            with opener.open(request, timeout=timeout) as response:
-                return _read(response)
-        except (OSError, http.client.HTTPException) as error:
+            return asyncio.run(exchange(content, headers))
+        except (OSError, httpx2.HTTPError) as error:
             raise _fault(error, timeout) from error
 
     return post
 
 
-def _read(response: http.client.HTTPResponse) -> Answer:
-    pieces, size = [], 0
-    while piece := response.read1(PIECE):
-        pieces.append(piece)
-        size += len(piece)
-        if size > MAX_BYTES:
-            raise FinalFault(f"the answer is longer than {MAX_BYTES} bytes")
-    headers = {name.lower(): value for name, value in response.getheaders()}
-    announced = headers.get("content-length", "")
-    # Compared as texts: what is a digit for Python need not be one for int(), and a length may be too long for it.
-    if announced.isascii() and announced.isdigit() and (announced.lstrip("0") or "0") != str(size):
-        raise TransientFault(f"the answer broke off after {size} of {announced[:20]} bytes")
-    return Answer(response.status, headers, b"".join(pieces))
+async def _body(response: "httpx2.Response") -> bytes:
+    import httpx2
+
+    body = bytearray()
+    try:
+        async for piece in response.aiter_raw():
+            body += piece
+            if len(body) > MAX_BYTES:
+                raise FinalFault(f"the answer is longer than {MAX_BYTES} bytes")
+    except httpx2.TransportError as error:
+        announced = response.headers.get("content-length", "?")
+        raise TransientFault(f"the answer broke off after {len(body)} of {announced[:20]} bytes") from error
+    return bytes(body)
 
 
 def _fault(error: Exception, timeout: float) -> TransientFault | FinalFault:
     """Return the fault that an error of the network stands for."""
-    reason = getattr(error, "reason", error)
-    if isinstance(reason, TimeoutError):
+    if isinstance(error, TimeoutError):
         return TransientFault(f"no answer within {timeout:g} s")
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return FinalFault(f"the certificate cannot be verified ({reason.verify_message})")
-    text = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
-    return TransientFault(f"no answer ({text})")
+    # What the system says lies below what the libraries make of it.
+    system = next((cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno), None)
+    if isinstance(system, ssl.SSLCertVerificationError):
+        return FinalFault(f"the certificate cannot be verified ({system.verify_message})")
+    text = str(system or error) or type(error).__name__
+    if system is not None and not isinstance(system, ssl.SSLError | socket.gaierror):
+        text = os.strerror(system.errno or 0)
+    return TransientFault(f"no answer ({inert(text.splitlines()[0])})")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that led to it."""
+    while error is not None:
+        yield error
+        several = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+        error = several[0] if several else error.__cause__ or error.__context__
 
 
 Result = TypeVar("Result")
@@ -361,7 +329,12 @@ class Client:
         raise FinalFault(f"{last}, {self.retries.attempts} attempts") from last
 
     def _headers(self, request_id: str) -> dict[str, str]:
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "Idempotency-Key": request_id}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Idempotency-Key": request_id,
+        }
         return headers if self.key is None else {**headers, "Authorization": f"Bearer {self.key}"}
 
     def _wait(self, fault: TransientFault, attempt: int, request_id: str, stop: threading.Event) -> None:

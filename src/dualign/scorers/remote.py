@@ -1,13 +1,12 @@
 """A scorer behind an address: every distinct row is asked for once, kept, and never asked for again."""
 
 import json
-import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -34,7 +33,7 @@ from dualign.scorers.http_client import (
     read_key,
     transport,
 )
-from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+from dualign.scorers.spec import ScorerSpec, Setting, conversation_text, fill, revision_of
 from dualign.strict import parse_json
 
 
@@ -81,30 +80,27 @@ class Row:
     response: str
 
 
-class Exchange(Protocol):
+@dataclass(frozen=True, slots=True)
+class Exchange:
     """How one kind of remote scorer words a request and reads its answer."""
 
-    @property
-    def name(self) -> str:
-        """What the scorer is called in reports."""
+    name: str
+    """What the scorer is called in reports."""
+    batch_size: int
+    """Rows of one request."""
+    facts: Mapping[str, Any]
+    """All that determines the numbers."""
+    body: Callable[[str, Sequence[Row]], Mapping[str, Any]]
+    """(id of the request, rows) -> the JSON object to send."""
+    scores: Callable[[Any, Sequence[Row]], dict[str, float]]
+    """(answer, rows) -> a finite score for each row id, and for nothing else; raises ``TransientFault`` for an answer
+    that has another form than agreed."""
 
-    @property
-    def batch_size(self) -> int:
-        """Rows of one request."""
 
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """All that determines the numbers."""
+class Reply(BaseModel):
+    """A part of an answer; what is not named here is passed over."""
 
-    def body(self, request_id: str, rows: Sequence[Row]) -> Mapping[str, Any]:
-        """Return the JSON object to send."""
-
-    def scores(self, answer: Any, rows: Sequence[Row]) -> dict[str, float]:
-        """Return a finite score for each row id, and for nothing else.
-
-        Raises:
-            TransientFault: ``answer`` has another form than agreed.
-        """
+    model_config = ConfigDict(strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +184,6 @@ def _row(revision: str, prompt: Prompt, response: str) -> Row:
     return Row(canonical_digest([revision, said, prompt.text, response]), prompt.text, prompt.history, response)
 
 
-def messages(turns: Iterable[Turn]) -> list[dict[str, str]]:
-    """Return ``turns`` in the form that chat APIs share."""
-    return [{"role": turn.role, "content": turn.text} for turn in turns]
-
-
 def remote_scorer(spec: RemoteSpec, setting: Setting, exchange: Exchange, *, kind: str, clock: Clock) -> RemoteScorer:
     """Return the scorer that speaks ``exchange`` with the address of ``spec``; nothing is sent yet.
 
@@ -201,7 +192,7 @@ def remote_scorer(spec: RemoteSpec, setting: Setting, exchange: Exchange, *, kin
         ConfigError: the key cannot be sent.
     """
     client = Client(
-        transport(spec.url, timeout=spec.timeout, monotonic=clock.monotonic),
+        transport(spec.url, timeout=spec.timeout),
         Retries(spec.attempts, spec.backoff, spec.max_wait),
         Pace(spec.requests_per_second, clock),
         clock,
@@ -220,64 +211,39 @@ class PlainSpec(RemoteSpec):
     """Rows of one request."""
 
 
-class _Item(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class _Item(Reply):
     id: str
     score: FiniteFloat
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class _Answer(Reply):
     items: list[_Item]
 
 
-@dataclass(frozen=True, slots=True)
-class PlainExchange:
-    """The protocol at the top of this file."""
+def plain_scores(answer: Any, rows: Sequence[Row]) -> dict[str, float]:
+    """Return the score of each row by its id.
 
-    url: str
-    version: str = ""
-    batch_size: int = 16
-
-    @property
-    def name(self) -> str:
-        """Return the kind and the address."""
-        return f"http({display_name(self.url)})"
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """Return the address and the version."""
-        return {"kind": "http", "url": self.url, "version": self.version}
-
-    def body(self, request_id: str, rows: Sequence[Row]) -> Mapping[str, Any]:
-        """Return the request."""
-        return {"id": request_id, "items": [_item(row) for row in rows]}
-
-    def scores(self, answer: Any, rows: Sequence[Row]) -> dict[str, float]:
-        """Return the score of each row by its id.
-
-        Raises:
-            TransientFault: an id is missing, unknown or given twice, or a score is not a finite number.
-        """
-        try:
-            items = _Answer.model_validate(answer).items
-        except ValidationError as error:
-            raise TransientFault(f"the answer has another form: {first_mistake(error)}") from None
-        wanted, found = {row.id for row in rows}, {item.id: item.score for item in items}
-        if len(items) != len(rows):
-            raise TransientFault(f"the answer holds {len(items)} items for {len(rows)} rows")
-        if len(found) < len(items):
-            raise TransientFault("the answer holds an id twice")
-        if found.keys() != wanted:
-            raise TransientFault(f"the answer holds {len(found.keys() - wanted)} ids that were not asked for")
-        return found
+    Raises:
+        TransientFault: an id is missing, unknown or given twice, or a score is not a finite number.
+    """
+    try:
+        items = _Answer.model_validate(answer).items
+    except ValidationError as error:
+        raise TransientFault(f"the answer has another form: {first_mistake(error)}") from None
+    wanted, found = {row.id for row in rows}, {item.id: item.score for item in items}
+    if len(items) != len(rows):
+        raise TransientFault(f"the answer holds {len(items)} items for {len(rows)} rows")
+    if len(found) < len(items):
+        raise TransientFault("the answer holds an id twice")
+    if found.keys() != wanted:
+        raise TransientFault(f"the answer holds {len(found.keys() - wanted)} ids that were not asked for")
+    return found
 
 
 def _item(row: Row) -> dict[str, Any]:
     item = {"id": row.id, "prompt": row.prompt, "response": row.response}
-    return {**item, "history": messages(row.history)} if row.history else item
+    history = [{"role": turn.role, "content": turn.text} for turn in row.history]
+    return {**item, "history": history} if history else item
 
 
 def first_mistake(error: ValidationError) -> str:
@@ -289,12 +255,17 @@ def first_mistake(error: ValidationError) -> str:
 
 def build_http(spec: PlainSpec, setting: Setting, *, clock: Clock = SYSTEM_CLOCK) -> RemoteScorer:
     """Return the scorer that ``spec`` describes."""
-    exchange = PlainExchange(spec.url, spec.version, spec.batch_size)
+    exchange = Exchange(
+        name=f"http({display_name(spec.url)})",
+        batch_size=spec.batch_size,
+        facts={"kind": "http", "url": spec.url, "version": spec.version},
+        body=lambda request_id, rows: {"id": request_id, "items": [_item(row) for row in rows]},
+        scores=plain_scores,
+    )
     return remote_scorer(spec, setting, exchange, kind="http", clock=clock)
 
 
 PATH = "/chat/completions"
-SLOT = re.compile(r"\{(prompt|response)\}")
 OWN_FIELDS = frozenset({"model", "messages", "temperature", "max_tokens", "n", "stream"})
 
 
@@ -338,112 +309,61 @@ class ChatJudgeSpec(RemoteSpec):
         return self
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class _Message(Reply):
     content: str
 
 
-class _Choice(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class _Choice(Reply):
     message: _Message
     finish_reason: str | None = None
 
 
-class _Completion(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class _Completion(Reply):
     choices: list[_Choice] = Field(min_length=1, max_length=1)
 
 
-class _Verdict(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class _Verdict(Reply):
     score: FiniteFloat
-
-
-@dataclass(frozen=True, slots=True)
-class ChatJudgeExchange:
-    """One row a request."""
-
-    spec: ChatJudgeSpec
-
-    @property
-    def name(self) -> str:
-        """Return the kind and the model."""
-        return f"chat-judge({self.spec.model})"
-
-    @property
-    def batch_size(self) -> int:
-        """Return 1: a judge that saw two responses would compare them."""
-        return 1
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """Return all that the judge is told, who it is, and the range."""
-        told = {
-            "url",
-            "version",
-            "model",
-            "rubric",
-            "minimum",
-            "maximum",
-            "system",
-            "temperature",
-            "max_tokens",
-            "extra",
-        }
-        return {"kind": "chat-judge", **self.spec.model_dump(include=told)}
-
-    def body(self, request_id: str, rows: Sequence[Row]) -> Mapping[str, Any]:  # noqa: ARG002
-        """Return the request for the one row."""
-        (row,) = rows
-        spec = self.spec
-        system = [] if spec.system is None else [{"role": "system", "content": spec.system}]
-        question = {"role": "user", "content": filled(spec.rubric, row)}
-        settings = {"temperature": spec.temperature, "max_tokens": spec.max_tokens}
-        sent = {name: value for name, value in settings.items() if value is not None}
-        return {"model": spec.model, "messages": [*system, question], **sent, **spec.extra}
-
-    def scores(self, answer: Any, rows: Sequence[Row]) -> dict[str, float]:
-        """Return the score of the one row.
-
-        Raises:
-            TransientFault: the completion has another form, was cut, is no JSON object with a finite ``score``, or
-                the score lies outside the range.
-        """
-        (row,) = rows
-        try:
-            (choice,) = _Completion.model_validate(answer).choices
-            if choice.finish_reason == "length":
-                raise TransientFault("the judge's answer was cut at max_tokens")
-            score = _Verdict.model_validate(parse_json(choice.message.content)).score
-        except ValidationError as error:
-            raise TransientFault(f"the answer has another form: {first_mistake(error)}") from None
-        except ValueError as error:
-            raise TransientFault(f"the judge did not answer with a JSON object ({error})") from None
-        if not self.spec.minimum <= score <= self.spec.maximum:
-            raise TransientFault(
-                f"the judge's score {score:g} is outside [{self.spec.minimum:g}, {self.spec.maximum:g}]"
-            )
-        return {row.id: score}
-
-
-def filled(rubric: str, row: Row) -> str:
-    """Return ``rubric`` with both texts inserted in one pass: a ``{response}`` inside a prompt stays as it is."""
-    texts = {"prompt": transcript(row), "response": row.response}
-    return SLOT.sub(lambda slot: texts[slot[1]], rubric)
-
-
-def transcript(row: Row) -> str:
-    """Return the prompt; after other turns, the whole conversation with a line's start saying who speaks."""
-    if not row.history:
-        return row.prompt
-    said = [f"{turn['role']}: {turn['content']}" for turn in messages(row.history)]
-    return "\n".join([*said, f"user: {row.prompt}"])
 
 
 def build_judge(spec: ChatJudgeSpec, setting: Setting, *, clock: Clock = SYSTEM_CLOCK) -> RemoteScorer:
     """Return the scorer that ``spec`` describes."""
-    return remote_scorer(spec, setting, ChatJudgeExchange(spec), kind="chat-judge", clock=clock)
+    # All that the judge is told, who it is, and the range.
+    told = {*ChatJudgeSpec.model_fields} - {*RemoteSpec.model_fields} | {"url", "version"}
+    exchange = Exchange(
+        name=f"chat-judge({spec.model})",
+        batch_size=1,  # one that saw two responses would compare them
+        facts={"kind": "chat-judge", **spec.model_dump(include=told)},
+        body=lambda _, rows: _question(spec, rows[0]),
+        scores=lambda answer, rows: {rows[0].id: _judged(spec, answer)},
+    )
+    return remote_scorer(spec, setting, exchange, kind="chat-judge", clock=clock)
+
+
+def _question(spec: ChatJudgeSpec, row: Row) -> dict[str, Any]:
+    told = fill(spec.rubric, prompt=conversation_text(row.history, row.prompt), response=row.response)
+    system = [] if spec.system is None else [{"role": "system", "content": spec.system}]
+    settings = {"temperature": spec.temperature, "max_tokens": spec.max_tokens}
+    sent = {name: value for name, value in settings.items() if value is not None}
+    return {"model": spec.model, "messages": [*system, {"role": "user", "content": told}], **sent, **spec.extra}
+
+
+def _judged(spec: ChatJudgeSpec, answer: Any) -> float:
+    """Return the score that a completion holds.
+
+    Raises:
+        TransientFault: the completion has another form, was cut, is no JSON object with a finite ``score``, or that
+            lies outside the range.
+    """
+    try:
+        (choice,) = _Completion.model_validate(answer).choices
+        if choice.finish_reason == "length":
+            raise TransientFault("the judge's answer was cut at max_tokens")
+        score = _Verdict.model_validate(parse_json(choice.message.content)).score
+    except ValidationError as error:
+        raise TransientFault(f"the answer has another form: {first_mistake(error)}") from None
+    except ValueError as error:
+        raise TransientFault(f"the judge did not answer with a JSON object ({error})") from None
+    if not spec.minimum <= score <= spec.maximum:
+        raise TransientFault(f"the judge's score {score:g} is outside [{spec.minimum:g}, {spec.maximum:g}]")
+    return score

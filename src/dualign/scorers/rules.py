@@ -1,9 +1,7 @@
-"""Length of a response in words, characters or tokens."""
+"""Scores that each response's own text decides by a rule: its length, a pattern, its variety."""
 
-import hashlib
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,9 +11,30 @@ from pydantic import Field, field_validator
 from dualign.errors import ConfigError
 from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt
-from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+from dualign.scorers.encoding import load_tokenizer
+from dualign.scorers.spec import ScorerSpec, Setting, revision_of, tokenizer_revision
 
 Unit = Literal["words", "characters", "tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleScorer:
+    """One number for each response, by its text alone."""
+
+    id: str
+    direction: Direction
+    value: Callable[[str], float]
+    facts: Mapping[str, Any]
+    """All that decides the numbers."""
+
+    @property
+    def revision(self) -> str:
+        """Return a hash of the facts."""
+        return revision_of(**self.facts)
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:  # noqa: ARG002
+        """Return shape ``[response]`` values."""
+        return np.array([self.value(response) for response in responses], dtype=np.float64)
 
 
 class LengthSpec(ScorerSpec):
@@ -29,68 +48,32 @@ class LengthSpec(ScorerSpec):
     """The score is length / divisor; 10 makes limits of tens of words readable."""
 
 
-@dataclass(frozen=True, slots=True)
-class LengthScorer:
-    """Counts."""
-
-    unit: Unit
-    direction: Direction
-    tokenizer: Any = None
-    """With ``tokens``: a Hugging Face tokenizer."""
-    divisor: float = 1.0
-
-    @property
-    def id(self) -> str:
-        """Return the kind and the unit."""
-        return f"length({self.unit})" if self.divisor == 1 else f"length({self.unit}/{self.divisor:g})"
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of the unit, the divisor and the tokenizer."""
-        tokenizer = tokenizer_revision(self.tokenizer) if self.unit == "tokens" else ""
-        return revision_of(kind="length", unit=self.unit, divisor=self.divisor, tokenizer=tokenizer)
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:  # noqa: ARG002
-        """Return shape ``[response]`` lengths / divisor; an empty response has length 0."""
-        return np.array([self._count(response) for response in responses], dtype=np.float64) / self.divisor
-
-    def _count(self, response: str) -> int:
-        if self.unit == "words":
-            return len(response.split())
-        if self.unit == "characters":
-            return len(response)
-        return len(self.tokenizer(response, add_special_tokens=False)["input_ids"])
-
-
-def tokenizer_revision(tokenizer: Any) -> str:
-    """Return a hash of a tokenizer: of the whole fast one, else of its class and vocabulary."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        text = backend.to_str()
-    else:
-        text = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def build_length(spec: LengthSpec, setting: Setting) -> LengthScorer:
-    """Return the scorer that ``spec`` describes.
+def build_length(spec: LengthSpec, setting: Setting) -> RuleScorer:
+    """Return the scorer of the length of a response / ``divisor``; an empty one has length 0.
 
     Raises:
         ConfigError: tokens are asked for and there is no tokenizer, or the reverse.
     """
-    if spec.unit != "tokens":
-        if spec.tokenizer is not None:
-            raise ConfigError(f"scorer length: a tokenizer is given, unit is {spec.unit!r}; 'tokens' uses one")
-        return LengthScorer(spec.unit, setting.direction, divisor=spec.divisor)
-    if spec.tokenizer is not None:
-        from dualign.scorers.encoding import load_tokenizer
+    tokenizer: Any = None
+    if spec.unit != "tokens" and spec.tokenizer is not None:
+        raise ConfigError(f"scorer length: a tokenizer is given, unit is {spec.unit!r}; 'tokens' uses one")
+    if spec.unit == "tokens":
+        named = spec.tokenizer is not None
+        tokenizer = load_tokenizer(str(spec.tokenizer), setting.folder) if named else setting.tokenizer
+        if tokenizer is None:
+            raise ConfigError("scorer length: unit 'tokens' needs a tokenizer; give its folder as 'tokenizer'")
 
-        tokenizer = load_tokenizer(spec.tokenizer, setting.folder)
-    elif setting.tokenizer is not None:
-        tokenizer = setting.tokenizer
-    else:
-        raise ConfigError("scorer length: unit 'tokens' needs a tokenizer; give its folder as 'tokenizer'")
-    return LengthScorer("tokens", setting.direction, tokenizer, spec.divisor)
+    def count(response: str) -> float:
+        if spec.unit == "words":
+            return len(response.split()) / spec.divisor
+        if spec.unit == "characters":
+            return len(response) / spec.divisor
+        return len(tokenizer(response, add_special_tokens=False)["input_ids"]) / spec.divisor
+
+    name = f"length({spec.unit})" if spec.divisor == 1 else f"length({spec.unit}/{spec.divisor:g})"
+    known = "" if tokenizer is None else tokenizer_revision(tokenizer)
+    facts = {"kind": "length", "unit": spec.unit, "divisor": spec.divisor, "tokenizer": known}
+    return RuleScorer(name, setting.direction, count, facts)
 
 
 class RegexSpec(ScorerSpec):
@@ -110,31 +93,11 @@ class RegexSpec(ScorerSpec):
         return pattern
 
 
-@dataclass(frozen=True, slots=True)
-class RegexScorer:
-    """Searches."""
-
-    pattern: re.Pattern[str]
-    direction: Direction
-
-    @property
-    def id(self) -> str:
-        """Return the kind and the pattern."""
-        return f"regex({self.pattern.pattern})"
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of the pattern."""
-        return revision_of(kind="regex", pattern=self.pattern.pattern)
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:  # noqa: ARG002
-        """Return shape ``[response]`` ones and zeros."""
-        return np.array([self.pattern.search(response) is not None for response in responses], dtype=np.float64)
-
-
-def build_regex(spec: RegexSpec, setting: Setting) -> RegexScorer:
-    """Return the scorer that ``spec`` describes."""
-    return RegexScorer(re.compile(spec.pattern), setting.direction)
+def build_regex(spec: RegexSpec, setting: Setting) -> RuleScorer:
+    """Return the scorer that is 1 where the pattern is found in a response, else 0."""
+    pattern = re.compile(spec.pattern)
+    facts = {"kind": "regex", "pattern": spec.pattern}
+    return RuleScorer(f"regex({spec.pattern})", setting.direction, lambda text: bool(pattern.search(text)), facts)
 
 
 class DistinctWordsSpec(ScorerSpec):
@@ -144,32 +107,15 @@ class DistinctWordsSpec(ScorerSpec):
     """Shorter words do not count: most are articles and prepositions."""
 
 
-@dataclass(frozen=True, slots=True)
-class DistinctWordsScorer:
-    """Counts distinct words, on a log scale."""
-
-    direction: Direction
-    min_letters: int = 4
-
-    @property
-    def id(self) -> str:
-        """Return the kind and the least number of letters."""
-        return f"distinct-words({self.min_letters})"
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of the settings."""
-        return revision_of(kind="distinct-words", min_letters=self.min_letters)
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:  # noqa: ARG002
-        """Return shape ``[response]``: log(1 + distinct words of at least ``min_letters`` letters)."""
-        word = re.compile(rf"[^\W\d_]{{{self.min_letters},}}")
-        return np.log1p([len(set(word.findall(response.lower()))) for response in responses])
-
-
-def build_distinct_words(spec: DistinctWordsSpec, setting: Setting) -> DistinctWordsScorer:
-    """Return the scorer that ``spec`` describes."""
-    return DistinctWordsScorer(setting.direction, spec.min_letters)
+def build_distinct_words(spec: DistinctWordsSpec, setting: Setting) -> RuleScorer:
+    """Return the scorer log(1 + distinct words of at least ``min_letters`` letters)."""
+    word = re.compile(rf"[^\W\d_]{{{spec.min_letters},}}")
+    return RuleScorer(
+        f"distinct-words({spec.min_letters})",
+        setting.direction,
+        lambda text: float(np.log1p(len(set(word.findall(text.lower()))))),
+        {"kind": "distinct-words", "min_letters": spec.min_letters},
+    )
 
 
 WORD = re.compile(r"\w+")
@@ -179,25 +125,9 @@ class DistinctBigramsSpec(ScorerSpec):
     """``kind: distinct-bigrams`` has no keys."""
 
 
-@dataclass(frozen=True, slots=True)
-class DistinctBigramsScorer:
-    """distinct-2 of Li et al. 2016 (section 5), for each response by itself."""
-
-    direction: Direction
-
-    @property
-    def id(self) -> str:
-        """Return the kind."""
-        return "distinct-bigrams"
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of the kind and of what a word is."""
-        return revision_of(kind="distinct-bigrams", word=WORD.pattern)
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:  # noqa: ARG002
-        """Return shape ``[response]`` shares in [0, 1]; 0 for fewer than two words."""
-        return np.array([share(response) for response in responses], dtype=np.float64)
+def distinct_bigrams(direction: Direction) -> RuleScorer:
+    """Return the scorer distinct-2 of Li et al. 2016 (section 5), in [0, 1], for each response by itself."""
+    return RuleScorer("distinct-bigrams", direction, share, {"kind": "distinct-bigrams", "word": WORD.pattern})
 
 
 def share(response: str) -> float:
@@ -207,6 +137,6 @@ def share(response: str) -> float:
     return len(set(bigrams)) / len(bigrams) if bigrams else 0.0
 
 
-def build_distinct_bigrams(spec: DistinctBigramsSpec, setting: Setting) -> DistinctBigramsScorer:  # noqa: ARG001
+def build_distinct_bigrams(spec: DistinctBigramsSpec, setting: Setting) -> RuleScorer:  # noqa: ARG001
     """Return the scorer."""
-    return DistinctBigramsScorer(setting.direction)
+    return distinct_bigrams(setting.direction)

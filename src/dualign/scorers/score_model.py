@@ -1,4 +1,8 @@
-"""Does a tokenizer belong to a score model? A wrong one gives numbers without any sign that they are wrong."""
+"""``kind: score-checkpoint``: the end score of a reward or cost model in the layouts of Safe RLHF (Dai et al. 2023).
+
+How such a model is read and written, whether its tokenizer is its own (a wrong one gives numbers without any sign that
+they are wrong), and the scorer that it is.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,21 @@ import inspect
 import json
 import re
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from dualign.errors import DataError, MissingError
+from pydantic import Field
+
+from dualign.errors import ConfigError, DataError, MissingError, UsageError
+from dualign.models.loading import readable, without_bars
+from dualign.models.templates import make_transcript
 from dualign.models.tensors import HARMLESS, check_finite, check_shapes, check_tensors
 from dualign.protocols import Direction
+from dualign.records import FloatArray, Prompt
+from dualign.scorers.encoding import Reading, ReadingSpec, fitting_length, load_tokenizer
+from dualign.scorers.spec import Setting, folder_revision, revision_of, tokenizer_revision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,21 +73,6 @@ SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 BUFFERS = (MEAN, VARIANCE, COUNT)
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreWeights:
-    """The tensors of a checkpoint, sorted."""
-
-    backbone: Mapping[str, Tensor]
-    """By the backbone's own names, the checkpoint's prefix taken off."""
-    head_weight: Tensor
-    """Shape ``[score, hidden]``."""
-    head_bias: Tensor | None
-    """Shape ``[score]``; none: the early layout."""
-    mean: Tensor | None
-    """Shape ``[score]``; none: the checkpoint has no normaliser."""
-    variance: Tensor | None
-
-
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Return all tensors of a folder by name: from safetensors where there are any, else from ``.bin`` files.
 
@@ -99,44 +95,31 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def sort_tensors(
-    tensors: Mapping[str, Tensor],
-    *,
-    prefix: str,
-    expected: Mapping[str, Tensor],
-    where: str,
-    biased: bool,
-    harmless: Collection[str] = (),
-) -> ScoreWeights:
-    """Return the tensors by part; rotary frequencies and a language model's head are left out.
+    tensors: Mapping[str, Tensor], empty: Any, *, where: str, biased: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the tensors of the backbone by its own names, and those of head and normaliser by the checkpoint's.
 
-    The buffers of a normaliser come together or not at all.
+    Rotary frequencies and a language model's head are left out; a normaliser's buffers come together or not at all.
 
     Args:
         tensors: all tensors by the checkpoint's names.
-        prefix: of the backbone's names, such as ``model.``.
-        expected: the backbone's tensors by its own names; only their shapes are read.
+        empty: the backbone; only its tensors' names and shapes are read.
         where: names the checkpoint in messages.
         biased: whether the head has a bias by the checkpoint's own word; without it, one that is there is read too.
-        harmless: patterns of names that the architecture recomputes.
 
     Raises:
         MissingError: a tensor is missing, unknown or of another shape.
     """
-    ignored = [HARMLESS, r"^lm_head\.", *harmless]
-    body = {prefix + name: tensor for name, tensor in expected.items()}
+    ignored = [HARMLESS, r"^lm_head\.", *(empty._keys_to_ignore_on_load_unexpected or ())]
+    body = {f"{empty.base_model_prefix}.{name}": tensor for name, tensor in empty.state_dict().items()}
     # The patterns are loose ("attn.bias"), so that they speak only of what the model has no place for.
     kept = {n: tensor for n, tensor in tensors.items() if n in body or not any(re.search(p, n) for p in ignored)}
-    own = [name for name in (HEAD_WEIGHT, HEAD_BIAS, *BUFFERS) if name in kept]
-    needed = {HEAD_WEIGHT, *([HEAD_BIAS] if biased else []), *(BUFFERS if any(b in kept for b in BUFFERS) else [])}
-    check_tensors(f"score checkpoint {where}", missing=needed - kept.keys())
-    check_shapes(
-        f"score checkpoint {where}",
-        needed=body,
-        found={name: tensor for name, tensor in kept.items() if name not in own},
-    )
-    check_finite(f"score checkpoint {where}", {name: kept[name] for name in own})
-    backbone = {name: kept[prefix + name] for name in expected}
-    return ScoreWeights(backbone, kept[HEAD_WEIGHT], kept.get(HEAD_BIAS), kept.get(MEAN), kept.get(VARIANCE))
+    own = {name: kept.pop(name) for name in (HEAD_WEIGHT, HEAD_BIAS, *BUFFERS) if name in kept}
+    needed = {HEAD_WEIGHT, *([HEAD_BIAS] if biased else []), *(BUFFERS if own.keys() & set(BUFFERS) else [])}
+    check_tensors(where, missing=needed - own.keys())
+    check_shapes(where, needed=body, found=kept)
+    check_finite(where, own)
+    return {name: kept[f"{empty.base_model_prefix}.{name}"] for name in empty.state_dict()}, own
 
 
 def _files(folder: Path, single: str) -> list[Path]:
@@ -252,27 +235,29 @@ def load_score_model(folder: Path, *, dtype: str = "float32") -> ScoreModel:
     import torch
     from transformers import AutoModel
 
-    from dualign.models.loading import without_bars
-
-    config = _read_config(folder)
+    where = f"score checkpoint {folder}"
+    config, device = _read_config(folder), "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device("meta"):
         empty = AutoModel.from_config(config, trust_remote_code=False)
-    prefix = f"{empty.base_model_prefix}."
-    weights = sort_tensors(
-        read_tensors(folder),
-        prefix=prefix,
-        expected=empty.state_dict(),
-        where=str(folder),
-        biased=getattr(config, "score_bias", False) is True,
-        harmless=empty._keys_to_ignore_on_load_unexpected or (),
+    body, own = sort_tensors(
+        read_tensors(folder), empty, where=where, biased=getattr(config, "score_bias", False) is True
     )
-    _check_head(weights, config, folder)
+    # The output of some OPT models is narrower than their hidden states.
+    hidden = getattr(config, "word_embed_proj_dim", config.get_text_config().hidden_size)
+    size = getattr(config, "score_dim", len(own[HEAD_WEIGHT]))
+    shapes = {HEAD_WEIGHT: (size, hidden)} | dict.fromkeys((HEAD_BIAS, MEAN, VARIANCE), (size,))
+    found = [(name, tuple(own[name].shape), shape) for name, shape in shapes.items() if name in own]
+    check_tensors(where, mismatched=[row for row in found if row[1] != row[2]])
     # Given with its tensors, the class fills itself and recomputes the buffers that no checkpoint keeps.
     with without_bars():
-        backbone = type(empty).from_pretrained(
-            None, config=config, state_dict=dict(weights.backbone), dtype=getattr(torch, dtype)
-        )
-    return _assembled(backbone.eval(), weights, config, folder)
+        backbone = type(empty).from_pretrained(None, config=config, state_dict=body, dtype=getattr(torch, dtype))
+    normaliser = None
+    if getattr(config, "do_normalize", False):
+        mean = _statistic(own.get(MEAN), "mean", config, where).to(device)
+        normaliser = Normaliser(mean, _statistic(own.get(VARIANCE), "var", config, where).to(device))
+    bias = own.get(HEAD_BIAS, torch.zeros(len(own[HEAD_WEIGHT])))
+    head, bias = (value.float().to(device) for value in (own[HEAD_WEIGHT], bias))
+    return ScoreModel(backbone.eval().to(device), head, bias, normaliser)
 
 
 def save_score_model(
@@ -314,42 +299,24 @@ def save_score_model(
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(plain, folder / SAFETENSORS, metadata={"format": "pt"})
     config = copy.deepcopy(base.config)
-    config.update(_head_config(base, kept, normaliser is not None))
+    config.update(
+        {
+            "architectures": [type(base).__name__.removesuffix("Model") + "ForScore"],
+            "score_dim": size,
+            "score_bias": True,
+            "do_normalize": normaliser is not None,
+            "normalizer_type": "RunningMeanStd" if normaliser is not None else None,
+            "mean": kept.mean.tolist(),
+            "var": kept.variance.tolist(),
+        }
+    )
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _assembled(backbone: Any, weights: ScoreWeights, config: Any, folder: Path) -> ScoreModel:
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    bias = torch.zeros(len(weights.head_weight)) if weights.head_bias is None else weights.head_bias
-    normaliser = None
-    if getattr(config, "do_normalize", False):
-        mean = _statistic(weights.mean, "mean", config, folder)
-        variance = _statistic(weights.variance, "var", config, folder)
-        normaliser = Normaliser(mean.to(device), variance.to(device))
-    head = weights.head_weight.float().to(device)
-    return ScoreModel(backbone.to(device), head, bias.float().to(device), normaliser)
-
-
-def _head_config(base: Any, normaliser: Normaliser, normalise: bool) -> dict[str, Any]:
-    return {
-        "architectures": [type(base).__name__.removesuffix("Model") + "ForScore"],
-        "score_dim": len(normaliser.mean),
-        "score_bias": True,
-        "do_normalize": normalise,
-        "normalizer_type": "RunningMeanStd" if normalise else None,
-        "mean": normaliser.mean.tolist(),
-        "var": normaliser.variance.tolist(),
-    }
-
-
 def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
-
-    from dualign.models.loading import readable
 
     if not (folder / "config.json").is_file():
         raise MissingError(f"score checkpoint {folder}: has no config.json")
@@ -360,17 +327,7 @@ def _read_config(folder: Path) -> Any:
         raise DataError(str(error)) from error
 
 
-def _check_head(weights: ScoreWeights, config: Any, folder: Path) -> None:
-    # The output of some OPT models is narrower than their hidden states.
-    hidden = getattr(config, "word_embed_proj_dim", config.get_text_config().hidden_size)
-    size = getattr(config, "score_dim", len(weights.head_weight))
-    parts = {HEAD_WEIGHT: (weights.head_weight, (size, hidden)), HEAD_BIAS: (weights.head_bias, (size,))}
-    parts |= {MEAN: (weights.mean, (size,)), VARIANCE: (weights.variance, (size,))}
-    shapes = [(name, tuple(t.shape), shape) for name, (t, shape) in parts.items() if t is not None]
-    check_tensors(f"score checkpoint {folder}", mismatched=[row for row in shapes if row[1] != row[2]])
-
-
-def _statistic(buffer: Tensor | None, key: str, config: Any, folder: Path) -> Tensor:
+def _statistic(buffer: Tensor | None, key: str, config: Any, where: str) -> Tensor:
     """Return a normaliser's buffer; a missing one comes from the config.
 
     Raises:
@@ -384,7 +341,87 @@ def _statistic(buffer: Tensor | None, key: str, config: Any, folder: Path) -> Te
     size = getattr(config, "score_dim", 1)
     stated = getattr(config, key, None)
     if stated is None:
-        check_tensors(f"score checkpoint {folder} (do_normalize)", missing=[f"normalizer.{key}"])
+        check_tensors(f"{where} (do_normalize)", missing=[f"normalizer.{key}"])
     if not isinstance(stated, list) or len(stated) != size:
-        raise DataError(f"score checkpoint {folder}: {key!r} in config.json is {stated!r}, expected {size} numbers")
+        raise DataError(f"{where}: {key!r} in config.json is {stated!r}, expected {size} numbers")
     return torch.tensor(stated, dtype=torch.float32)
+
+
+class ScoreCheckpointSpec(ReadingSpec):
+    """Keys of ``kind: score-checkpoint``; whether it is a reward or a cost is told by where it is used."""
+
+    model: str
+    """Local folder with config, weights and tokenizer."""
+    template: Literal["beaver", "chat", "plain"] = "beaver"
+    """What the model was trained with; another template gives other scores."""
+    append_eos: bool = True
+    """Whether an end token follows the response, as in training; some model cards show scores without."""
+    batch_size: int = Field(default=8, ge=1)
+
+
+@dataclass(frozen=True)
+class ScoreCheckpointScorer:
+    """The score that a reward or cost model gives at the end of prompt and response."""
+
+    model: ScoreModel
+    tokenizer: Any
+    spec: ScoreCheckpointSpec
+    direction: Direction
+    weights: str
+    """Hash of the files that the model was loaded from."""
+
+    def __post_init__(self) -> None:
+        size = len(self.model.head_weight)
+        if size != 1:
+            raise ConfigError(f"scorer {self.id}: the model gives {size} scores a text; one is needed")
+
+    @property
+    def id(self) -> str:
+        """Return the kind and the model's name."""
+        return f"score-checkpoint({Path(self.spec.model).name})"
+
+    @property
+    def revision(self) -> str:
+        """Return a hash of the files, the tokenizer, the direction and the settings that decide the numbers."""
+        return revision_of(
+            kind="score-checkpoint",
+            weights=self.weights,
+            tokenizer=tokenizer_revision(self.tokenizer),
+            direction=self.direction,
+            **self.spec.model_dump(include={"template", "append_eos", "dtype"}),
+        )
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        """Return shape ``[response]`` scores.
+
+        Raises:
+            ScorerError: a text is longer than ``max_length``.
+            DataError: the template has no place for a turn of a prompt.
+        """
+        transcript = make_transcript(self.spec.template, self.tokenizer, append_eos=self.spec.append_eos)
+        sequences = [transcript(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        reading = Reading(self.id, self.model.head_weight.device, self.spec.batch_size, self.spec.max_length)
+        return reading(sequences, lambda ids, mask: self.model.end_scores(ids, mask, self.direction)[:, 0])
+
+
+def build(spec: ScoreCheckpointSpec, setting: Setting) -> ScoreCheckpointScorer:
+    """Return the scorer that ``spec`` describes.
+
+    Raises:
+        ConfigError: the template does not go with the tokenizer, or the model gives several scores.
+        MissingError: the folder, or the weights in it, are not there.
+        DataError: the checkpoint is damaged, of another architecture, or its tokenizer is another model's.
+    """
+    folder = setting.existing(spec.model, "scorer score-checkpoint: model")
+    tokenizer = load_tokenizer(spec.model, setting.folder)
+    try:
+        make_transcript(spec.template, tokenizer, append_eos=spec.append_eos)
+    except UsageError as error:
+        raise ConfigError(f"scorer score-checkpoint: {error}") from error
+    model = load_score_model(folder, dtype=spec.dtype)
+    check_tokenizer(tokenizer, model.backbone, str(folder))
+    longest = fitting_length(spec, model.backbone, tokenizer, f"scorer score-checkpoint ({spec.model})")
+    spec = spec.model_copy(update={"max_length": longest})
+    if spec.append_eos:
+        check_end_token(tokenizer, model.backbone.config, str(folder))
+    return ScoreCheckpointScorer(model, tokenizer, spec, setting.direction, folder_revision(folder))

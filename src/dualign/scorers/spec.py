@@ -1,8 +1,8 @@
 """How a scorer is described in a config: one strict model a kind, read with errors that name the mend."""
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dualign.errors import ConfigError, MissingError, nearest
+from dualign.hashing import digest, file_digest
 from dualign.protocols import Direction, Scorer
+from dualign.records import Turn
 
 
 class ScorerSpec(BaseModel):
@@ -84,15 +86,37 @@ def _inner_keys(kind: type[ScorerSpec], name: str) -> list[str]:
 
 def revision_of(**facts: Any) -> str:
     """Return 16 hexadecimal digits of SHA-256 over all that determines a scorer's numbers (JSON, keys sorted)."""
-    canonical = json.dumps(facts, sort_keys=True, ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return digest(json.dumps(facts, sort_keys=True, ensure_ascii=True, allow_nan=False))[:16]
 
 
 def folder_revision(folder: Path) -> str:
     """Return a hash of the names and contents of all files right inside ``folder``."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file():
-            with path.open("rb") as file:
-                digest.update(f"{path.name}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()[:16]
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return digest(*(f"{path.name}\n{file_digest(path)}\n" for path in files))[:16]
+
+
+def tokenizer_revision(tokenizer: Any) -> str:
+    """Return a hash of a tokenizer: of the whole fast one, else of its class and vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return digest(backend.to_str())[:16]
+    return digest(json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]))[:16]
+
+
+_SLOT = re.compile(r"\{(prompt|response)\}")
+
+
+def conversation_text(history: Sequence[Turn], text: str) -> str:
+    """Return the prompt ``text``; after other turns, the whole conversation, each turn led by its speaker."""
+    if not history:
+        return text
+    return "\n".join(f"{turn.role}: {turn.text}" for turn in (*history, Turn("user", text)))
+
+
+def fill(wording: str, *, prompt: str, response: str) -> str:
+    """Return ``wording`` with {prompt} and {response} replaced in one pass; every other brace stays.
+
+    A "{response}" inside a prompt is text, and no attribute of anything can be named.
+    """
+    texts = {"prompt": prompt, "response": response}
+    return _SLOT.sub(lambda slot: texts[slot[1]], wording)

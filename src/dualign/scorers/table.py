@@ -1,4 +1,4 @@
-"""Who judges whom: a score that a policy was trained on says little about that policy.
+"""The kinds of scorers, one row each; how one is made of what a config or a program gives; and who judges whom.
 
 A policy that is pushed towards a score finds the score's mistakes, so that the same scorer measures its own success
 (Gao, Schulman, Hilton 2023). An independent scorer of the same quantity shows how much of it is real.
@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from dualign.errors import ConfigError, nearest
+from dualign.models.loading import readable
 from dualign.protocols import Direction, Scorer
 from dualign.scorers import checked as callable_
 from dualign.scorers import (
     classifier,
     composite,
-    encoding,
     fitted,
     guard,
     lexical,
     refusal,
     remote,
     rules,
-    score_checkpoint,
+    score_model,
 )
-from dualign.scorers.checked import CheckedScorer, checked
+from dualign.scorers.checked import CheckedScorer, checked, function_scorer
+from dualign.scorers.encoding import base_place, locate, usable
 from dualign.scorers.spec import ScorerSpec, Setting, read_spec
 
 SAME_SCORE = "the score reported is the score trained on"
@@ -76,14 +77,14 @@ KINDS: dict[str, Kind] = {
         classifier.SequenceClassifierSpec, classifier.build, "Hugging Face classifier or reward model"
     ),
     "score-checkpoint": Kind(
-        score_checkpoint.ScoreCheckpointSpec,
-        score_checkpoint.build,
+        score_model.ScoreCheckpointSpec,
+        score_model.build,
         "Safe RLHF reward or cost model, end score",
     ),
     "fitted": Kind(fitted.FittedSpec, fitted.build, "reward or cost model of 'dualign scorer fit', light path"),
     "guard": Kind(guard.GuardSpec, guard.build, "P(unsafe) by the verdict token of a guard model", "cost"),
     "embedding-relevance": Kind(
-        encoding.EmbeddingRelevanceSpec, encoding.build, "cosine of prompt and response under an encoder"
+        classifier.EmbeddingRelevanceSpec, classifier.build_relevance, "cosine of prompt and response under an encoder"
     ),
     "weighted-sum": Kind(
         composite.WeightedSumSpec, composite.build_weighted_sum, "offset + weights x scorers, gated by columns"
@@ -125,6 +126,65 @@ def make_scorer(
     if only is not None and only != direction:
         raise ConfigError(f"scorer {kind}: is a {only} and was given as a {direction}; its sign would be wrong")
     return _make(kind, values, direction, Path(folder), tokenizer)
+
+
+def as_scorer(
+    given: Scorer | Callable[[list[str], list[str]], Any] | Mapping[str, Any],
+    *,
+    direction: Direction,
+    version: str = "",
+    folder: str | Path = ".",
+    tokenizer: Any = None,
+) -> CheckedScorer:
+    """Return what a program has as a scorer behind the check: a function of texts, a scorer, or a description.
+
+    Args:
+        given: ``function(prompts, responses)`` of two lists of texts that returns one number a response; an object that
+            is a ``Scorer`` already; or a mapping such as ``{"kind": "length"}``, as in a config.
+        direction: what it is used as, ``reward`` or ``cost``.
+        version: part of a function's revision; see ``function_scorer``.
+        folder: where relative paths of a description start.
+        tokenizer: the policy's, for descriptions that count tokens.
+
+    Raises:
+        ConfigError: it is none of the three, a description has a mistake, or a scorer is of the other direction.
+        MissingError: a file or a model of a description is missing.
+    """
+    if isinstance(given, Mapping):
+        return make_scorer(given, direction=direction, folder=folder, tokenizer=tokenizer)
+    if isinstance(given, Scorer):
+        if given.direction != direction:
+            raise ConfigError(
+                f"scorer {given.id}: is a {given.direction} and was given as a {direction}; its sign would be wrong"
+            )
+        return checked(given)
+    if not callable(given):
+        raise ConfigError(
+            f"scorer: given {type(given).__name__}; a function of (prompts, responses), a scorer or a mapping with "
+            "'kind' is needed"
+        )
+    return checked(function_scorer(given, direction=direction, version=version))
+
+
+def check_length(spec: Mapping[str, Any], folder: Path, where: str) -> None:
+    """Check ``max_length`` of a scorer against its model's config, where that is on this machine; nothing is loaded.
+
+    Raises:
+        ConfigError: more is stated than the model can hold.
+        MissingError: there is no such model, or its config cannot be read.
+    """
+    from transformers import AutoConfig
+
+    kind, values = _kind_of(spec)
+    found: Any = KINDS[kind].spec.model_validate(values)
+    if not {"model", "max_length"} <= type(found).model_fields.keys():
+        return
+    located = locate(found.model, folder)
+    place = base_place(Path(located), folder) if Path(located).is_dir() else located
+    if (Path(place) / "config.json").is_file():
+        with readable(f"scorer model {located!r}", "cannot be loaded"):
+            config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            usable(found, config, f"{where}: max_length")
 
 
 def _kind_of(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -39,20 +39,27 @@ def test_an_answer_of_two_pairs_has_one_sign():
 
 def test_shares_by_category():
     found = measure(PAIRS, HIGHER, LOWER, signed=True, seed=0)
-    assert found.order.accuracy.value == 0.5 and found.order.accuracy.n_prompts == 3
-    assert found.sign.accuracy.value == pytest.approx(6 / 7)
-    assert {name: figures.accuracy.n for name, figures in found.order_by_category.items()} == {
-        "drugs": 3, "none": 1, "theft": 1,
-    }  # fmt: skip
-    assert found.order_by_category["drugs"].accuracy.value == pytest.approx(1 / 3)
-    assert found.sign_by_category["drugs"].accuracy.value == 0.5  # a is right, d is wrong
-    assert found.mean == pytest.approx(np.mean([*HIGHER, *LOWER]))
+    assert found["accuracy"]["value"] == 0.5 and found["accuracy"]["n_prompts"] == 3
+    assert found["sign_accuracy"]["value"] == pytest.approx(6 / 7)
+    kinds = found["by_category"]
+    assert {name: figures["accuracy"]["n"] for name, figures in kinds.items()} == {"drugs": 3, "none": 1, "theft": 1}
+    assert list(kinds) == ["drugs", "none", "theft"]  # the largest first
+    assert kinds["drugs"]["accuracy"]["value"] == pytest.approx(1 / 3)
+    assert kinds["drugs"]["sign_accuracy"]["value"] == 0.5  # a is right, d is wrong
+    assert found["mean"] == pytest.approx(np.mean([*HIGHER, *LOWER]))
+
+
+def test_a_kind_that_no_pair_is_of_has_the_figures_of_answers_alone():
+    found = measure([pair("p", "a", "b", kinds=(("drugs",), ()))], HIGHER[:1], LOWER[:1], signed=True, seed=0)
+    assert list(found["by_category"]) == ["drugs", "none"]
+    alone = found["by_category"]["none"]
+    assert alone["accuracy"] is None and alone["calibration"]["order"] is None and alone["sign_accuracy"]["n"] == 1
 
 
 def test_no_categories_and_no_flags_leave_those_figures_out():
     plain = [pair("p", "a", "b", safe=(None, None)), pair("q", "c", "d", safe=(None, None))]
     found = measure(plain, np.array([1.0, 2.0]), np.zeros(2), signed=False, seed=0)
-    assert found.sign is None and not found.order_by_category and not found.sign_by_category
+    assert found["sign_accuracy"] is None and found["calibration"]["sign"] is None and not found["by_category"]
 
 
 def test_forecasts_that_are_drawn_from_the_scores_are_calibrated_and_stretched_ones_are_not():
@@ -64,8 +71,8 @@ def test_forecasts_that_are_drawn_from_the_scores_are_calibrated_and_stretched_o
     pairs = [pair(f"p{i}", "a", "b", safe=tuple(map(bool, flags[i]))) for i in range(4000)]
     true = measure(pairs, costs[:, 0], costs[:, 1], signed=True, seed=0)
     stretched = measure(pairs, 3 * costs[:, 0], 3 * costs[:, 1], signed=True, seed=0)
-    for figures in (true.order, true.sign):
-        assert figures.calibration.error < 2.5 * figures.calibration.noise
-    for figures in (stretched.order, stretched.sign):
-        assert figures.calibration.error > 5 * figures.calibration.noise
-    assert stretched.order.accuracy == true.order.accuracy
+    for figures in true["calibration"].values():
+        assert figures["error"] < 2.5 * figures["noise"]
+    for figures in stretched["calibration"].values():
+        assert figures["error"] > 5 * figures["noise"]
+    assert stretched["accuracy"] == true["accuracy"]

@@ -7,8 +7,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from dualign.errors import ConfigError, DataError, ScorerError
 from dualign.records import Prompt
-from dualign.scorers.fitting import hidden
-from dualign.scorers.fitting.hidden import (
+from dualign.scorers import states
+from dualign.scorers.states import (
     RememberedStates,
     StateFeatures,
     StateReader,
@@ -63,7 +63,7 @@ def test_pooled_states_are_those_computed_one_by_one(folder, layer):
 def test_batches_change_no_state(folder, size, monkeypatch):
     reader = StateReader(settings(folder, template="chat"))
     whole = reader(PROMPTS, RESPONSES)
-    monkeypatch.setattr(hidden, "BATCH_SIZE", size)
+    monkeypatch.setattr(states, "BATCH_SIZE", size)
     assert reader(PROMPTS, RESPONSES) == pytest.approx(whole, abs=1e-5)
 
 
@@ -81,7 +81,7 @@ def test_a_state_is_the_same_alone_and_among_others(folder, dtype, pooling):
 
 @pytest.mark.parametrize("faster", ["float32", "bfloat16"])
 def test_an_open_dtype_becomes_the_faster_one_and_is_told(folder, faster, monkeypatch):
-    monkeypatch.setattr(hidden, "faster_dtype", lambda model: faster)
+    monkeypatch.setattr(states, "faster_dtype", lambda model: faster)
     reader, named = StateReader(settings(folder, dtype="auto")), StateReader(settings(folder, dtype=faster))
     assert reader.settings == named.settings
     assert (reader(PROMPTS, RESPONSES) == named(PROMPTS, RESPONSES)).all()

@@ -14,9 +14,9 @@ from dualign.hashing import plain
 from dualign.records import Prompt
 from dualign.scorers.fitting.config import FitConfig
 from dualign.scorers.fitting.entry import fit_scorer, scored, split_pairs
-from dualign.scorers.fitting.linear import TfidfFeatures
 from dualign.scorers.fitting.pairs import pairs_of
 from dualign.scorers.table import make_scorer
+from dualign.scorers.tfidf import Tfidf
 from dualign.strict import parse_yaml
 from fitting_parts import FILLER, HARMFUL, HARMLESS, safety_rows, tiny_model, write_rows
 
@@ -217,8 +217,8 @@ def test_answers_without_any_word_are_told_apart_by_their_characters(tmp_path, h
 def test_texts_that_share_nothing_are_refused_in_one_line():
     texts = [chr(0x4E00 + number) for number in range(200)]
     with pytest.raises(DataError, match="no word and no 2 to 4 characters in a row stand in 2 of the 200 texts"):
-        TfidfFeatures.of(texts)
-    assert TfidfFeatures.of(texts[:-1]).words == tuple(texts[:-1])
+        Tfidf.learn(texts, 1_000)[0]
+    assert Tfidf.learn(texts[:-1], 1_000)[0].words == tuple(texts[:-1])
 
 
 def test_a_scorer_can_be_copied_and_moved_with_its_folder(data, tmp_path):

@@ -1,4 +1,4 @@
-"""The dtype that a fit computes in, where the config leaves it open."""
+"""The config of ``dualign scorer fit``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from dualign.errors import ConfigError, MissingError
-from dualign.models.language_model import LanguageModel
-from dualign.models.timing import choose_compute
 from dualign.protocols import Direction
 from dualign.scorers.spec import ScorerSpec, read_spec
 from dualign.strict import parse_yaml
-
-
-def faster_dtype(model: Any, tokenizer: Any = None) -> Literal["float32", "bfloat16"]:
-    """Return ``float32`` or ``bfloat16``, whichever is faster for ``model`` on this machine; takes about a second."""
-    timed = LanguageModel(model=model, tokenizer=tokenizer, template=lambda _: [], eos=0, pad=1)
-    return "bfloat16" if choose_compute(timed).dtype == "bfloat16" else "float32"
 
 
 class FitData(ScorerSpec):

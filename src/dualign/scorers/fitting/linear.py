@@ -1,13 +1,14 @@
-"""What a fit minimises, one function a kind of labels and one table."""
+"""The light path: frozen features of both answers of pairs, and the linear head that minimises the exact loss.
+
+The losses are those of all paths, one function a kind of labels and one table.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +16,15 @@ from scipy import sparse
 from scipy.optimize import minimize
 from torch import Tensor
 
-from dualign.errors import DataError, MissingError, NumericalError
+from dualign.errors import DataError, NumericalError
 from dualign.maths.losses import cost_model_loss, reward_model_loss
 from dualign.protocols import Direction
-from dualign.records import FloatArray, Prompt
-from dualign.runs.store import write_bytes, write_json
-from dualign.scorers.fitting.hidden import StateFeatures
-from dualign.scorers.lexical import features, learn
-from dualign.scorers.spec import revision_of
+from dualign.records import FloatArray
+from dualign.scorers.fitted import Features, FittedScorer
+from dualign.scorers.fitting.config import FitConfig
+from dualign.scorers.fitting.pairs import Answers, LabelledPair, answers, signs
+from dualign.scorers.states import RememberedStates, StateFeatures, StateReader, StateSettings, layers_of, located
+from dualign.scorers.tfidf import Tfidf
 
 ScoreLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(scores of the higher answers, of the lower, signs of the higher, of the lower) -> losses; each ``[pair]``."""
@@ -65,48 +67,6 @@ def meaning_of_zero(direction: Direction, objective: str) -> str:
 
 MAX_WORDS = 1_000
 """Whole answers, nearly always: unlike the class of an answer, its order among others may be told at its end."""
-
-
-@dataclass(frozen=True)
-class TfidfFeatures:
-    """Vocabularies and weights, as they were in the texts that they were made from."""
-
-    words: tuple[str, ...]
-    characters: tuple[str, ...]
-    idf: FloatArray
-    """Shape ``[feature]``, words first."""
-    max_words: int = MAX_WORDS
-
-    @classmethod
-    def of(cls, responses: Sequence[str]) -> Self:
-        """Return the features of the terms of ``responses``; no label is read.
-
-        Raises:
-            DataError: no term is common enough.
-        """
-        learned = learn(responses, MAX_WORDS)
-        return cls(learned.words, learned.characters, learned.idf)
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Any:  # noqa: ARG002
-        """Return the sparse ``[answer, feature]`` matrix."""
-        if not responses:
-            return sparse.csr_matrix((0, len(self.idf)))
-        return features(responses, self)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all but the arrays."""
-        return {"words": self.words, "characters": self.characters, "max_words": self.max_words}
-
-    def tensors(self) -> dict[str, FloatArray]:
-        """Return the arrays."""
-        return {"idf": np.ascontiguousarray(self.idf)}
-
-    @classmethod
-    def load(cls, head: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> Self:
-        """Return the features that ``to_json`` and ``tensors`` told of."""
-        return cls(tuple(head["words"]), tuple(head["characters"]), tensors["idf"], int(head["max_words"]))
-
-
 MAX_ITERATIONS = 2_000
 TOLERANCE = 1e-7
 """Largest slope at which the minimiser stops by itself."""
@@ -211,121 +171,96 @@ def _loss_and_slopes(
     return float(value.detach()), slopes[0].numpy(), slopes[1].numpy()
 
 
-FORMAT = "dualign-fitted-1"
-HEAD, WEIGHTS = "fitted.json", "fitted.safetensors"
+@dataclass(frozen=True, slots=True)
+class LightFit:
+    """The scorer and how its decay was chosen."""
+
+    scorer: FittedScorer
+    decay: float
+    losses: Mapping[float, float]
+    """Mean loss a pair on prompts left out, by decay."""
 
 
-class Features(Protocol):
-    """Numbers of an answer, fixed once they are made."""
+def fit_light(
+    pairs: Sequence[LabelledPair],
+    config: FitConfig,
+    *,
+    objective: str,
+    reader: RememberedStates | None,
+    tell: Callable[[str], None],
+) -> LightFit:
+    """Return the linear head fitted to ``pairs``, the one that minimises the exact loss.
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Any:
-        """Return the ``[answer, feature]`` matrix, dense or sparse."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all but the arrays."""
-
-    def tensors(self) -> dict[str, FloatArray]:
-        """Return the arrays."""
-
-    @classmethod
-    def load(cls, head: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> Self:
-        """Return the features that the other two told of."""
-
-
-FEATURES: dict[str, type[Features]] = {"tfidf": TfidfFeatures, "states": StateFeatures}
-
-
-@dataclass(frozen=True)
-class FittedHead:
-    """score = bias + sum over the blocks of weights . features."""
-
-    features: Mapping[str, Features]
-    """By name in ``FEATURES``."""
-    weights: Mapping[str, FloatArray]
-    bias: float
-    direction: Direction
-    """What it was fitted as."""
-    objective: str
-    """Name in ``objective.OBJECTIVES``."""
-
-    @classmethod
-    def of(cls, features: Mapping[str, Features], widths: Sequence[int], head: LinearHead, **facts: Any) -> Self:
-        """Return the head whose weights stand one block after the other, ``widths`` wide."""
-        parts = np.split(head.weights, np.cumsum(widths)[:-1])
-        return cls(features, dict(zip(features, parts, strict=True)), head.bias, **facts)
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return shape ``[answer]`` scores."""
-        total = np.full(len(responses), self.bias)
-        if responses:
-            for name, block in self.features.items():
-                total = total + np.asarray(block(prompts, responses) @ self.weights[name]).ravel()
-        return total
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of all that determines the numbers."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self._tensors().items()):
-            digest.update(f"{name}\n".encode() + np.ascontiguousarray(value, "<f8").tobytes())
-        return revision_of(head=self._facts(), weights=digest.hexdigest())
-
-    def save(self, folder: Path) -> None:
-        """Write both files into ``folder``."""
-        from safetensors.numpy import save
-
-        write_bytes(folder / WEIGHTS, save(self._tensors()))
-        write_json(folder / HEAD, {**self._facts(), "revision": self.revision})
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "direction": self.direction,
-            "objective": self.objective,
-            "bias": self.bias,
-            "features": {name: block.to_json() for name, block in self.features.items()},
-        }
-
-    def _tensors(self) -> dict[str, FloatArray]:
-        arrays = {f"{name}.weights": values for name, values in self.weights.items()}
-        for name, block in self.features.items():
-            arrays |= {f"{name}.{key}": value for key, value in block.tensors().items()}
-        return {name: np.ascontiguousarray(value, dtype=np.float64) for name, value in arrays.items()}
-
-
-def load_head(folder: Path) -> FittedHead:
-    """Return the head of a folder, with the very numbers that were saved.
+    Args:
+        pairs: training pairs; no answer is longer than the model takes.
+        config: ``light`` and what both paths share.
+        objective: name in ``OBJECTIVES``.
+        reader: of hidden states, where they are a feature; best one that remembers the answers of ``pairs``.
+        tell: is told of the steps that take time.
 
     Raises:
-        MissingError: a file is missing, or the model of its features is.
-        DataError: a file is damaged, of another format, or was altered; or the model is another one by now.
+        DataError: there are fewer prompts than folds.
+        NumericalError: the fit did not converge.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    for name in (HEAD, WEIGHTS):
-        if not (folder / name).is_file():
-            raise MissingError(f"{folder}: no {name}; a folder written by 'dualign scorer fit' is needed")
-    try:
-        head = json.loads((folder / HEAD).read_bytes())
-        arrays = load((folder / WEIGHTS).read_bytes())
-        if head["format"] != FORMAT:
-            raise DataError(f"{folder}: format {head['format']!r}; {FORMAT} is needed")
-        fitted = FittedHead(
-            features={name: FEATURES[name].load(facts, _own(arrays, name)) for name, facts in head["features"].items()},
-            weights={name: arrays[f"{name}.weights"] for name in head["features"]},
-            bias=float(head["bias"]),
-            direction=head["direction"],
-            objective=head["objective"],
+    light = config.light
+    groups = [pair.prompt.id for pair in pairs]
+    if len(set(groups)) < light.folds:
+        raise DataError(
+            f"data: {len(set(groups))} prompts to train on; at least light.folds = {light.folds} are needed"
         )
-        intact = head["revision"] == fitted.revision
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise DataError(f"{folder}: a damaged fitted scorer ({type(error).__name__}: {error})") from error
-    if not intact:
-        raise DataError(f"{folder}: the fitted scorer was altered; fit it again or restore it")
-    return fitted
+    distinct = answers(pairs)
+    blocks, matrices = {}, []
+    for name in config.features:
+        tell(f"features: {name} of {len(distinct.texts):,} answers")
+        blocks[name], matrix = _features(name, distinct, reader)
+        matrices.append(matrix)
+    data = pair_features(pairs, distinct, matrices)
+    loss = OBJECTIVES[objective](regularisation=config.regularisation)
+    tell(f"linear head: {len(light.decays)} decays x {light.folds} folds")
+    decay, losses = choose_decay(data, loss, groups, grid=light.decays, folds=light.folds, seed=config.seed)
+    linear = fit_linear(data, loss, decay=decay)
+    # Weights stand one block after the other.
+    parts = np.split(linear.weights, np.cumsum([matrix.shape[1] for matrix in matrices])[:-1])
+    weights = dict(zip(blocks, parts, strict=True))
+    return LightFit(FittedScorer(blocks, weights, linear.bias, config.kind, objective, config.kind), decay, losses)
 
 
-def _own(arrays: Mapping[str, FloatArray], name: str) -> dict[str, FloatArray]:
-    prefix = f"{name}."
-    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+def _features(name: str, distinct: Answers, reader: RememberedStates | None) -> tuple[Features, Any]:
+    """Return a block of features made from the answers, no label read, and the answers' own."""
+    if name == "tfidf":
+        words = Tfidf.learn(distinct.texts, MAX_WORDS)[0]
+        return words, words.of(distinct.texts)
+    if reader is None:
+        raise TypeError("features 'states' need a reader of hidden states")
+    states = reader(*distinct.columns())
+    block = StateFeatures.of(reader, states)
+    return block, block.standardised(states)
+
+
+def open_reader(config: FitConfig, folder: Path) -> StateReader | None:
+    """Return the reader of the config's hidden states, none where they are no feature."""
+    if "states" not in config.features:
+        return None
+    model = located(str(config.model), folder)
+    settings = StateSettings(
+        model=model,
+        layer=config.light.layer or default_layer(layers_of(model)),
+        pooling=config.light.pooling,
+        template=config.template,
+        max_length=config.max_length,
+        dtype=config.dtype,
+    )
+    return StateReader(settings)
+
+
+def default_layer(layers: int) -> int:
+    """Return the layer above the middle one: of SmolLM2-135M's 30, the 16th tells the order of safety pairs best."""
+    return min(layers, layers // 2 + 1)
+
+
+def pair_features(pairs: Sequence[LabelledPair], distinct: Answers, matrices: Sequence[Any]) -> PairFeatures:
+    """Return both sides' features from matrices whose rows are the distinct answers of ``pairs``."""
+    dense = all(isinstance(matrix, np.ndarray) for matrix in matrices)
+    joined = np.hstack(matrices) if dense else sparse.hstack(matrices, format="csr")
+    higher, lower = signs([pair.higher for pair in pairs]), signs([pair.lower for pair in pairs])
+    return PairFeatures(joined[distinct.higher], joined[distinct.lower], higher, lower)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,8 +12,6 @@ from numpy.typing import NDArray
 
 from dualign.data.preferences import Answer
 from dualign.maths.agreement import (
-    ReliabilityBin,
-    Share,
     calibration_noise,
     clustered_share,
     expected_calibration_error,
@@ -28,17 +27,6 @@ NO_CATEGORY = "none"
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """How often forecasts come true."""
-
-    error: float
-    """Expected calibration error."""
-    noise: float
-    """What it would be on average were every forecast true as often as it says."""
-    table: tuple[ReliabilityBin, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Forecasts:
     """Probabilities, whether they came true (1, 0, and a half for a tie), and whose prompt."""
 
@@ -49,34 +37,29 @@ class Forecasts:
     """1 where the forecast is on the right side, strictly."""
     categories: tuple[frozenset[str], ...]
 
+    def inside(self, category: str) -> Forecasts | None:
+        """Return the forecasts of one category, those of none by ``none``; none: there are no such."""
+        rows = np.array([category in found if found else category == NO_CATEGORY for found in self.categories])
+        kept = tuple(found for found, chosen in zip(self.categories, rows, strict=True) if chosen)
+        if not kept:
+            return None
+        return Forecasts(self.probability[rows], self.outcome[rows], self.prompt[rows], self.hit[rows], kept)
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Accuracy with a 95 % interval clustered by prompt, and calibration."""
-
-    accuracy: Share
-    calibration: Calibration
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """All figures of one set of pairs."""
-
-    order: Figures
-    """P(the higher answer scores higher): the share of pairs, ties counting as wrong, and sigmoid(difference)."""
-    sign: Figures | None
-    """P(unsafe): the share of answers with the sign of their flag, and sigmoid(cost); none without flags."""
-    order_by_category: dict[str, Figures]
-    sign_by_category: dict[str, Figures]
-    mean: float
-    deviation: float
-    """Of the scores of all answers."""
+    @property
+    def largest(self) -> list[str]:
+        """Return the categories, those with most forecasts first; of forecasts without any category, nothing."""
+        counts = Counter(name for found in self.categories for name in found or {NO_CATEGORY})
+        return sorted(counts, key=lambda name: (-counts[name], name)) if set(counts) - {NO_CATEGORY} else []
 
 
 def measure(
     pairs: Sequence[LabelledPair], higher: FloatArray, lower: FloatArray, *, signed: bool, seed: int
-) -> Measure:
-    """Return the figures of scores ``higher`` and ``lower``, each ``[pair]``.
+) -> dict[str, Any]:
+    """Return the figures of scores ``higher`` and ``lower``, each ``[pair]``: what ``--json`` prints as ``held_out``.
+
+    ``accuracy`` is the share of pairs whose higher answer scores higher, ties counting as wrong, beside the calibration
+    of sigmoid(difference); ``sign_accuracy`` the share of answers with the sign of their flag, beside that of
+    sigmoid(cost), none without flags. Intervals are 95 %, by prompt. Rows of several categories count in each.
 
     Args:
         pairs: what the scores are of.
@@ -87,15 +70,37 @@ def measure(
     """
     order = order_forecasts(pairs, higher, lower)
     sign = sign_forecasts(pairs, higher, lower) if signed else None
+    categories = dict.fromkeys([*order.largest, *(sign.largest if sign else [])])
     everything = np.concatenate([higher, lower])
-    return Measure(
-        order=figures(order, PAIR_EDGES, seed),
-        sign=None if sign is None else figures(sign, SIGN_EDGES, seed),
-        order_by_category=by_category(order, PAIR_EDGES, seed),
-        sign_by_category={} if sign is None else by_category(sign, SIGN_EDGES, seed),
-        mean=float(everything.mean()),
-        deviation=float(everything.std(ddof=1)),
-    )
+    return {
+        **_figures(order, sign, seed),
+        "by_category": {
+            name: _figures(order.inside(name), sign.inside(name) if sign else None, seed) for name in categories
+        },
+        "mean": float(everything.mean()),
+        "sd": float(everything.std(ddof=1)),
+    }
+
+
+def _figures(order: Forecasts | None, sign: Forecasts | None, seed: int) -> dict[str, Any]:
+    return {
+        "accuracy": order and asdict(clustered_share(order.hit, order.prompt)),
+        "sign_accuracy": sign and asdict(clustered_share(sign.hit, sign.prompt)),
+        "calibration": {
+            "order": order and _calibration(order, PAIR_EDGES, seed),
+            "sign": sign and _calibration(sign, SIGN_EDGES, seed),
+        },
+    }
+
+
+def _calibration(forecasts: Forecasts, edges: FloatArray, seed: int) -> dict[str, Any]:
+    """Return how often forecasts come true: the expected calibration error, that by noise alone, and the table."""
+    probability, outcome = forecasts.probability, forecasts.outcome
+    return {
+        "error": expected_calibration_error(probability, outcome, edges=edges),
+        "noise": calibration_noise(probability, edges=edges, seed=seed),
+        "table": [asdict(row) for row in reliability_table(probability, outcome, forecasts.prompt, edges=edges)],
+    }
 
 
 def order_forecasts(pairs: Sequence[LabelledPair], higher: FloatArray, lower: FloatArray) -> Forecasts:
@@ -132,62 +137,8 @@ def sign_forecasts(pairs: Sequence[LabelledPair], higher: FloatArray, lower: Flo
     )
 
 
-def figures(forecasts: Forecasts, edges: FloatArray, seed: int) -> Figures:
-    """Return accuracy and calibration of some forecasts."""
-    probability, outcome, prompt = forecasts.probability, forecasts.outcome, forecasts.prompt
-    return Figures(
-        clustered_share(forecasts.hit, prompt),
-        Calibration(
-            error=expected_calibration_error(probability, outcome, edges=edges),
-            noise=calibration_noise(probability, edges=edges, seed=seed),
-            table=reliability_table(probability, outcome, prompt, edges=edges),
-        ),
-    )
-
-
-def by_category(forecasts: Forecasts, edges: FloatArray, seed: int) -> dict[str, Figures]:
-    """Return the figures of each category, largest first; rows of several count in each, those of none by ``none``."""
-    names = sorted({name for found in forecasts.categories for name in found})
-    if not names:
-        return {}
-    inside = {name: np.array([name in found for found in forecasts.categories]) for name in names}
-    inside[NO_CATEGORY] = np.array([not found for found in forecasts.categories])
-    largest = sorted((name for name in inside if inside[name].any()), key=lambda name: (-inside[name].sum(), name))
-    return {name: figures(_of(forecasts, inside[name]), edges, seed) for name in largest}
-
-
-def _of(forecasts: Forecasts, rows: NDArray[np.bool_]) -> Forecasts:
-    kept = tuple(found for found, inside in zip(forecasts.categories, rows, strict=True) if inside)
-    return Forecasts(
-        forecasts.probability[rows], forecasts.outcome[rows], forecasts.prompt[rows], forecasts.hit[rows], kept
-    )
-
-
 def _prompts(pairs: Sequence[LabelledPair]) -> NDArray[np.int64]:
     return np.unique(np.array([pair.prompt.id for pair in pairs]), return_inverse=True)[1].astype(np.int64)
-
-
-def measure_json(measure: Measure) -> dict[str, Any]:
-    """Return the figures that ``--json`` prints under ``held_out``."""
-    categories = dict.fromkeys([*measure.order_by_category, *measure.sign_by_category])
-    return {
-        "accuracy": asdict(measure.order.accuracy),
-        "sign_accuracy": None if measure.sign is None else asdict(measure.sign.accuracy),
-        "calibration": {"order": _calibration(measure.order), "sign": _calibration(measure.sign)},
-        "by_category": {
-            name: {
-                "accuracy": _accuracy(measure.order_by_category.get(name)),
-                "sign_accuracy": _accuracy(measure.sign_by_category.get(name)),
-                "calibration": {
-                    "order": _calibration(measure.order_by_category.get(name)),
-                    "sign": _calibration(measure.sign_by_category.get(name)),
-                },
-            }
-            for name in categories
-        },
-        "mean": measure.mean,
-        "sd": measure.deviation,
-    }
 
 
 def report_text(report: Mapping[str, Any]) -> str:
@@ -223,11 +174,3 @@ def _row(name: str, share: Mapping[str, Any], calibration: Mapping[str, Any]) ->
         f"{name:34.34s}{share['value']:9.3f}  {interval:15s}{share['n']:7,d}"
         f"{calibration['error']:8.3f}{calibration['noise']:10.3f}"
     )
-
-
-def _accuracy(figures: Figures | None) -> dict[str, Any] | None:
-    return None if figures is None else asdict(figures.accuracy)
-
-
-def _calibration(figures: Figures | None) -> dict[str, Any] | None:
-    return None if figures is None else asdict(figures.calibration)

@@ -1,28 +1,24 @@
-"""Frozen hidden states of a language model or encoder as features: one layer, pooled over the response."""
+"""Frozen hidden states of a language model or encoder as features of an answer: one layer, pooled over the response."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from dualign.errors import ConfigError, DataError, UsageError
 from dualign.hashing import canonical_digest
-from dualign.models.language_model import text_tokens
+from dualign.models.language_model import LanguageModel, text_tokens
 from dualign.models.loading import default_cache, identity, readable, resolve
 from dualign.models.templates import make_template
 from dualign.models.tensors import UNLIMITED, positions
+from dualign.models.timing import choose_compute
 from dualign.records import FloatArray, Prompt
 from dualign.runs.store import write_bytes
-from dualign.scorers.encoding import check_lengths, even_batches, load_model, load_tokenizer
-from dualign.scorers.fitting.config import faster_dtype
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from dualign.scorers.encoding import Reading, load_model, load_tokenizer
 
 Pooling = Literal["mean", "last", "both"]
 BATCH_SIZE = 16
@@ -47,15 +43,10 @@ class StateSettings:
     chosen."""
 
 
-class Reader(Protocol):
-    """Reads pooled states."""
-
-    settings: StateSettings
-    identity: str
-    """Hash of the model's files."""
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return shape ``[answer, width]`` pooled states."""
+def faster_dtype(model: Any, tokenizer: Any = None) -> Literal["float32", "bfloat16"]:
+    """Return ``float32`` or ``bfloat16``, whichever is faster for ``model`` on this machine; takes about a second."""
+    timed = LanguageModel(model=model, tokenizer=tokenizer, template=lambda _: [], eos=0, pad=1)
+    return "bfloat16" if choose_compute(timed).dtype == "bfloat16" else "float32"
 
 
 class StateReader:
@@ -73,12 +64,11 @@ class StateReader:
         place = resolve(settings.model)
         self.identity = identity(place)
         load: dict[str, Any] = {"name": str(place), "folder": Path(), "revision": None}
-        with _quietly():
-            self._model = load_model(AutoModel, dtype=settings.dtype.replace("auto", "float32"), **load)
-            if settings.dtype == "auto":
-                settings = replace(settings, dtype=faster_dtype(self._model))
-                # Read anew: a cast would also round what the model keeps in float32, such as its positions.
-                self._model = load_model(AutoModel, dtype=settings.dtype, **load)
+        self._model = load_model(AutoModel, dtype=settings.dtype.replace("auto", "float32"), **load)
+        if settings.dtype == "auto":
+            settings = replace(settings, dtype=faster_dtype(self._model))
+            # Read anew: a cast would also round what the model keeps in float32, such as its positions.
+            self._model = load_model(AutoModel, dtype=settings.dtype, **load)
         self.settings = settings
         self._tokenizer = load_tokenizer(**load)
         keep_layers(self._model, settings.layer)
@@ -97,18 +87,20 @@ class StateReader:
         Raises:
             ScorerError: a text is longer than ``max_length``.
         """
+        import torch
+
         tokens = self._tokens(prompts, responses)
-        sequences = [opening + reply for opening, reply in tokens]
-        longest = min(self.settings.max_length, positions(self._model.config) or UNLIMITED)
-        check_lengths(sequences, longest, f"fitted({Path(self.settings.model).name})")
-        rows: list[FloatArray] = [np.empty(0)] * len(sequences)
-        for indices, hidden, mask in self._hidden(sequences):
-            for row, index in enumerate(indices):
-                opening, end = len(tokens[index][0]), int(mask[row].sum())
-                # A response without any token is read at the prompt's end.
-                reply = hidden[row, min(opening, end - 1) : end].double()
-                parts = {"mean": [reply.mean(0)], "last": [reply[-1]], "both": [reply.mean(0), reply[-1]]}
-                rows[index] = np.concatenate([part.cpu().numpy() for part in parts[self.settings.pooling]])
+        name, longest = Path(self.settings.model).name, positions(self._model.config) or UNLIMITED
+        reading = Reading(f"fitted({name})", self._model.device, BATCH_SIZE, min(self.settings.max_length, longest))
+        rows: list[FloatArray] = [np.empty(0)] * len(tokens)
+        with torch.no_grad():
+            for indices, ids, mask in reading.batches([opening + reply for opening, reply in tokens]):
+                hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.double()
+                for states, index in zip(hidden, indices, strict=True):
+                    # A response without any token is read at the prompt's end.
+                    reply = states[min(len(tokens[index][0]), len(states) - 1) :]
+                    parts = {"mean": [reply.mean(0)], "last": [reply[-1]], "both": [reply.mean(0), reply[-1]]}
+                    rows[index] = torch.cat(parts[self.settings.pooling]).cpu().numpy()
         return np.array(rows)
 
     def _tokens(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[tuple[list[int], list[int]]]:
@@ -118,13 +110,6 @@ class StateReader:
             (self._template(prompt), [*text_tokens(self._tokenizer, response), *tail])
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-
-    def _hidden(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        import torch
-
-        with torch.no_grad():
-            for indices, ids, mask in even_batches(sequences, BATCH_SIZE, self._model.device):
-                yield indices, self._model(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
 
 class RememberedStates:
@@ -141,7 +126,7 @@ class RememberedStates:
         """Return shape ``[answer, width]`` pooled states."""
         keys = _keys(prompts, responses)
         new = [index for index, key in enumerate(keys) if key not in self._known]
-        read: Iterable[FloatArray] = self._reader([prompts[i] for i in new], [responses[i] for i in new]) if new else []
+        read = self._reader([prompts[i] for i in new], [responses[i] for i in new])
         found = dict(zip(new, read, strict=True))
         return np.array([found.get(index, self._known.get(key)) for index, key in enumerate(keys)])
 
@@ -189,19 +174,6 @@ def keep_layers(model: Any, layers: int | None) -> None:
     del stacks[0][layers:]
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the loader from telling that a language model's head is left unused."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
 def cached_states(reader: StateReader, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
     """Return what ``reader`` gives, from the user's cache where the very same was computed before."""
     from safetensors import SafetensorError
@@ -235,13 +207,13 @@ def _texts(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[object]:
 class StateFeatures:
     """Standardised states: (state - mean) / deviation / sqrt(width), so that an answer has length 1 on average."""
 
-    reader: Reader
+    reader: StateReader | RememberedStates
     mean: FloatArray
     """Shape ``[width]``."""
     deviation: FloatArray
 
     @classmethod
-    def of(cls, reader: Reader, states: FloatArray) -> Self:
+    def of(cls, reader: StateReader | RememberedStates, states: FloatArray) -> Self:
         """Return the features that standardise ``states``, shape ``[answer, width]``; no label is read."""
         deviation = states.std(axis=0)
         # A column that never moves says nothing, and must not be blown up where it does move.

@@ -176,7 +176,7 @@ def test_slices_pairs_and_other_forms_of_scorers(folder: Path, prompts: list[str
     )
     assert run.result["judges"]["letter"]
     answers = pd.DataFrame([dict(row) for row in run.files.answers])
-    assert {"refusal", "slice"} <= set(answers) and set(answers["slice"]) == {"label=benign", "label=risky"}
+    assert {"refusal", "slice"} <= set(answers) and set(answers["slice"]) == {"benign", "risky"}
 
 
 @pytest.mark.parametrize(

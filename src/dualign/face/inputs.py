@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dualign.data.rows import LARGEST, Row
+from dualign.data.rows import LARGEST, Row, prompt_cell
 from dualign.data.table_files import Row as NumberedRow
 from dualign.data.table_files import renamed
 from dualign.errors import ArgumentError, nearest
@@ -120,31 +122,31 @@ def _plain(cell: Any) -> Any:
     return cell.item() if hasattr(cell, "item") and getattr(cell, "ndim", 0) == 0 else cell
 
 
-def by_rows(table: Any) -> Any:
-    """Return a mapping of columns as rows, every other table as it is."""
-    if not isinstance(table, Mapping):
-        return table
-    return [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-
-
 def prompts_in(argument: str, given: Any) -> list[Prompt]:
     """Return the prompts in memory: texts, messages, rows, a frame, a data set, or ``Prompt`` objects.
 
     Raises:
         ArgumentError, DataError: there are none, or one is no prompt.
     """
-    from dualign.data.prompts import read_prompts
-    from dualign.data.table_files import in_memory
-
     if isinstance(given, str):
         raise ArgumentError(f"{argument}: prompts are needed, in a list or a table; given one text")
     if isinstance(given, Sequence) and given and all(isinstance(one, Prompt) for one in given):
         return list(given)
-    return read_prompts(in_memory(by_rows(given), argument)).every
+    if isinstance(given, Sequence):
+        given = [{"prompt": one} if isinstance(one, str | list) else one for one in given]
+    return [_prompt(argument, number, row) for number, row in rows_of(argument, given)]
+
+
+def _prompt(argument: str, number: int, row: Row) -> Prompt:
+    """Return the prompt of a row, its other columns as texts."""
+    columns = {
+        name: str(cell) for name, cell in row.items() if isinstance(cell, str | int | float) and name != "prompt"
+    }
+    return replace(prompt_cell(Path(argument), number, row), columns=columns)
 
 
 def pairs_in(argument: str, given: Any) -> list[tuple[Prompt, str, str]]:
-    """Return (prompt, chosen, rejected) of preference data in memory, in any layout that a file may have.
+    """Return (prompt, chosen, rejected) of rows in memory.
 
     Raises:
         ArgumentError, DataError: they are no pairs.
@@ -153,15 +155,10 @@ def pairs_in(argument: str, given: Any) -> list[tuple[Prompt, str, str]]:
         return []
     if isinstance(given, Sequence) and given and all(isinstance(one, tuple) for one in given):
         return [(prompt if isinstance(prompt, Prompt) else Prompt(prompt), *answers) for prompt, *answers in given]
-    from dualign.data.formats.table import read_preferences
-    from dualign.data.table_files import in_memory
-
     found = []
-    for row in read_preferences(in_memory(by_rows(given), argument)).rows:
-        if len(row.answers) != 2:
-            raise ArgumentError(
-                f"{argument}: row {row.line} has {len(row.answers)} answers; chosen and rejected are needed"
-            )
-        first, second = (row.answers[k].text for k in ((1, 0) if row.better == 1 else (0, 1)))
-        found.append((row.prompt, first, second))
+    for number, row in rows_of(argument, given):
+        answers = [row.get(name) for name in ("chosen", "rejected")]
+        if not all(isinstance(answer, str) for answer in answers):
+            raise ArgumentError(f"{argument}: row {number} has no texts 'chosen' and 'rejected'")
+        found.append((prompt_cell(Path(argument), number, row), str(answers[0]), str(answers[1])))
     return found

@@ -182,7 +182,7 @@ def certify(
 
     if seal is None:
         return finished(test(observations, terms))
-    from dualign.certificate.seal_file import certify_sealed
+    from dualign.face.seal_file import certify_sealed
 
     return certify_sealed(observations, terms, units, Path(seal), finished)
 

@@ -455,3 +455,48 @@ def test_nothing_to_score_sends_nothing(made):
     with serving() as service:
         assert made(service)([], []).shape == (0,)
         assert not service.requests
+
+
+def test_an_answer_is_asked_for_as_it_is_and_no_cookie_comes_back(made):
+    """A few compressed bytes could fill the memory: the limit on an answer counts what is sent."""
+    with serving(answers_json(lambda items: {"items": items}), answers_status(200, Set_Cookie="a=b")) as service:
+        scores(made(service), ["a"])
+        scores(made(service), ["b"])
+        assert {headers["accept-encoding"] for _, headers, _ in service.requests} == {"identity"}
+        assert not any("cookie" in headers for _, headers, _ in service.requests)
+
+
+@pytest.fixture
+def proxies(monkeypatch):
+    """Return a setter of the proxies that the environment names; all others are taken away."""
+
+    def put(**named):
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        for name, value in named.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+def test_the_proxy_of_the_environment_is_asked_and_no_other(made, proxies):
+    with serving() as service:
+        host = service.url.removeprefix("http://").removesuffix("/score")
+        for named in (f"http://{host}", host):
+            proxies(http_proxy=named)
+            assert scores(made("http://judge.invalid/score", version=named)) == TRUE
+        assert {path for path, _, _ in service.requests} == {"http://judge.invalid/score"}
+        for others in ({"https_proxy": "http://127.0.0.1:1"}, {"all_proxy": "socks5://127.0.0.1:1"}, {
+            "http_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}):  # fmt: skip
+            proxies(**others)
+            assert scores(made(service, version=str(others))) == TRUE
+    assert service.requests[-1][0] == "/score"
+
+
+@pytest.mark.parametrize("named", ["ftp://me:s3cret@h/", "http://me:s3cret@h:port/"])
+def test_a_proxy_that_cannot_be_used_is_one_line_without_its_password(made, proxies, named):
+    proxies(http_proxy=named)
+    with pytest.raises(ConfigError, match="the proxy that the environment names for judge.invalid/score") as caught:
+        made("http://judge.invalid/score")
+    assert "s3cret" not in str(caught.value)

@@ -20,6 +20,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from dualign.errors import ConfigError, DataError, MissingError, inert
 from dualign.runs.store import read_json, write_json
@@ -218,20 +219,32 @@ def transport(url: str, *, timeout: float) -> Transport:
     Redirects are not followed, so a key never travels to another host. Proxies are those of the environment.
 
     Raises:
-        ConfigError: no request can be made of the address.
+        ConfigError: no request can be made of the address, or through the proxy.
     """
     import httpx2
 
     try:
-        address, context = httpx2.URL(url), httpx2.create_ssl_context()
+        address = httpx2.URL(url)
     except httpx2.InvalidURL as error:
-        raise ConfigError(f"url: {inert(str(error))}") from None
+        raise ConfigError(f"url: {inert(error)}") from None
+    settings: dict[str, Any] = {
+        "verify": httpx2.create_ssl_context(),
+        "proxy": _proxy(url),
+        "trust_env": False,
+        "timeout": None,
+    }
+    try:
+        httpx2.AsyncClient(**settings)
+    except (httpx2.InvalidURL, ValueError, ImportError) as error:
+        # Its address may hold a password, and is not repeated.
+        reason = inert(error) if isinstance(error, ImportError) else type(error).__name__
+        raise ConfigError(f"the proxy that the environment names for {display_name(url)}: {reason}") from None
 
     async def exchange(content: bytes, headers: Mapping[str, str]) -> Answer:
         # One deadline for all of it, which httpx does not know: its own are for each piece that arrives.
         async with (
             asyncio.timeout(timeout),
-            httpx2.AsyncClient(verify=context, timeout=None) as client,
+            httpx2.AsyncClient(**settings) as client,
             client.stream("POST", address, content=content, headers=headers) as response,
         ):
             return Answer(response.status_code, dict(response.headers), await _body(response))
@@ -243,6 +256,13 @@ def transport(url: str, *, timeout: float) -> Transport:
             raise _fault(error, timeout) from error
 
     return post
+
+
+def _proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for an address (``http_proxy``, ``https_proxy``, ``no_proxy``)."""
+    parts = urlsplit(url)
+    named = None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+    return named if named is None or "://" in named else f"http://{named}"
 
 
 async def _body(response: "httpx2.Response") -> bytes:

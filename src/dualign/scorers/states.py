@@ -43,9 +43,9 @@ class StateSettings:
     chosen."""
 
 
-def faster_dtype(model: Any, tokenizer: Any = None) -> Literal["float32", "bfloat16"]:
+def faster_dtype(model: Any) -> Literal["float32", "bfloat16"]:
     """Return ``float32`` or ``bfloat16``, whichever is faster for ``model`` on this machine; takes about a second."""
-    timed = LanguageModel(model=model, tokenizer=tokenizer, template=lambda _: [], eos=0, pad=1)
+    timed = LanguageModel(model=model, tokenizer=None, template=lambda _: [], eos=0, pad=1)
     return "bfloat16" if choose_compute(timed).dtype == "bfloat16" else "float32"
 
 
@@ -95,10 +95,10 @@ class StateReader:
         rows: list[FloatArray] = [np.empty(0)] * len(tokens)
         with torch.no_grad():
             for indices, ids, mask in reading.batches([opening + reply for opening, reply in tokens]):
-                hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.double()
+                hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
                 for states, index in zip(hidden, indices, strict=True):
                     # A response without any token is read at the prompt's end.
-                    reply = states[min(len(tokens[index][0]), len(states) - 1) :]
+                    reply = states[min(len(tokens[index][0]), len(states) - 1) :].double()
                     parts = {"mean": [reply.mean(0)], "last": [reply[-1]], "both": [reply.mean(0), reply[-1]]}
                     rows[index] = torch.cat(parts[self.settings.pooling]).cpu().numpy()
         return np.array(rows)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,3 +320,22 @@ def test_what_cannot_be_solved_is_one_line(arguments: dict[str, Any], said: str)
     broken["prompts"][0]["responses"][0]["reward"] = math.nan
     with pytest.raises(DataError, match=r"world: prompts\[0\]\.responses\[0\]\.reward: must be a finite number"):
         dualign.solve(broken)
+
+
+# --- a finished run -----------------------------------------------------------------------------------
+
+
+def test_a_run_of_a_finite_world_is_loaded_without_torch(tmp_path: Path) -> None:
+    write_world(tmp_path, raw_world(5))
+    (tmp_path / "job.yaml").write_text("policy: {world: world.json}\n")
+    assert command("train", tmp_path / "job.yaml", "--out", tmp_path / "run", "--quiet").code == 0
+    run = dualign.load_run(tmp_path / "run")
+    assert run.verdict == "CERTIFIED" and run.certificate is None and run.beta_normalised is None
+    assert run.beta_raw == raw_world(5)["beta"] and len(run.frontier()) == len(run.result["iterates"])
+    assert run.report() == tmp_path / "run" / "report.html" and "CERTIFIED" in str(run)
+    with pytest.raises(dualign.DualignError, match="the world world.json answers inside that alone"):
+        _ = run.policy
+    program = f"import sys, dualign; dualign.load_run({str(tmp_path / 'run')!r}).frontier()"
+    program += "; assert not {'torch', 'transformers', 'sklearn', 'matplotlib'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from dualign.config import Config, overridden
 from dualign.errors import ArgumentError, DualignError
 from dualign.face.run import Run, load_run
-from dualign.face.tasks import Given, Limit, Task, joined, quiet, task_of
+from dualign.face.tasks import Given, Limit, Task, Tell, joined, quiet, task_of
 from dualign.hashing import canonical_digest
-from dualign.job.job import Tell
 
 if TYPE_CHECKING:
     from dualign.job.cells import Cell, Family

@@ -103,16 +103,21 @@ class Run:
         """Return the selected policy, its model loaded when it first answers.
 
         Raises:
-            MissingError: it has no weights: a finite world, or the best of several answers.
+            MissingError: it has no weights (the best of several answers), or answers inside its world alone.
             DataError: they are not those that the run wrote.
         """
+        from dualign.config import load_config
+
+        config = load_config(self.folder / "config.yaml")
+        if config.policy.world is not None:
+            raise MissingError(f"{self.folder}: a policy of the world {config.policy.world} answers inside that alone")
         weights = self.folder / "rounds" / str(self.selected.get("name")) / "fit" / "policy"
         if not weights.is_dir() or not any(weights.glob("*.safetensors")):
             raise MissingError(f"{self.folder}: the policy {self.selected.get('name')!r} of this run has no weights")
         for path in filter(Path.is_file, weights.iterdir()):
             if file_digest(path) != self.files.hashes.get(relative(self.folder, path)):
                 raise DataError(f"{self.folder}: {relative(self.folder, path)} is damaged: not as the run wrote it")
-        return TrainedPolicy(self.folder, weights)
+        return TrainedPolicy(self.folder, weights, config)
 
     def __str__(self) -> str:
         """Return the summary that ``dualign train`` ends with."""
@@ -130,6 +135,8 @@ class TrainedPolicy:
     run: Path
     adapter: Path
     """Folder of the PEFT adapter (or of full weights)."""
+    config: "Config"
+    """Of the run."""
 
     def generate(
         self,
@@ -188,13 +195,6 @@ class TrainedPolicy:
         shutil.copytree(self.adapter, target, dirs_exist_ok=True)
         self.language_model.tokenizer.save_pretrained(str(target))
         return target
-
-    @cached_property
-    def config(self) -> "Config":
-        """Return the config of the run."""
-        from dualign.config import load_config
-
-        return load_config(self.run / "config.yaml")
 
     @cached_property
     def language_model(self) -> "LanguageModel":

@@ -13,13 +13,14 @@ from dualign.errors import ArgumentError, ConfigError
 from dualign.face.inputs import pairs_in, prompts_in
 from dualign.face.run import Run, load_run
 from dualign.hashing import canonical_digest
-from dualign.job.job import Tell
 from dualign.protocols import Direction, Scorer
 from dualign.records import Prompt
 
 if TYPE_CHECKING:
     from dualign.job.inputs import Inputs
 
+Tell = Callable[[str], None]
+"""Shows one line of progress."""
 MEMORY = "memory"
 """Kind of a scorer, and the beginning of a path, of what was given in memory: the config names it by its hash."""
 Given = Callable[..., Any] | Scorer | Mapping[str, Any] | str

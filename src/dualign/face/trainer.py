@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from dualign.errors import ArgumentError, UsageError
 from dualign.face.inputs import is_table, pairs_in, prompts_in
 from dualign.face.run import Run, TrainedPolicy
-from dualign.face.tasks import Given, Limit, joined, quiet, task_of
-from dualign.job.job import Tell
+from dualign.face.tasks import Given, Limit, Tell, joined, quiet, task_of
 from dualign.records import Certificate, Prompt
 from dualign.runs.store import read_json
 

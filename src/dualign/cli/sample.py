@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +57,7 @@ def sample(
     Example: dualign sample ./model prompts.jsonl --adapter run/rounds/02/fit/policy -n 4 --out answers.jsonl
     """
     from dualign.data.prompts import read_prompts
+    from dualign.face.run import keyed_apart
     from dualign.runs.store import write_text
 
     if out.suffix != ".jsonl":
@@ -117,17 +117,6 @@ def sample(
     )
     few = figures["responses"] and figures["share_finished"] < FINISHED
     notes([cut] if few else [], quiet=quiet, word="warning")
-
-
-def keyed_apart(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Return the prompts, the ids of repeated ones marked: draws are keyed by ids, and each row has its own."""
-    seen: Counter[str] = Counter()
-    keyed = []
-    for prompt in prompts:
-        seen[prompt.id] += 1
-        times = seen[prompt.id]
-        keyed.append(prompt if times == 1 else replace(prompt, id=f"{prompt.id}-{times}"))
-    return keyed
 
 
 def repeated(found: "PromptFile") -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import dualign
 from dualign.cli.shared import AsJson, Progress, printed
 from dualign.errors import ConfigError, InfeasibleError, UsageError, inert, inert_lines
 
@@ -190,11 +191,7 @@ def report(
 
     Example: dualign report runs/demo
     """
-    from dualign.report import build_report, summary_text
-    from dualign.report.reading import read_run
-    from dualign.report.sections import verdict_word
-
-    path = build_report(run)
-    figures = {"run": str(run), "verdict": verdict_word(read_run(run)), "report": str(path)}
-    if not printed(figures, as_json=as_json):
-        print(inert(path) if quiet else summary_text(run))
+    found = dualign.load_run(run)
+    path = found.report()
+    if not printed({"run": str(run), "verdict": found.verdict, "report": str(path)}, as_json=as_json):
+        print(inert(path) if quiet else found)

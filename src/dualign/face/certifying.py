@@ -103,9 +103,9 @@ def _in_order(values: ArrayLike, cap: float, delta: float, seed: int) -> FloatAr
 
 
 def _seed(seed: int | None) -> int | None:
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
         raise ArgumentError(f"seed: must be a whole number of 0 or more; given {seed!r}")
-    return seed
+    return None if seed is None else int(seed)
 
 
 # --- certify ------------------------------------------------------------------------------------------

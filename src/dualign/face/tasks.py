@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dualign.config import Config, SplitName, validate
-from dualign.errors import ArgumentError, ConfigError
+from dualign.errors import ArgumentError, ConfigError, nearest
 from dualign.face.inputs import pairs_in, prompts_in
 from dualign.face.run import Run, load_run
 from dualign.hashing import canonical_digest
@@ -183,12 +183,18 @@ class _Scorers:
 
 
 def _prompts(given: Any) -> list[Prompt] | dict[str, list[Prompt]]:
-    """Return prompts, by the name of their split where a mapping names it."""
-    if isinstance(given, Mapping) and not any(isinstance(value, str) for value in given.values()):
-        names = get_args(SplitName)
-        if set(given) <= set(names):
-            return {str(name): prompts_in(f"prompts: {name}", prompts) for name, prompts in given.items()}
-    return prompts_in("prompts", given)
+    """Return prompts, by the name of their split where a mapping names it.
+
+    Raises:
+        ArgumentError: a split of another name.
+    """
+    splits = get_args(SplitName)
+    if not isinstance(given, Mapping) or not set(splits) & set(given):
+        return prompts_in("prompts", given)
+    for name in given:
+        if name not in splits:
+            raise ArgumentError(f"prompts: unknown split {name!r}; {nearest(name, splits)}")
+    return {str(name): prompts_in(f"prompts: {name}", prompts) for name, prompts in given.items()}
 
 
 def _digest(prompts: Sequence[Prompt] | Mapping[str, Sequence[Prompt]]) -> str:

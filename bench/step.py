@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from dualign.maths.losses import dpo, soft
+from dualign.models.compute import gigaflops
 from dualign.models.language_model import LanguageModel
 from dualign.models.pair_store import build_store
-from dualign.models.timing import gigaflops
 from dualign.protocols import Objective, Policy
 from dualign.records import Group, Prompt, Response
 from dualign.train.settings import FitInputs, TrainingSettings
@@ -143,7 +143,7 @@ def bound(language_model, kind, made, dtype):
     tokens = sum(len(p) + len(a) + len(b) for p, a, b in made) / len(made) * PAIRS
     targets = sum(len(a) + len(b) for _, a, b in made) / len(made) * PAIRS
     passes = 4 if kind == "lora" else 6
-    speed = max(gigaflops(language_model, dtype, 0.5) for _ in range(3))
+    speed = max(gigaflops(language_model.model, dtype, 0.5) for _ in range(3))
     return passes * (body * tokens + head * targets) / speed / 1e9
 
 

@@ -22,15 +22,14 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from dualign.protocols import Policy
-from dualign.models.adapters import activated
-from dualign.models.loading import load_language_model, resolve
-from dualign.models.adapter_merge import merged
-from dualign.models.tensors import check_shapes, check_tensors, read_model
 from dualign.errors import MissingError
+from dualign.models.adapters import activated, merged
+from dualign.models.loading import load_language_model, resolve
+from dualign.models.tensors import check_shapes, check_tensors, read_model
+from dualign.protocols import Policy
 from dualign.records import Prompt
-from dualign.scorers.states import StateReader, StateSettings
 from dualign.scorers.score_model import save_score_model
+from dualign.scorers.states import StateReader, StateSettings
 from dualign.scorers.table import make_scorer
 from sampling_parts import WORDS, tiny_tokenizer
 

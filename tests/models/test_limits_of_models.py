@@ -18,16 +18,15 @@ from transformers import (
 )
 
 from command_line import dualign
-from dualign.protocols import Policy
 from dualign.config import load_config
-from dualign.models.tensors import UNLIMITED, check_vocabulary, positions, prompt_room, usable_length
-from dualign.models.loading import load_language_model, save_model
 from dualign.errors import ConfigError, DataError, MissingError, UsageError
 from dualign.job.assembly import _model
 from dualign.job.entry import check_only
-from dualign.records import Prompt
-from dualign.protocols import Sampling
+from dualign.models.loading import load_language_model, save_model
 from dualign.models.sampler import TransformersSampler
+from dualign.models.tensors import UNLIMITED, check_vocabulary, positions, prompt_room, usable_length
+from dualign.protocols import Policy, Sampling
+from dualign.records import Prompt
 from dualign.scorers.table import make_scorer
 from sampling_parts import PROMPTS, tiny_language_model, tiny_model, tiny_tokenizer
 from tiny_jobs import LETTERS, SPECIAL, job, letter_tokenizer, write_config
@@ -141,6 +140,7 @@ def folder(tmp_path_factory):
     return root
 
 
+ROOM = {"policy": {"max_prompt_tokens": None}}
 JUDGE = {"kind": "sequence-classifier", "model": "judge", "template": "response"}
 
 
@@ -163,10 +163,10 @@ def dry_run(folder, **changes):
     [
         ({}, "policy.max_prompt_tokens 64, sampling.max_new_tokens 8: .* 64 positions .* can be 56 at most"),
         ({"sampling": {"max_new_tokens": 64}}, "sampling.max_new_tokens 64: the model has 64 positions"),
-        ({"policy": {"max_prompt_tokens": None}, "sampling": {"max_new_tokens": 60}}, "all 36 .* longer than 4 tokens"),
+        (ROOM | {"sampling": {"max_new_tokens": 60}}, "all 36 .* longer than 4 tokens"),
         ({"policy": {"max_prompt_tokens": 5}}, "raise policy.max_prompt_tokens"),
-        ({"reward": {"scorer": JUDGE | {"max_length": 40}}}, "scorer of reward: max_length 40: .* 30 positions"),
-        ({"reward": {"scorer": inside(JUDGE | {"max_length": 31})}}, "of reward.terms.*: max_length 31: .* 30 pos"),
+        (ROOM | {"reward": {"scorer": JUDGE | {"max_length": 40}}}, "scorer of reward: max_length 40: .* 30 positions"),
+        (ROOM | {"reward": {"scorer": inside(JUDGE | {"max_length": 31})}}, "reward.terms.*: max_length 31: .* 30 p"),
     ],
 )  # fmt: skip
 def test_the_dry_run_refuses_lengths_beyond_the_model(folder, changes, says):

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from dualign.errors import MissingError, UsageError
+from dualign.models.language_model import Wording
 from dualign.models.loading import (
     identity,
     load_language_model,
@@ -14,7 +16,6 @@ from dualign.models.loading import (
     save_model,
 )
 from dualign.models.templates import TEMPLATES, beaver_text, make_template, response_tokens, with_template
-from dualign.errors import MissingError, UsageError
 from dualign.records import Prompt
 from sampling_parts import EOS, tiny_model, tiny_tokenizer
 
@@ -43,7 +44,7 @@ def test_folder(folder):
 
 def test_empty_system_prompt_is_not_the_default_one(folder):
     model = load_language_model(folder)
-    ids = {name: with_template(model, "chat", system_prompt=name).template(Prompt("e")) for name in (None, "", "f")}
+    ids = {name: with_template(model, Wording("chat", name)).template(Prompt("e")) for name in (None, "", "f")}
     text = {name: " ".join(model.tokenizer.convert_ids_to_tokens(value)) for name, value in ids.items()}
     assert text == {None: "a a c e a", "": "b c e a", "f": "b f c e a"}
 
@@ -82,13 +83,13 @@ def test_beaver_strings():
 def test_templates_by_name(folder):
     tokenizer = tiny_tokenizer()
     assert set(TEMPLATES) == {"chat", "plain", "beaver"}
-    assert make_template("plain", tokenizer, system_prompt=None)(Prompt("a b")) == [3, 4]
+    assert make_template("plain", tokenizer)(Prompt("a b")) == [3, 4]
     with pytest.raises(UsageError, match="did you mean 'plain'"):
-        make_template("plane", tokenizer, system_prompt=None)
+        make_template("plane", tokenizer)
     with pytest.raises(UsageError, match="no chat template"):
-        make_template("chat", tokenizer, system_prompt=None)
+        make_template("chat", tokenizer)
     with pytest.raises(UsageError, match="no place for a system prompt"):
-        make_template("beaver", tokenizer, system_prompt="be kind")
+        make_template("beaver", tokenizer, Wording(system_prompt="be kind"))
 
 
 def test_a_user_cannot_type_special_tokens(folder):
@@ -148,6 +149,7 @@ def test_unreadable_folders(folder, tmp_path):
         ("generation_config.json", [], "generation_config.json"),
         ("generation_config.json", {"eos_token_id": "x"}, "generation_config.json"),
         ("generation_config.json", "{", "generation_config.json"),
+        ("generation_config.json", '{"eos_token_id": 1, "eos_token_id": 2}', "'eos_token_id' occurs twice"),
         ("tokenizer_config.json", [], "cannot be read"),
     ],
 )

@@ -170,7 +170,7 @@ def test_a_config_says_what_the_weights_are_kept_in(tmp_path):
 
 
 def test_a_share_of_two_models_is_rounded_once():
-    from dualign.models.adapter_merge import mixed
+    from dualign.models.adapters import mixed
 
     # a share of a model and the rest of the same model are that model; rounded one by one they are not
     same = torch.linspace(0.5, 3, 400).bfloat16()

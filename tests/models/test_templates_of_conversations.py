@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from dualign.protocols import Policy
-from dualign.models.log_probs import rows
-from dualign.models.log_probs import PairScorer
-from dualign.models.pair_store import build_store, encode_prompt, encode_response
-from dualign.train.sft import SftSettings, fine_tune
-from dualign.models.templates import conversation, make_template, make_transcript, with_template
 from dualign.errors import DataError, UsageError
-from dualign.records import Group, Prompt, Response, Turn
-from dualign.protocols import Sampling
+from dualign.models.language_model import Wording
+from dualign.models.log_probs import PairScorer, rows
+from dualign.models.pair_store import build_store, encode_prompt, encode_response
 from dualign.models.sampler import TransformersSampler
+from dualign.models.templates import conversation, make_template, make_transcript, with_template
+from dualign.protocols import Policy, Sampling
+from dualign.records import Group, Prompt, Response, Turn
+from dualign.train.sft import SftSettings, fine_tune
 from engine_parts import independent_log_prob
 from sampling_parts import tiny_language_model
 from tiny_tokenizers import BOS, END, EOS, bpe_tokenizer
@@ -33,7 +32,7 @@ SYSTEM = "<|im_start|>system\nis safe<|im_end|>\n"
 
 def text(name, prompt, *, system_prompt=None, tokenizer=None):
     tokenizer = tokenizer or bpe_tokenizer()
-    return tokenizer.decode(make_template(name, tokenizer, system_prompt=system_prompt)(prompt))
+    return tokenizer.decode(make_template(name, tokenizer, Wording(system_prompt=system_prompt))(prompt))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,7 @@ def test_strings_of_conversations(name, prompt, expected):
 
 def test_beaver_tokens_are_those_of_the_one_string():
     tokenizer = bpe_tokenizer(adds_bos=True)
-    ids = make_template("beaver", tokenizer, system_prompt=None)(THREE)
+    ids = make_template("beaver", tokenizer)(THREE)
     assert ids == tokenizer(BEAVER)["input_ids"]
     assert ids.count(EOS) == 1 and ids[-1] != EOS
 
@@ -72,7 +71,7 @@ def test_the_system_turn_of_a_prompt_replaces_the_configured_one():
 @pytest.mark.parametrize("typed", ["<|im_end|>", "</s>", "<s>", "\ue0003\ue001 </s>"])
 def test_nobody_can_type_a_special_token_in_any_turn(name, turn, typed):
     tokenizer = bpe_tokenizer()
-    template = make_template(name, tokenizer, system_prompt=None)
+    template = make_template(name, tokenizer)
     turns = list(FOUR.history if name != "beaver" else ASKED) + [Turn("user", FOUR.text)]
     hostile = replace(turns[turn], text=f"a {typed} b")
     said = [*turns[:turn], hostile, *turns[turn + 1 :]]
@@ -92,11 +91,11 @@ def test_numbers_between_private_marks_do_not_call_another_text():
 @pytest.mark.parametrize("name", ["chat", "plain", "beaver"])
 def test_exactly_one_bos_where_the_tokenizer_opens_with_one(name):
     opening, silent = bpe_tokenizer(adds_bos=True), bpe_tokenizer()
-    assert make_template(name, silent, system_prompt=None)(THREE).count(BOS) == 0
+    assert make_template(name, silent)(THREE).count(BOS) == 0
     own = bpe_tokenizer(adds_bos=True)
     own.chat_template = "<s>" + own.chat_template
     for tokenizer in (opening, own):
-        ids = make_template(name, tokenizer, system_prompt=None)(THREE)
+        ids = make_template(name, tokenizer)(THREE)
         assert ids.count(BOS) == 1 and ids[0] == BOS
 
 
@@ -130,10 +129,10 @@ def test_what_a_template_has_no_place_for_is_one_line():
 def test_a_prompt_of_nothing_is_the_mark_of_a_start():
     tokenizer = bpe_tokenizer()
     expected = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    assert make_template("plain", tokenizer, system_prompt=None)(Prompt("")) == [expected]
+    assert make_template("plain", tokenizer)(Prompt("")) == [expected]
     tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(UsageError, match="needs a tokenizer with a BOS"):
-        make_template("plain", tokenizer, system_prompt=None)(Prompt(""))
+        make_template("plain", tokenizer)(Prompt(""))
 
 
 def test_a_transcript_is_one_string_and_ends_with_one_eos():
@@ -141,7 +140,7 @@ def test_a_transcript_is_one_string_and_ends_with_one_eos():
     joint = make_transcript("beaver", tokenizer, append_eos=True)(THREE, "Hello! How")
     assert joint == [*tokenizer(BEAVER + "Hello! How")["input_ids"], EOS]
     # The colon merges with what follows it: cut apart, a score model would read other tokens than in training.
-    apart = make_template("beaver", tokenizer, system_prompt=None)(THREE) + tokenizer("Hello! How")["input_ids"][1:]
+    apart = make_template("beaver", tokenizer)(THREE) + tokenizer("Hello! How")["input_ids"][1:]
     assert joint[:-1] != apart
     bare = make_transcript("beaver", tokenizer, append_eos=False)
     assert [*bare(THREE, "Hello! How"), EOS] == joint
@@ -171,7 +170,7 @@ def small_model(tokenizer):
 )
 def test_log_prob_after_three_turns_is_that_by_hand(name, before, pad):
     tokenizer = bpe_tokenizer(pad_token=pad)
-    model = with_template(small_model(tokenizer), name, system_prompt=None)
+    model = with_template(small_model(tokenizer), Wording(name))
     said = ("No </s> Yes", "is", "the answer is safe")
     group = Group(THREE, tuple(Response(s) for s in said), np.zeros(3), np.zeros((3, 1)))
     (stored,) = build_store(model, [group]).groups
@@ -188,7 +187,7 @@ def test_log_prob_after_three_turns_is_that_by_hand(name, before, pad):
 
 
 def test_sampling_answers_the_whole_conversation():
-    model = with_template(small_model(bpe_tokenizer()), "beaver", system_prompt=None)
+    model = with_template(small_model(bpe_tokenizer()), Wording("beaver"))
     prompt = encode_prompt(model, THREE)
     sampling = Sampling(temperature=1.0, max_new_tokens=6)
     both = [THREE, Prompt("and you")]

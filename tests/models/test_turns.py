@@ -4,10 +4,10 @@ from datetime import datetime
 
 import pytest
 
-from dualign.models.language_model import LanguageModel, Wording
-from dualign.models.templates import UNCHANGING_DAY, _directives, chat_text, read_template, response_tokens
-from dualign.models.language_model import answer_text, answer_tokens, string_tokens
 from dualign.errors import DataError, UsageError
+from dualign.models.language_model import LanguageModel, Wording, answer_text, answer_tokens, string_tokens
+from dualign.models.templates import read_template, response_tokens
+from dualign.models.turns import UNCHANGING_DAY, _directives, chat_text
 from dualign.records import Prompt, Turn, named, shown
 from turn_families import CHATML, FAMILIES, GEMMA, byte_tokenizer
 
@@ -261,7 +261,7 @@ def test_the_pinned_clock_writes_what_the_real_one_would():
         tokens = tokenizer(source)
         messages = [{"role": "user", "content": "one"}]
         day = datetime.now().date().isoformat()
-        ours = chat_text(tokens, [Turn("user", "one")], add_generation_prompt=True, date=day)
+        ours = chat_text(tokens, [Turn("user", "one")], Wording(date=day), add_generation_prompt=True)
         assert ours == tokens.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 

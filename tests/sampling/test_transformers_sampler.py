@@ -187,3 +187,6 @@ def test_rows_of_a_cache_that_change_places_stay_changed():
     layer.reorder_cache(torch.tensor([1, 0]))
     keys, _ = layer.update(rows, rows)
     assert keys[:, 0, :, 0].tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
+    layer.batch_repeat_interleave(2)
+    keys, _ = layer.update(rows.repeat(2, 1, 1, 1), rows.repeat(2, 1, 1, 1))
+    assert keys[:, 0, :, 0].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 0, 1], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dualign.cli.sample import sample
-from dualign.models.language_model import LanguageModel, Turns, answer_text, decode
+from dualign.models.language_model import LanguageModel, Turns, Wording, answer_text, decode
 from dualign.models.loading import load_language_model
 from dualign.models.pair_store import encode_response
 from dualign.models.sampler import TransformersSampler
@@ -100,7 +100,7 @@ def test_log_probabilities_count_the_terminator(models):
 @pytest.mark.parametrize("template", ["plain", "beaver"])
 def test_templates_without_a_mark_close_with_the_eos_and_stop_at_the_models_own(template, models):
     _, model = models("llama-3")
-    bare = with_template(model, template)
+    bare = with_template(model, Wording(template))
     eos, turn = (model.tokenizer.convert_tokens_to_ids(t) for t in ("<|end_of_text|>", "<|eot_id|>"))
     assert bare.closing == (eos,) and bare.stops == {eos, turn}
 
@@ -109,7 +109,7 @@ def test_one_id_several_or_none_of_a_generation_config(models):
     _, model = models("gpt-2")
     for value, stops in ((None, {0}), (7, {0, 7}), ([7, 9], {0, 7, 9})):
         model.model.generation_config.eos_token_id = value
-        assert with_template(model, "plain").stops == stops
+        assert with_template(model, Wording("plain")).stops == stops
     model.model.generation_config.eos_token_id = [0]
 
 

@@ -13,12 +13,21 @@ from dualign.hashing import canonical_digest
 from dualign.job.checks import constraints_of, direction_of, scorer_specs
 from dualign.job.inputs import Inputs, read_inputs
 from dualign.job.job import Job, Tell
-from dualign.job.reading import claimed, dated, longest_prompt, model_name, short_enough, template_notes, wording_of
+from dualign.job.reading import (
+    Reader,
+    claimed,
+    dated,
+    longest_prompt,
+    model_name,
+    short_enough,
+    template_notes,
+    wording_of,
+)
 from dualign.job.warm_start import keep_merged, warm_start
+from dualign.models.compute import choose_compute
 from dualign.models.language_model import LanguageModel
 from dualign.models.loading import load_language_model
 from dualign.models.sampler import TransformersSampler
-from dualign.models.timing import choose_compute
 from dualign.protocols import Direction, Policy, Sampling, Scorer
 from dualign.records import Prompt
 from dualign.runs.journal import Journal
@@ -104,7 +113,7 @@ def _loaded(
     config: Config, inputs: Inputs, journal: Journal, tell: Tell
 ) -> tuple[LanguageModel, dict[str, list[Prompt]], list[str]]:
     """Return the model as it is published, in the dtype of this machine, the prompts that fit it, and notes on both."""
-    model = dated(_model(config), config, journal)
+    model = dated(_model(config, inputs.reader), config, journal)
     splits, dropped = short_enough(inputs.splits, model.template, model.max_prompt_tokens)
     for note in model.notes:
         tell(f"warning: {note}")
@@ -193,7 +202,7 @@ def _scorer_facts(scorers: Mapping[str, Any], qualities: Mapping[str, Any]) -> l
     ]
 
 
-def _model(config: Config) -> LanguageModel:
+def _model(config: Config, reader: Reader | None = None) -> LanguageModel:
     """Return the model as it is published, in float32, with the adapter that is named merged into it."""
     model = load_language_model(
         model_name(config),
@@ -201,13 +210,14 @@ def _model(config: Config) -> LanguageModel:
         max_response_tokens=config.sampling.max_new_tokens,
         wording=wording_of(config),
         adapter=None if config.policy.adapter is None else Path(config.policy.adapter),
+        reader=None if reader is None else reader.language_model,
     )
     return replace(model, max_prompt_tokens=longest_prompt(config, model.model.config))
 
 
 def _compute(config: Config, model: LanguageModel) -> dict[str, Any]:
     """Return dtype and threads: by timing, unless the config says."""
-    found = asdict(choose_compute(model))
+    found = asdict(choose_compute(model.model))
     if config.training.dtype != "auto":
         found["dtype"] = config.training.dtype
     return found

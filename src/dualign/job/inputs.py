@@ -23,7 +23,7 @@ from dualign.job.reading import (
     template_notes,
     unread_date,
 )
-from dualign.models.adapter_folder import base_note, check_adapter
+from dualign.models.adapter_merge import base_note, check_adapter
 from dualign.models.loading import check_named
 from dualign.protocols import Scorer
 from dualign.records import Constraint, Prompt, named, shown

@@ -185,10 +185,7 @@ def dated(model: LanguageModel, config: Config, journal: Journal) -> LanguageMod
     if model.turns is None or not model.turns.reads_clock or config.policy.template_date is not None:
         return model
     day = journal.choice("template_date", lambda: datetime.now().date().isoformat())
-    policy = config.policy
-    return with_template(
-        model, policy.template, system_prompt=policy.system_prompt, arguments=policy.template_arguments, date=day
-    )
+    return with_template(model, replace(model.wording, date=day))
 
 
 def template_notes(tokenizer: Any, turns: Turns, wording: Wording, *, pinned: str = "") -> list[str]:

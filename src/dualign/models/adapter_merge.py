@@ -1,98 +1,52 @@
-"""Policies put together by their weights: no data, no training."""
+"""An adapter that others trained with PEFT: whether its folder can be used, and its merge into its base's weights."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
-from dualign.protocols import Policy
-from dualign.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FULL_WEIGHTS, read_weights, weights_file
-from dualign.models.tensors import check_shapes
-from dualign.errors import UsageError
-from dualign.runs.store import write_bytes, write_json
 import copy
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from dualign.models.adapter_folder import check_adapter, one_line
-from dualign.models.adapters import ADAPTER_WEIGHTS
-from dualign.models.tensors import WRAPPED, Mismatch, check_tensors
+
 from dualign.errors import MissingError
-from typing import TYPE_CHECKING
+from dualign.hashing import files_identity
+from dualign.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from dualign.models.tensors import WRAPPED, check_tensors, headers, mismatches, read_mapping, readable
+from dualign.records import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-MODEL_CONFIG = "config.json"
-
-
-def merged(first: Policy, second: Policy, *, share: float, folder: Path) -> None:
-    """Write ``(1 - share) first + share second`` to ``folder``, as an adapter where both are adapters.
-
-    Two updates ``scale B A`` are one of the sum of their ranks with A stacked and B side by side, so that the merge of
-    adapters is exact. What else lies beside the weights, the memory of on-policy training above all, is of one of the
-    two alone and stays there.
-
-    Raises:
-        UsageError: one is an adapter and the other is not, one is the reference, which has no weights of its own, or
-            two adapters lie on different layers.
-    """
-    from safetensors.torch import save
-
-    files = [weights_file(policy) for policy in (first, second)]
-    if files[0] is None or files[1] is None or files[0].name != files[1].name:
-        raise UsageError(f"merge: '{first.name}' and '{second.name}' must both be adapters or both be whole models")
-    tensors = [read_weights(path) for path in files if path is not None]
-    if files[0].name == FULL_WEIGHTS:
-        check_shapes(f"merge: policy {files[1]}", needed=tensors[0], found=tensors[1])
-        whole = {name: mixed(tensor, tensors[1][name], share) for name, tensor in tensors[0].items()}
-        write_bytes(folder / FULL_WEIGHTS, save(whole, metadata={"format": "pt"}))
-        write_bytes(folder / MODEL_CONFIG, (files[0].parent / MODEL_CONFIG).read_bytes())
-        return
-    if tensors[0].keys() != tensors[1].keys():
-        strange = min(tensors[0].keys() ^ tensors[1].keys())
-        raise UsageError(
-            f"merge: '{first.name}' and '{second.name}' must be adapters of the same layers; one alone has '{strange}'"
-        )
-    configs = [json.loads((path.parent / ADAPTER_CONFIG).read_text()) for path in files if path is not None]
-    for config in configs:
-        if any(config.get(key) for key in ("use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias")):
-            raise UsageError("merge: an adapter whose scale is not alpha / r everywhere cannot be mixed by weights")
-    # PEFT scales an update by alpha / r. The two may differ in it, so that each one's own is put into its B.
-    own, other = (config["lora_alpha"] / config["r"] for config in configs)
-    joined = stacked(*tensors, factors=((1 - share) * own, share * other))
-    rank = sum(config["r"] for config in configs)
-    write_bytes(folder / ADAPTER_WEIGHTS, save(joined, metadata={"format": "pt"}))
-    write_json(folder / ADAPTER_CONFIG, {**configs[0], "r": rank, "lora_alpha": rank})
-
-
-def mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """Return ``(1 - share) first + share second`` in the dtype of ``first``, rounded once."""
-    import torch
-
-    wide = torch.promote_types(first.dtype, torch.float32)
-    return ((1 - share) * first.to(wide) + share * second.to(wide)).to(first.dtype)
-
-
-def stacked(
-    first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, factors: tuple[float, float]
-) -> dict[str, Tensor]:
-    """Return the adapter of both ranks together whose ``B A`` is the sum of the two times ``factors``."""
-    import torch
-
-    joined = {}
-    for name, tensor in first.items():
-        other = second[name]
-        if "lora_A" in name:
-            joined[name] = torch.cat([tensor, other], dim=0)
-        else:
-            joined[name] = torch.cat([factors[0] * tensor, factors[1] * other], dim=1)
-    return joined
-
-
+KINDS = (
+    "LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "LN_TUNING", "TRAINABLE_TOKENS", "HRA",
+    "FOURIERFT", "VBLORA", "C3A", "MISS", "SHIRA", "ROAD", "DELORA",
+)  # fmt: skip
+"""PEFT's names of the kinds that are a change of weights; a prompt that is learned, or a change that depends on the
+input, is none."""
+INITS = (True, False, "gaussian", "orthogonal", "eva", "mica", "pissa", "olora")
+"""Starts of LoRA whose base weights PEFT finds again on loading. The others need what trained them (CorDA, LoRA-GA,
+LoftQ), or take a random factorisation (``pissa_niter_N``)."""
+OWN_FORWARD = {
+    "alora_invocation_tokens": "acts after certain tokens alone",
+    "arrow_config": "routes by the input",
+    "layer_replication": "repeats layers",
+    "megatron_config": "needs Megatron's layers",
+    "monteclora_config": "draws its weights",
+    "kasa_config": "cuts the base weights",
+    "use_bdlora": "splits its layers in blocks",
+    "use_qalora": "needs quantised base weights",
+}
+"""Settings of LoRA that no change of the base weights stands for."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_CHAT_TEMPLATE = "chat_template.jinja"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_IDENTITY = (
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TOKENIZERS, "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    _TOKENIZER_CONFIG, _CHAT_TEMPLATE,
+)  # fmt: skip
 TOLERANCE = 1e-4
 """Of ``|a - b| / (1 + |a|)``, for log-probabilities a with the adapter beside the weights and b with it in them;
 rounding in float32 is some thirty times smaller."""
@@ -105,18 +59,111 @@ _WRAPPERS = re.compile(r"\.(token_adapter\.)?(base_layer|modules_to_save)\.")
 _ROWS = "trainable_tokens_delta"
 
 
-def merge_adapter(model: Any, folder: Path) -> Any:
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """Return the description of a PEFT adapter (``adapter_config.json``) of a kind that can be merged.
+
+    Raises:
+        MissingError: there is no such adapter, it is not in safetensors, or it is of a kind that is not supported.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise MissingError(f"adapter {folder}: no {ADAPTER_CONFIG} is there; expected the folder of a PEFT adapter")
+    description = read_mapping(folder / ADAPTER_CONFIG, f"adapter {folder}")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        pickled = " (pickled adapter_model.bin is not read; save it as safetensors)"
+        hint = pickled if (folder / "adapter_model.bin").exists() else ""
+        raise MissingError(f"adapter {folder}: has no {ADAPTER_WEIGHTS}{hint}")
+    if reason := _unfit(description):
+        raise MissingError(f"adapter {folder}: {reason}")
+    return description
+
+
+def base_note(folder: Path, description: Mapping[str, Any], base: str | Path) -> list[str]:
+    """Return what is to be said where the adapter names another base model than ``base``; nothing where it does not."""
+    named = description.get("base_model_name_or_path")
+    given = str(base)
+    if not named or named in (given, given.partition("@")[0]):
+        return []
+    if isinstance(named, str) and Path(named).is_dir() and Path(given).is_dir() and Path(named).samefile(given):
+        return []
+    return [f"adapter {folder}: was made for the base model {_quoted(named)}, and is put on {_quoted(given)}"]
+
+
+def adapter_identity(folder: Path) -> str:
+    """Return 16 hexadecimal digits that stand for an adapter's settings, weights, tokenizer and chat template."""
+    return files_identity(folder / name for name in _IDENTITY)
+
+
+def own_tokenizer(folder: Path, base: Any) -> Any:
+    """Return the adapter's tokenizer where it brings one, else ``base``; the chat template likewise.
+
+    Raises:
+        MissingError: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = base
+    if any((folder / name).is_file() for name in TOKENIZERS):
+        with readable(f"adapter {folder}", "its tokenizer cannot be read"):
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    else:
+        with readable(f"adapter {folder}", "its chat template cannot be read"):
+            if (folder / _CHAT_TEMPLATE).is_file():
+                tokenizer.chat_template = (folder / _CHAT_TEMPLATE).read_text()
+            elif (folder / _TOKENIZER_CONFIG).is_file():
+                own = read_mapping(folder / _TOKENIZER_CONFIG, f"adapter {folder}").get("chat_template")
+                tokenizer.chat_template = own or tokenizer.chat_template
+    if not getattr(tokenizer, "chat_template", None):
+        tokenizer.chat_template = getattr(base, "chat_template", None)
+    return tokenizer
+
+
+def _unfit(description: Mapping[str, Any]) -> str:
+    """Return why an adapter is none that PEFT's merge keeps whole, by its kind and settings; empty: it is."""
+    import peft
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind, task = description.get("peft_type"), description.get("task_type")
+    if kind not in KINDS or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        return (
+            f"of kind {_quoted(kind)}, which is no change of weights that could be merged; "
+            f"expected one of {', '.join(KINDS)}"
+        )
+    if task not in (None, "CAUSAL_LM"):
+        return f"made for the task {_quoted(task)}, expected CAUSAL_LM"
+    known = {field.name for field in fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])} | {"runtime_config"}
+    if strange := sorted(key for key, value in description.items() if key not in known and value):
+        return (
+            f"setting {_quoted(strange[0])} is unknown to the installed peft {peft.__version__}, which would leave it "
+            "out; update peft"
+        )
+    for key, reason in OWN_FORWARD.items():
+        if description.get(key):
+            return f"{key} {reason}, so that it cannot be merged; it is not supported"
+    start = description.get("init_lora_weights", True)
+    if kind == "LORA" and not any(start is known or start == known for known in INITS):
+        return (
+            f"init_lora_weights {_quoted(start)} changes the base weights in a way that loading does not find again; "
+            "convert it to plain LoRA (path_initial_model_for_weight_conversion of PEFT)"
+        )
+    return ""
+
+
+def _quoted(value: object) -> str:
+    return shown(str(value), 120)
+
+
+def merge_adapter(model: Any, folder: Path, description: Mapping[str, Any]) -> Any:
     """Return ``model`` with the adapter of ``folder`` in its weights, changed in place, in the dtype that it has.
 
-    Where input and output embeddings were one and the adapter makes them two, they are two from here on, and the
-    model's config says so. Load the model in float32 for this, and cast afterwards.
+    ``description`` is what ``check_adapter`` gives. Where input and output embeddings were one and the adapter makes
+    them two, they are two from here on, and the model's config says so. Load the model in float32 for this, and cast
+    afterwards.
 
     Raises:
         MissingError: the adapter is not one of this model, lacks a tensor, has one too many, or cannot be merged.
     """
     import torch
 
-    description = check_adapter(folder)
     widest = _resize(model, folder)
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     ties, declared = _ties(model), model.config.tie_word_embeddings
@@ -127,7 +174,7 @@ def merge_adapter(model: Any, folder: Path) -> Any:
         beside = _log_probs(wrapped, tokens)
         _untie(wrapped)
         _give_biases(wrapped)
-        with one_line(folder, "cannot be merged"):
+        with readable(f"adapter {folder}", "cannot be merged"):
             merged = wrapped.merge_and_unload(safe_merge=True)
         merged.config.tie_word_embeddings = declared
         _tie_again(merged, ties)
@@ -154,19 +201,15 @@ def _resize(model: Any, folder: Path) -> str:
     An adapter brings whole ones where tokens were added, in one form or another. New rows are NaN until the adapter's
     are put there, so that none can be made up.
     """
-    from safetensors import safe_open
-
     now, names = model.get_input_embeddings().weight.shape[0], _vocabulary(model).keys()
-    with (
-        one_line(folder, f"{ADAPTER_WEIGHTS} is damaged"),
-        safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file,
-    ):
-        found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (it is no mapping)
-    whole = {key: shape[0] for key, shape in found.items() if _WRAPPERS.sub(".", key.removeprefix(WRAPPED)) in names}
+    with readable(f"adapter {folder}", f"{ADAPTER_WEIGHTS} is damaged"):
+        found = headers(folder / ADAPTER_WEIGHTS).items()
+    plain = {key: _WRAPPERS.sub(".", key.removeprefix(WRAPPED)) for key, _ in found}
+    whole = {key: shape[0] for key, (_, shape) in found if plain[key] in names}
     widest = max(whole, key=whole.__getitem__, default="")
     rows = whole.get(widest, now)
     if rows != now:
-        with one_line(folder, "is for another vocabulary"):
+        with readable(f"adapter {folder}", "is for another vocabulary"):
             model.resize_token_embeddings(rows, mean_resizing=False)
         for value in _vocabulary(model).values():
             value.data[now:] = float("nan")
@@ -189,27 +232,30 @@ def _vocabulary(model: Any) -> dict[str, Tensor]:
 
 def _wrapped(model: Any, folder: Path) -> Any:
     """Return PEFT's model with the adapter beside the weights, every tensor in its place."""
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
-    with one_line(folder, "cannot be put on this model"):
+    where = f"adapter {folder}"
+    check = partial(check_tensors, f"{where} (of another model, or damaged)", prefix=WRAPPED)
+    with readable(where, "cannot be put on this model"):
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         wrapped = PeftModel(model, config, _NAME).eval()
-    with one_line(folder, f"{ADAPTER_WEIGHTS} is damaged"):
+    with readable(where, f"{ADAPTER_WEIGHTS} is damaged"):
         renamed = getattr(model, "_checkpoint_conversion_mapping", None) or {}
         weights = load_peft_weights(str(folder), device="cpu", key_mapping=renamed)
-    expected = _saved(wrapped)
+    # What PEFT would save of it, by the names that it would save them under, and all that there is.
+    expected = get_peft_model_state_dict(wrapped, adapter_name=_NAME, save_embedding_layers=False)
     slots = wrapped.state_dict()
-    _check_tensors(folder, mismatched=_mismatched(weights, {**slots, **expected}))
-    with one_line(folder, "lacks a tensor, or has one of another shape"):
+    check(mismatched=mismatches({**slots, **expected}, weights))
+    with readable(where, "lacks a tensor, or has one of another shape"):
         result = set_peft_model_state_dict(wrapped, weights, _NAME)
     # A tensor may be saved under one of several names, or under an old one that PEFT translates: what counts is whether
     # anything was written to it.
     written = {value.data_ptr() for key, value in slots.items() if key not in set(result.missing_keys)}
     missing = [key for key, value in expected.items() if key not in weights and value.data_ptr() not in written]
     strange = [key.replace(f".{_NAME}", "") for key in result.unexpected_keys]
-    _check_tensors(folder, missing=missing, unexpected=[key for key in strange if not _is_twice(key, weights)])
+    check(missing=missing, unexpected=[key for key in strange if not _is_twice(key, weights)])
     return wrapped
 
 
@@ -223,35 +269,6 @@ def _is_twice(key: str, weights: Mapping[str, Tensor]) -> bool:
     rows = [other for other in weights if key.endswith(_ROWS) and other.endswith(_ROWS)]
     others = {_WRAPPERS.sub(".", key), *rows} - {key}
     return key in weights and any(other in weights and torch.equal(weights[other], weights[key]) for other in others)
-
-
-def _saved(wrapped: Any) -> dict[str, Tensor]:
-    """Return the tensors that PEFT would save of the adapter, by the names that it would save them under."""
-    from peft import get_peft_model_state_dict
-
-    tensors: dict[str, Tensor] = get_peft_model_state_dict(wrapped, adapter_name=_NAME, save_embedding_layers=False)
-    return tensors
-
-
-def _mismatched(weights: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> list[Mismatch]:
-    pairs = [(key, tuple(value.shape), tuple(needed[key].shape)) for key, value in weights.items() if key in needed]
-    return [pair for pair in pairs if pair[1] != pair[2]]
-
-
-def _check_tensors(
-    folder: Path,
-    *,
-    missing: Iterable[str] = (),
-    unexpected: Iterable[str] = (),
-    mismatched: Iterable[Mismatch] = (),
-) -> None:
-    """Check that no tensor of an adapter is at fault; names are told without what PEFT puts before them all."""
-    check_tensors(
-        f"adapter {folder} (of another model, or damaged)",
-        missing=[name.removeprefix(WRAPPED) for name in missing],
-        unexpected=[name.removeprefix(WRAPPED) for name in unexpected],
-        mismatched=[(name.removeprefix(WRAPPED), own, needed) for name, own, needed in mismatched],
-    )
 
 
 def _probe_tokens(model: Any, description: Mapping[str, Any]) -> Tensor:
@@ -275,12 +292,11 @@ def _log_probs(model: Any, tokens: Tensor) -> Tensor:
     return log_probs
 
 
-def _ties(model: Any) -> list[list[str]]:
-    """Return the names of parameters that are one tensor, a list for each tensor that has several names."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return [same for same in names.values() if len(same) > 1]
+def _ties(model: Any) -> dict[str, str]:
+    """Return the names of parameters that are one tensor with an earlier one, whose name is the value."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(value)] for name, value in named if first.setdefault(id(value), name) != name}
 
 
 def _untie(model: Any) -> None:
@@ -297,20 +313,19 @@ def _untie(model: Any) -> None:
             seen.add(id(parameter))
 
 
-def _tie_again(model: Any, ties: list[list[str]]) -> None:
+def _tie_again(model: Any, ties: Mapping[str, str]) -> None:
     """Make one what was one tensor and is still equal; the config says where embeddings and head are two now."""
     import torch
 
-    for names in ties:
-        first = model.get_parameter(names[0])
-        for name in names[1:]:
-            owner, _, attribute = name.rpartition(".")
-            if torch.equal(first, model.get_parameter(name)):
-                model.get_submodule(owner)._parameters[attribute] = first
-            else:
-                model.config.tie_word_embeddings = False
-                model.config.get_text_config().tie_word_embeddings = False
-                model.all_tied_weights_keys = {}
+    for name, first in ties.items():
+        owner, _, attribute = name.rpartition(".")
+        kept = model.get_parameter(first)
+        if torch.equal(kept, model.get_parameter(name)):
+            model.get_submodule(owner)._parameters[attribute] = kept
+        else:
+            model.config.tie_word_embeddings = False
+            model.config.get_text_config().tie_word_embeddings = False
+            model.all_tied_weights_keys = {}
 
 
 def _give_biases(wrapped: Any) -> None:
@@ -340,11 +355,10 @@ def _declare_biases(model: Any, before: set[str], folder: Path) -> None:
     if not new:
         return
     for flags in BIAS_FLAGS:
-        config = copy.deepcopy(model.config)
-        if not all(hasattr(config, flag) for flag in flags):
+        if not all(hasattr(model.config, flag) for flag in flags):
             continue
-        for flag in flags:
-            setattr(config, flag, True)
+        config = copy.deepcopy(model.config)
+        config.update(dict.fromkeys(flags, True))
         with torch.device("meta"):
             shapes = {name: value.shape for name, value in type(model)(config).named_parameters(remove_duplicate=False)}
         if new | before <= shapes.keys():
@@ -352,8 +366,7 @@ def _declare_biases(model: Any, before: set[str], folder: Path) -> None:
                 owner, _, attribute = name.rpartition(".")
                 zeros = torch.zeros(shapes[name], dtype=model.dtype, device=model.device)
                 model.get_submodule(owner)._parameters[attribute] = nn.Parameter(zeros, requires_grad=False)
-            for flag in flags:
-                setattr(model.config, flag, True)
+            model.config.update(dict.fromkeys(flags, True))
             return
     raise MissingError(
         f"adapter {folder}: lora_bias gives '{min(new)}' to layers that have no bias in {type(model).__name__}; "

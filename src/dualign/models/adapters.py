@@ -6,19 +6,18 @@ weights (``model.safetensors``). The reference of a run is the base model: every
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from dualign.protocols import Policy
-from dualign.models.language_model import LanguageModel
-from dualign.models.tensors import check_shapes
+
 from dualign.errors import DataError, MissingError, UsageError
-from dualign.hashing import canonical_digest
-from typing import TYPE_CHECKING
+from dualign.hashing import canonical_digest, file_digest
+from dualign.models.language_model import LanguageModel
+from dualign.models.tensors import WRAPPED, check_shapes, read_mapping, readable
+from dualign.protocols import Policy
+from dualign.runs.store import write_bytes, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,10 +34,11 @@ PLAIN_SETTINGS = frozenset({
     "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out", "peft_type", "task_type", "inference_mode",
     "base_model_name_or_path", "revision", "peft_version", "auto_mapping", "loftq_config", "runtime_config",
 })  # fmt: skip
-"""Settings of LoRA that are known here, where adapters come and go; ``adapter_folder`` knows the others."""
+"""Settings of LoRA that are known here, where adapters come and go; ``adapter_merge`` knows the others."""
+OWN_SCALE = ("use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias")
+"""Settings of LoRA under which an update is not ``alpha / r`` times B A everywhere."""
 _NO_PART_OF_IT = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
 _TUNER = "_dualign_tuner"
-_KEY_PREFIX = "base_model.model."
 _MERGE_IT = "have it merged into the model first (policy.adapter, or load_language_model with adapter)"
 
 
@@ -68,13 +68,11 @@ def fingerprint(policy: Policy) -> str:
     path = weights_file(policy)
     if path is None:
         return "base"
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    weights = file_digest(path)[:16]
     if path.name == FULL_WEIGHTS or not (path.parent / ADAPTER_CONFIG).is_file():
-        return digest
-    settings = _description(path.parent)
-    own = {key: value for key, value in settings.items() if key not in _NO_PART_OF_IT}
-    return canonical_digest([digest, own])[:16]
+        return weights
+    own = {key: value for key, value in _settings(path.parent).items() if key not in _NO_PART_OF_IT}
+    return canonical_digest([weights, own])[:16]
 
 
 @contextmanager
@@ -90,25 +88,21 @@ def activated(language_model: LanguageModel, policy: Policy, *, merged: bool = F
     """
     model = language_model.model
     model.eval()
-    path = weights_file(policy)
-    if path is None:
-        switch_off(model)
-        yield model
-    elif path.name == FULL_WEIGHTS:
-        switch_off(model)
-        with swapped(model, full_weights(model, path)):
-            yield model
-    else:
+    switch_off(model)
+    path, weights = weights_file(policy), {}
+    if path is not None and path.name == FULL_WEIGHTS:
+        weights = full_weights(model, path)
+    elif path is not None:
         name = resident(language_model, policy)
-        try:
-            if merged:
-                with swapped(model, _merged_weights(model, name)):
-                    yield model
-            else:
-                switch_on(model, name)
-                yield model
-        finally:
-            switch_off(model)
+        if merged:
+            weights = _merged_weights(model, name)
+        else:
+            switch_on(model, name)
+    try:
+        with swapped(model, weights):
+            yield model
+    finally:
+        switch_off(model)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -153,11 +147,6 @@ def base_parameters(model: Any) -> dict[str, Any]:
 def swapped(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Put ``weights`` in the place of the base parameters of those names, and the very same tensors back at the end."""
     parameters = base_parameters(model)
-    strange = [
-        name for name, value in weights.items() if name not in parameters or parameters[name].shape != value.shape
-    ]
-    if strange:
-        raise MissingError(f"weights: '{strange[0]}' is not a parameter of this model with that shape")
     kept = {name: parameters[name].data for name in weights}
     try:
         for name, value in weights.items():
@@ -173,17 +162,17 @@ def _merged_weights(model: Any, name: str) -> dict[str, Tensor]:
 
     merged = {}
     with torch.no_grad():
-        for path, layer in _lora_layers(model):
+        for path, layer in _lora_layers(model).items():
             if name in layer.lora_A:
                 weight = layer.get_base_layer().weight
                 merged[f"{path}.weight"] = weight + layer.get_delta_weight(name).to(weight.dtype)
     return merged
 
 
-def _lora_layers(model: Any) -> list[tuple[str, Any]]:
+def _lora_layers(model: Any) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
-    return [(path, module) for path, module in model.named_modules() if isinstance(module, LoraLayer)]
+    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def linear_names(model: Any, target_modules: str | tuple[str, ...]) -> list[str]:
@@ -197,20 +186,21 @@ def linear_names(model: Any, target_modules: str | tuple[str, ...]) -> list[str]
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    layers = {path for path, _ in _lora_layers(model)}
     head = model.get_output_embeddings()
-    for path, module in model.named_modules():
-        inside = ".base_layer" in path or ".lora_" in path
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and not inside:
-            layers.add(path)
+    layers = {
+        path.removesuffix(".base_layer")
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and ".lora_" not in path
+    }
     if target_modules == "all-linear":
         return _where_named(model, layers)
-    wanted = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    for target in wanted:
-        if not any(path == target or path.endswith(f".{target}") for path in layers):
+    chosen: set[str] = set()
+    for target in [target_modules] if isinstance(target_modules, str) else target_modules:
+        named = {path for path in layers if f".{path}".endswith(f".{target}")}
+        if not named:
             known = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in layers}))
             raise UsageError(f"target_modules: no linear layer is called '{target}'; there are {known}")
-    chosen = {path for path in layers if any(path == t or path.endswith(f".{t}") for t in wanted)}
+        chosen |= named
     if moved := sorted(chosen - set(_where_named(model, layers))):
         raise UsageError(
             f"target_modules: PEFT would put the LoRA of '{moved[0]}' on the experts of {type(model).__name__}; name "
@@ -264,7 +254,7 @@ def remove_adapter(language_model: LanguageModel, name: str) -> None:
     """Take the adapter ``name`` off the model for good."""
     model = language_model.model
     tuner = model.__dict__[_TUNER]
-    for _, layer in _lora_layers(model):
+    for layer in _lora_layers(model).values():
         # PEFT warns when it has to choose another active adapter by itself.
         layer.set_adapter([], inference_mode=True)
         layer.delete_adapter(name)
@@ -276,7 +266,7 @@ def adapter_parameters(model: Any, name: str) -> dict[str, Any]:
     """Return the parameters of one adapter, sorted, by the names they have in a saved PEFT adapter."""
     ending = re.compile(rf"\.{re.escape(name)}(?=\.|$)")
     found = {
-        _KEY_PREFIX + ending.sub("", key): value
+        WRAPPED + ending.sub("", key): value
         for key, value in model.named_parameters()
         if ".lora_" in key and ending.search(key)
     }
@@ -285,7 +275,7 @@ def adapter_parameters(model: Any, name: str) -> dict[str, Any]:
 
 def switch_on(model: Any, name: str) -> None:
     """Put the adapter ``name`` in force, alone; no parameter requires a gradient."""
-    for _, layer in _lora_layers(model):
+    for layer in _lora_layers(model).values():
         layer.set_adapter([name], inference_mode=True)
         layer._disable_adapters = False
 
@@ -293,7 +283,7 @@ def switch_on(model: Any, name: str) -> None:
 def switch_off(model: Any) -> None:
     """Put every adapter out of force; nothing requires a gradient."""
     model.requires_grad_(False)
-    for _, layer in _lora_layers(model):
+    for layer in _lora_layers(model).values():
         layer.enable_adapters(False)
 
 
@@ -310,21 +300,22 @@ def resident(language_model: LanguageModel, policy: Policy) -> str:
         raise MissingError(f"policy '{policy.name}': {folder} holds no {ADAPTER_CONFIG}; fit it again")
     name = "policy_" + fingerprint(policy)
     tuner = model.__dict__.get(_TUNER)
-    if tuner is not None and name in tuner.peft_config:
+    known = [] if tuner is None else list(tuner.peft_config)
+    if name in known:
         return name
     _check_plain(folder)
     weights = read_weights(folder / ADAPTER_WEIGHTS)
-    config = LoraConfig.from_pretrained(str(folder))
-    # The values are read, not drawn.
-    config.inference_mode, config.init_lora_weights = True, True
     _check_layers(model, weights, folder)
-    _make_room(language_model)
-    try:
+    held = [other for other in known if other.startswith("policy_")]
+    for other in held[: max(0, len(held) - RESIDENT_ADAPTERS + 1)]:
+        remove_adapter(language_model, other)
+    with readable(f"adapter {folder}", "cannot be put on this model"):
+        config = LoraConfig.from_pretrained(str(folder))
+        # The values are read, not drawn.
+        config.inference_mode, config.init_lora_weights = True, True
         add_adapter(language_model, name, config)
+    try:
         load_adapter_weights(model, name, weights, where=f"adapter {folder}")
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise MissingError(f"adapter {folder}: cannot be put on this model ({reason})") from error
     except MissingError:
         remove_adapter(language_model, name)
         raise
@@ -333,23 +324,15 @@ def resident(language_model: LanguageModel, policy: Policy) -> str:
     return name
 
 
-def _description(folder: Path) -> dict[str, Any]:
-    """Return what ``adapter_config.json`` says.
-
-    Raises:
-        MissingError: it is damaged.
-    """
-    try:
-        return dict(json.loads((folder / ADAPTER_CONFIG).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise MissingError(f"{folder / ADAPTER_CONFIG}: cannot be read ({error})") from error
+def _settings(folder: Path) -> dict[str, Any]:
+    return read_mapping(folder / ADAPTER_CONFIG, f"adapter {folder}")
 
 
 def _check_plain(folder: Path) -> None:
     """Check that an adapter is LoRA without any part that is not computed here."""
     from peft import LoraConfig
 
-    description, usual = _description(folder), LoraConfig().to_dict()
+    description, usual = _settings(folder), LoraConfig().to_dict()
     kind = description.get("peft_type", "LORA")
     if kind != "LORA":
         raise MissingError(f"{folder}: an adapter of kind {kind!r}, expected LORA; {_MERGE_IT}")
@@ -364,7 +347,7 @@ def _check_layers(model: Any, weights: Mapping[str, Tensor], folder: Path) -> No
     """Check that an adapter lies on inner linear layers alone: head and embeddings are read without it elsewhere."""
     outer = {path for path, _ in model.named_modules()} - set(linear_names(model, "all-linear"))
     for key in weights:
-        path = key.removeprefix(_KEY_PREFIX).partition(".lora_")[0]
+        path = key.removeprefix(WRAPPED).partition(".lora_")[0]
         if path in outer:
             raise MissingError(f"{folder}: the adapter changes '{path}', which is no inner linear layer; {_MERGE_IT}")
 
@@ -387,14 +370,68 @@ def check_settings(folder: Path, config: Any) -> None:
     Raises:
         UsageError: rank, scale or kind are others, so that its tensors would be another policy.
     """
-    given, wanted = _description(folder), config.to_dict()
-    for key in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias"):
+    given, wanted = _settings(folder), config.to_dict()
+    for key in ("r", "lora_alpha", *OWN_SCALE):
         if (given.get(key) or None) != (wanted.get(key) or None):
             raise UsageError(f"{folder}: was fitted with {key} {given.get(key)!r}, this fit has {wanted.get(key)!r}")
 
 
-def _make_room(language_model: LanguageModel) -> None:
-    tuner = language_model.model.__dict__.get(_TUNER)
-    held = [name for name in tuner.peft_config if name.startswith("policy_")] if tuner is not None else []
-    for name in held[: max(0, len(held) - RESIDENT_ADAPTERS + 1)]:
-        remove_adapter(language_model, name)
+def merged(first: Policy, second: Policy, *, share: float, folder: Path) -> None:
+    """Write ``(1 - share) first + share second`` to ``folder``, as an adapter where both are adapters.
+
+    Two updates ``scale B A`` are one of the sum of their ranks with A stacked and B side by side, so that the merge of
+    adapters is exact. What else lies beside the weights, the memory of on-policy training above all, is of one of the
+    two alone and stays there.
+
+    Raises:
+        UsageError: one is an adapter and the other is not, one is the reference, which has no weights of its own, or
+            two adapters lie on different layers.
+    """
+    from safetensors.torch import save
+
+    one, two = weights_file(first), weights_file(second)
+    if one is None or two is None or one.name != two.name:
+        raise UsageError(f"merge: '{first.name}' and '{second.name}' must both be adapters or both be whole models")
+    own, other = read_weights(one), read_weights(two)
+    if one.name == FULL_WEIGHTS:
+        check_shapes(f"merge: policy {two}", needed=own, found=other)
+        whole = {name: mixed(tensor, other[name], share) for name, tensor in own.items()}
+        write_bytes(folder / FULL_WEIGHTS, save(whole, metadata={"format": "pt"}))
+        write_bytes(folder / "config.json", (one.parent / "config.json").read_bytes())
+        return
+    if strange := own.keys() ^ other.keys():
+        raise UsageError(
+            f"merge: '{first.name}' and '{second.name}' must be adapters of the same layers; one alone has "
+            f"'{min(strange)}'"
+        )
+    configs = [_settings(path.parent) for path in (one, two)]
+    if any(config.get(key) for config in configs for key in OWN_SCALE):
+        raise UsageError("merge: an adapter whose scale is not alpha / r everywhere cannot be mixed by weights")
+    # PEFT scales an update by alpha / r. The two may differ in it, so that each one's own is put into its B.
+    scales = [config["lora_alpha"] / config["r"] for config in configs]
+    joined = _stacked(own, other, factors=((1 - share) * scales[0], share * scales[1]))
+    rank = sum(config["r"] for config in configs)
+    write_bytes(folder / ADAPTER_WEIGHTS, save(joined, metadata={"format": "pt"}))
+    write_json(folder / ADAPTER_CONFIG, {**configs[0], "r": rank, "lora_alpha": rank})
+
+
+def mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Return ``(1 - share) first + share second`` in the dtype of ``first``, rounded once."""
+    import torch
+
+    wide = torch.promote_types(first.dtype, torch.float32)
+    return ((1 - share) * first.to(wide) + share * second.to(wide)).to(first.dtype)
+
+
+def _stacked(
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, factors: tuple[float, float]
+) -> dict[str, Tensor]:
+    """Return the adapter of both ranks together whose ``B A`` is the sum of the two times ``factors``."""
+    import torch
+
+    return {
+        name: torch.cat([tensor, second[name]], dim=0)
+        if "lora_A" in name
+        else torch.cat([factors[0] * tensor, factors[1] * second[name]], dim=1)
+        for name, tensor in first.items()
+    }

@@ -1,17 +1,15 @@
-"""Texts into tokens: what a person wrote is text throughout, and at most one BOS opens a sequence."""
+"""A language model in memory, and texts into tokens: what a person wrote stays text, and at most one BOS opens it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
 from dualign.records import Prompt
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    pass
     import torch
     from torch import Tensor
 
@@ -99,24 +97,21 @@ def answer_text(language_model: LanguageModel, tokens: Sequence[int]) -> tuple[s
 
     Special tokens are no text; those that mark reasoning are kept, since without them it would pass for the answer.
     """
-    tokenizer, closing = language_model.tokenizer, language_model.closing
-    ended = bool(tokens) and tokens[-1] in language_model.stops
-    shut = len(closing) if ended and tuple(tokens[-len(closing) :]) == closing else int(ended)
-    text = _said(tokenizer, tokens[: len(tokens) - shut])
-    text = text if language_model.turns is None else text.removeprefix(language_model.turns.lead)
-    terminator = terminator_of(language_model)
-    if terminator and terminator in text:
-        return text.partition(terminator)[0], True
-    return text, ended
-
-
-def _said(tokenizer: Any, tokens: Sequence[int]) -> str:
+    tokenizer, turns = language_model.tokenizer, language_model.written
+    ended = bool(tokens) and tokens[-1] in turns.stops
+    shut = len(turns.closing) if ended and tuple(tokens[-len(turns.closing) :]) == turns.closing else int(ended)
+    said = tokens[: len(tokens) - shut]
     special = special_ids(tokenizer)
     marks = {tokenizer.convert_tokens_to_ids(tag) for tag in REASONING} & special
-    if marks.isdisjoint(tokens):
-        return decode(tokenizer, tokens)
-    kept = [token for token in tokens if token in marks or token not in special]
-    return decode(tokenizer, kept, skip_special_tokens=False)
+    if marks.isdisjoint(said):
+        text = decode(tokenizer, said)
+    else:
+        kept = [token for token in said if token in marks or token not in special]
+        text = decode(tokenizer, kept, skip_special_tokens=False)
+    text = text.removeprefix(turns.lead)
+    if turns.terminator and turns.terminator in text:
+        return text.partition(turns.terminator)[0], True
+    return text, ended
 
 
 def decode(tokenizer: Any, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -125,11 +120,6 @@ def decode(tokenizer: Any, tokens: Sequence[int], *, skip_special_tokens: bool =
         list(tokens), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
     )
     return text
-
-
-def terminator_of(language_model: LanguageModel) -> str:
-    """Return the plain text at which an answer ends; empty: tokens alone end one."""
-    return "" if language_model.turns is None else language_model.turns.terminator
 
 
 def opener(tokenizer: Any) -> Callable[[list[int]], list[int]]:
@@ -167,11 +157,6 @@ def answer_tokens(tokenizer: Any, text: str, anchor: str = "") -> list[int]:
     return text_tokens(tokenizer, text)
 
 
-def known_tokens(tokenizer: Any) -> frozenset[int]:
-    """Return the ids of the tokens that are no piece of a text: special ones, and those added to the vocabulary."""
-    return frozenset((*special_ids(tokenizer), *tokenizer.get_added_vocab().values()))
-
-
 @dataclass(frozen=True, slots=True)
 class Wording:
     """How prompts are put into words: the template and what it is given."""
@@ -185,6 +170,10 @@ class Wording:
     date: str | None = None
     """The day (``2026-01-31``) that a chat template reads from the clock; none: the day on which the
     model is loaded, or the template reads no clock."""
+
+
+UNSAID = Wording()
+"""The template's own way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +201,11 @@ class Turns:
     """Sentences that a user should read."""
 
 
+def plain_turns(ends: Sequence[int], eos: int) -> Turns:
+    """Return the turns of a template that marks none: the tokenizer's EOS closes an answer."""
+    return Turns(stops=frozenset((eos, *ends)), closing=(eos,))
+
+
 @dataclass(frozen=True)
 class LanguageModel:
     """One base model in memory; adapters come and go on it by name.
@@ -237,20 +231,25 @@ class LanguageModel:
     Log-probabilities are normalised over the allowed tokens. Positions past the last row use the last row."""
     notes: tuple[str, ...] = ()
     """What is to be said about how it was loaded."""
-    wording: Wording = Wording()
+    wording: Wording = UNSAID
     """What ``template`` was made of."""
     turns: Turns | None = None
     """What the template was found to write; none: turns end with ``eos`` alone."""
 
     @property
+    def written(self) -> Turns:
+        """Return what the template was found to write, or what is taken for granted of one that nobody looked at."""
+        return plain_turns((), self.eos) if self.turns is None else self.turns
+
+    @property
     def stops(self) -> frozenset[int]:
         """Return the token ids at which an answer ends."""
-        return frozenset((self.eos,)) if self.turns is None else self.turns.stops
+        return self.written.stops
 
     @property
     def closing(self) -> tuple[int, ...]:
         """Return the tokens that close an answer which somebody wrote."""
-        return (self.eos,) if self.turns is None else self.turns.closing
+        return self.written.closing
 
     @property
     def device(self) -> torch.device:

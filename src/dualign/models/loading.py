@@ -5,52 +5,52 @@ Weights are read from safetensors (or GGUF) alone, and no code of the folder is 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
-import struct
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from dualign.models.adapter_folder import adapter_identity, base_note, check_adapter, own_tokenizer
-from dualign.models.adapter_merge import merge_adapter
-from dualign.models.language_model import LanguageModel, Wording
-from dualign.models.tensors import check_vocabulary, embedding_rows
-from dualign.models.templates import end_ids, own_ends, read_template
-from dualign.models.tensors import check_gguf, read_model
-from dualign.errors import DataError, MissingError, UsageError
-from dualign.hashing import file_identity, files_identity
 
+from dualign.errors import DataError, MissingError, UsageError
+from dualign.hashing import digest, file_identity, files_identity
+from dualign.models.adapter_merge import adapter_identity, base_note, check_adapter, merge_adapter, own_tokenizer
+from dualign.models.adapters import ADAPTER_CONFIG
+from dualign.models.language_model import UNSAID, LanguageModel, Wording
+from dualign.models.templates import end_ids, read_template
+from dualign.models.tensors import (
+    check_gguf,
+    check_vocabulary,
+    embedding_rows,
+    first_line,
+    quietly,
+    read_mapping,
+    read_model,
+    readable,
+)
 
 PACKAGE = "package:"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")
 """Tokens that serve as padding, best first, where a tokenizer names none of its own."""
-WHOLE_HASH_BYTES = 1 << 30
-"""Weight files up to this size are hashed whole (about a second); of larger ones, evenly spaced blocks."""
 _CHECKED = b"every tensor from the file"
 """Part of a converted model's name: what was converted before tensors were checked is converted anew."""
-_BLOCK = 1 << 20
-_BLOCKS = 256
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.model", "*.txt"]
 
 
-def load_language_model(
+def load_language_model(  # noqa: PLR0913
     path_or_id: str | Path,
     *,
     temperature: float = 1.0,
     max_prompt_tokens: int = 512,
     max_response_tokens: int = 128,
-    wording: Wording | None = None,
+    wording: Wording = UNSAID,
     dtype: str = "float32",
     adapter: Path | None = None,
+    reader: LanguageModel | None = None,
 ) -> LanguageModel:
     """Return the model in evaluation mode, with its tokenizer and a padding token that is not the EOS.
 
@@ -62,59 +62,88 @@ def load_language_model(
         temperature: the policy is softmax(logits / temperature).
         max_prompt_tokens: longest prompt, in tokens, that may be sampled or trained on.
         max_response_tokens: longest response in tokens.
-        wording: how prompts are put into words; none: by the tokenizer's chat template, else by the plain one.
+        wording: how prompts are put into words; nothing said: by the tokenizer's chat template, else by the plain one.
         dtype: one of ``DTYPES``.
         adapter: folder of a PEFT adapter, merged into the weights in float32; its own tokenizer and chat template
             are taken where it brings them.
+        reader: what ``load_reader`` gave for the same model, wording and adapter; none: it is read here.
 
     Raises:
         MissingError: there is no such model or adapter, or it cannot be read.
         UsageError: ``dtype`` is unknown or ``temperature`` is not positive.
     """
+    import torch
+
     if dtype not in DTYPES:
         raise UsageError(f"dtype: given '{dtype}', expected one of {', '.join(DTYPES)}")
     if not temperature > 0:
         raise UsageError(f"temperature: given {temperature}, expected a number above 0")
     folder = resolve(path_or_id)
     revision, notes = identity(folder), []
-    _stated_ends(folder)
+    reader = reader or load_reader(folder, wording=wording, adapter=adapter)
     if adapter is None:
-        model, tokenizer = _read(folder, dtype)
+        model = _read(folder, dtype)
     else:
-        notes = base_note(adapter, check_adapter(adapter), path_or_id)
-        model, tokenizer = _read(folder, "float32")
-        tokenizer = own_tokenizer(adapter, tokenizer)
-        model = _cast(merge_adapter(model, adapter), dtype)
+        description = check_adapter(adapter)
+        notes = base_note(adapter, description, path_or_id)
+        model = merge_adapter(_read(folder, "float32"), adapter, description).to(getattr(torch, dtype))
         revision = f"{revision}+{adapter_identity(adapter)}"
-    made = _worded(folder, tokenizer, wording or Wording(), ends=own_ends(model), rows=embedding_rows(model))
+    rows = embedding_rows(model)
+    check_vocabulary(reader.tokenizer, rows, f"model {folder}")
     return replace(
-        made,
+        reader,
         model=model,
-        temperature=temperature,
+        pad=padding_id(reader.tokenizer, rows),
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
+        temperature=temperature,
         revision=f"{revision}-{dtype}",
         notes=tuple(notes),
     )
 
 
 def load_reader(
-    folder: Path, *, wording: Wording, max_prompt_tokens: int, max_response_tokens: int, adapter: Path | None = None
+    folder: Path,
+    *,
+    wording: Wording = UNSAID,
+    max_prompt_tokens: int = 512,
+    max_response_tokens: int = 128,
+    adapter: Path | None = None,
 ) -> LanguageModel:
     """Return what texts are read with, the model itself left out (``model`` is None): tokenizer, template, lengths.
 
+    Its EOS is the tokenizer's; of one that has none, the first of the model's own stop ids.
     ``folder`` is what ``resolve`` gives; other arguments as for ``load_language_model``.
 
     Raises:
         MissingError: the tokenizer or the config cannot be read, or a token has no row of the embedding.
         DataError: the template does not do.
     """
-    tokenizer, ends = load_tokenizer(folder)
-    rows = read_config(folder).get_text_config().vocab_size
+    from transformers import AutoTokenizer
+
+    where = f"model {folder}"
+    with readable(where), quietly():
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    ends, rows = _stated_ends(folder), read_config(folder).get_text_config().vocab_size
     if adapter is not None:  # it may have made the embedding longer: looked at when it is merged
-        tokenizer, rows = own_tokenizer(adapter, tokenizer), len(tokenizer)
-    made = _worded(folder, tokenizer, wording, ends=ends, rows=rows)
-    return replace(made, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
+        tokenizer = own_tokenizer(adapter, tokenizer)
+        rows = len(tokenizer)
+    eos = next((token for token in (tokenizer.eos_token_id, *ends) if token is not None), None)
+    if eos is None:
+        raise DataError(f"{where}: its tokenizer has no EOS token, so that no response could end")
+    check_vocabulary(tokenizer, rows, where)
+    template, turns, wording = read_template(tokenizer, wording, ends=ends, eos=int(eos))
+    return LanguageModel(
+        model=None,
+        tokenizer=tokenizer,
+        template=template,
+        eos=int(eos),
+        pad=padding_id(tokenizer, rows),
+        max_prompt_tokens=max_prompt_tokens,
+        max_response_tokens=max_response_tokens,
+        wording=wording,
+        turns=turns,
+    )
 
 
 def read_config(folder: Path) -> Any:
@@ -129,35 +158,6 @@ def read_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 
-def _worded(folder: Path, tokenizer: Any, wording: Wording, *, ends: Sequence[int], rows: int) -> LanguageModel:
-    """Return a language model without its weights: how it reads and ends texts."""
-    eos = end_of(folder, tokenizer, ends)
-    check_vocabulary(tokenizer, rows, f"model {folder}")
-    template, turns, worded = read_template(tokenizer, wording, ends=ends, eos=eos)
-    return LanguageModel(
-        model=None,
-        tokenizer=tokenizer,
-        template=template,
-        eos=eos,
-        pad=padding_id(tokenizer, rows),
-        wording=worded,
-        turns=turns,
-    )
-
-
-def load_tokenizer(folder: Path) -> tuple[Any, tuple[int, ...]]:
-    """Return the tokenizer of a model's folder, and the stop ids of its generation config, without the weights.
-
-    Raises:
-        MissingError: the tokenizer cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    with readable(f"model {folder}"), without_bars():
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    return tokenizer, _stated_ends(folder)
-
-
 def _stated_ends(folder: Path) -> tuple[int, ...]:
     """Return the stop ids of a model's generation config, of its config where it has none.
 
@@ -166,21 +166,9 @@ def _stated_ends(folder: Path) -> tuple[int, ...]:
     """
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            with readable(f"model {folder / name}"):
-                return end_ids(json.loads((folder / name).read_bytes()).get("eos_token_id"))
+            with readable(f"model {folder}", f"{name} cannot be read"):
+                return end_ids(read_mapping(folder / name, f"model {folder}").get("eos_token_id"))
     return ()
-
-
-def end_of(folder: Path, tokenizer: Any, ends: Sequence[int]) -> int:
-    """Return the tokenizer's EOS; of one that has none, the first of the model's own stop ids.
-
-    Raises:
-        DataError: there is neither.
-    """
-    known = [token for token in (tokenizer.eos_token_id, *ends) if token is not None]
-    if not known:
-        raise DataError(f"model {folder}: its tokenizer has no EOS token, so that no response could end")
-    return int(known[0])
 
 
 def resolve(path_or_id: str | Path, *, cache: Path | None = None) -> Path:
@@ -245,7 +233,7 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     Raises:
         MissingError: the file cannot be read, or the ``gguf`` package is not installed.
     """
-    target = _converted(path, cache)
+    target = cache / f"{path.stem}-{digest(file_identity(path), _CHECKED)[:16]}"
     if (target / "config.json").is_file():
         return target
     if importlib.util.find_spec("gguf") is None:
@@ -256,7 +244,7 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
     try:
-        with readable(f"model {path}"), without_bars():
+        with readable(f"model {path}"), quietly():
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
             check_gguf(path)
             model = read_model(
@@ -275,11 +263,6 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     return target
 
 
-def _converted(path: Path, cache: Path) -> Path:
-    digest = hashlib.sha256(file_identity(path) + _CHECKED).hexdigest()[:16]
-    return cache / f"{path.stem}-{digest}"
-
-
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model and its tokenizer into ``folder`` as Hugging Face reads them, with padding apart from EOS."""
     pad = padding_id(tokenizer, embedding_rows(model))
@@ -287,7 +270,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     model.config.pad_token_id = pad
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = pad
-    with without_bars():
+    with quietly():
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
 
@@ -315,35 +298,35 @@ def identity(folder: Path) -> str:
     return files_identity([*(folder / name for name in small), *sorted(folder.glob("*.safetensors"))])
 
 
-def _read(folder: Path, dtype: str) -> tuple[Any, Any]:
+def _read(folder: Path, dtype: str) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    with readable(f"model {folder}"), without_bars():
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    where = f"model {folder}"
+    with readable(where):
         model = read_model(
             AutoModelForCausalLM,
             str(folder),
-            f"model {folder}",
+            where,
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             weights_only=True,
         )
-    return model.eval(), tokenizer
-
-
-def _cast(model: Any, dtype: str) -> Any:
-    import torch
-
-    return model.to(getattr(torch, dtype))
+    return model.eval()
 
 
 def _check_folder(path: Path) -> None:
+    """Check that a folder holds one whole model; of an adapter alone it is said where it goes."""
     check_one_model(path)
-    if (path / "adapter_config.json").is_file():
-        _refuse_adapter(path)
+    if (path / ADAPTER_CONFIG).is_file():
+        base = read_mapping(path / ADAPTER_CONFIG, f"model {path}").get("base_model_name_or_path")
+        known = f" (it names {str(base)[:120]!r})" if base else ""
+        raise MissingError(
+            f"model {path}: holds a PEFT adapter alone; name its base model{known} as policy.model and this folder as "
+            "policy.adapter; with `dualign sample`, BASE --adapter FOLDER"
+        )
     if not (path / "config.json").is_file():
         raise MissingError(f"model {path}: has no config.json; expected a folder in Hugging Face's format")
     if not weight_files(path):
@@ -363,22 +346,10 @@ def check_one_model(folder: Path) -> None:
     Raises:
         MissingError: it does.
     """
-    if (folder / "adapter_config.json").is_file() and weight_files(folder):
+    if (folder / ADAPTER_CONFIG).is_file() and weight_files(folder):
         raise MissingError(
-            f"model {folder}: holds a whole model and an adapter (adapter_config.json); move one of them elsewhere"
+            f"model {folder}: holds a whole model and an adapter ({ADAPTER_CONFIG}); move one of them elsewhere"
         )
-
-
-def _refuse_adapter(path: Path) -> None:
-    try:
-        base = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        base = None
-    named = f" (it names {str(base)[:120]!r})" if base else ""
-    raise MissingError(
-        f"model {path}: holds a PEFT adapter alone; name its base model{named} as policy.model and this folder as "
-        "policy.adapter; with `dualign sample`, BASE --adapter FOLDER"
-    )
 
 
 def cached(path_or_id: str | Path) -> Path | None:
@@ -408,44 +379,8 @@ def _download(name: str) -> Path:
     try:
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=_HUB_FILES)
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise MissingError(f"model '{name}': no such folder, and the hub did not give it ({reason})") from error
     path = Path(folder)
     _check_folder(path)
     return path
-
-
-@contextmanager
-def readable(where: str, fault: str = "cannot be read") -> Iterator[None]:
-    """Turn what loaders raise about a damaged or foreign model into one line: ``where``, ``fault`` and the reason."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    # The last five: a value of a config is of another kind than its reader takes for granted.
-    except (
-        OSError, ValueError, KeyError, RuntimeError, ImportError, struct.error, SafetensorError,
-        StrictDataclassError, TypeError, AttributeError, AssertionError, ZeroDivisionError,
-    ) as error:  # fmt: skip
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise MissingError(f"{where}: {fault} ({reason})") from error
-
-
-def _first_line(error: Exception) -> str:
-    first, *more = str(error).strip().splitlines() or [type(error).__name__]
-    return (f"{first} {more[0].strip()}" if first.endswith(":") and more else first)[:200]
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Keep the progress bars of transformers off the screen meanwhile."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from torch import Tensor
-from collections.abc import Sequence
-from torch.nn import functional
-from dualign.models.language_model import LanguageModel
-from dualign.errors import UsageError
 
+from dualign.errors import UsageError
+from dualign.models.language_model import LanguageModel
 
 SHORT = 256
 """Tokens a row up to which attention in bfloat16 is computed in float32 on a CPU."""

@@ -5,32 +5,29 @@ Also the reference log-probabilities, worked out once a response and kept in a s
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from dualign.models.language_model import LanguageModel
-from dualign.models.templates import response_tokens
-from dualign.models.language_model import answer_text
+
 from dualign.errors import DataError
-from dualign.hashing import canonical_digest
+from dualign.hashing import canonical_digest, digest
+from dualign.models.adapters import activated
+from dualign.models.language_model import LanguageModel, answer_text
+from dualign.models.log_probs import PairScorer, rows
+from dualign.models.templates import response_tokens
+from dualign.protocols import Policy
 from dualign.records import FloatArray, Group, Prompt, Response, named
 from dualign.runs.store import write_bytes
-from collections.abc import Sequence
-import torch
-from dualign.protocols import Policy
-from dualign.models.adapters import activated
-from dualign.models.log_probs import rows
-from dualign.models.log_probs import PairScorer
-from dualign.records import FloatArray, Group
-
 
 Tokens = tuple[int, ...]
 IntArray = NDArray[np.int64]
+_CACHED = ("log_probs", "counts", "digests")
+"""Tensors of a file of log-probabilities: all figures, how many each group has, and the hash of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +65,6 @@ class PairStore:
     """Pairs of equal responses: they carry no preference and are left out."""
     groups_without_pairs: int
     """Groups whose responses are all equal: nothing can be learnt from them."""
-
-    @property
-    def trainable(self) -> tuple[StoredGroup, ...]:
-        """Return the groups that have a pair."""
-        return tuple(group for group in self.groups if len(group.pairs))
-
-    def digest(self) -> str:
-        """Return the hash of all tokens, scores, weights and columns, in order."""
-        return canonical_digest([group_digest(group) for group in self.groups])
 
 
 def group_digest(group: StoredGroup) -> str:
@@ -152,8 +140,10 @@ def build_store(language_model: LanguageModel, groups: Sequence[Group]) -> PairS
 
 def _stored(language_model: LanguageModel, group: Group, prompt: Tokens, responses: list[Tokens]) -> StoredGroup:
     different = tuple(dict.fromkeys(responses))
-    for tokens in different:
-        _check_grammar(language_model, group.prompt, tokens)
+    if (grammar := language_model.grammar) is not None:
+        for position, token in (place for tokens in different for place in enumerate(tokens)):
+            if not bool(grammar[min(position, len(grammar) - 1), token]):
+                raise DataError(f"{named(group.prompt)}: token {token} at position {position} is outside the grammar")
     index = np.array([different.index(tokens) for tokens in responses], dtype=np.int64)
     pairs = [(i, j) for i, j in combinations(range(len(responses)), 2) if index[i] != index[j]]
     return StoredGroup(
@@ -166,16 +156,6 @@ def _stored(language_model: LanguageModel, group: Group, prompt: Tokens, respons
         float(group.weight),
         {name: np.asarray(values, dtype=np.float64) for name, values in group.columns.items()},
     )
-
-
-def _check_grammar(language_model: LanguageModel, prompt: Prompt, tokens: Tokens) -> None:
-    grammar = language_model.grammar
-    if grammar is None:
-        return
-    last = grammar.shape[0] - 1
-    for position, token in enumerate(tokens):
-        if not bool(grammar[min(position, last), token]):
-            raise DataError(f"{named(prompt)}: token {token} at position {position} is outside the grammar")
 
 
 def cached_log_probs(
@@ -197,18 +177,19 @@ def cached_log_probs(
 
 
 def _token_key(group: StoredGroup) -> str:
-    return hashlib.sha256(repr((group.prompt, group.responses)).encode()).hexdigest()
+    return digest(repr((group.prompt, group.responses)))
 
 
 def _write_cache(path: Path, known: Mapping[str, FloatArray]) -> None:
     from safetensors.numpy import save
 
     keys = sorted(known)
-    counts = np.array([len(known[key]) for key in keys], dtype=np.int64)
-    values = np.concatenate([known[key] for key in keys])
-    digests = np.frombuffer(bytes.fromhex("".join(keys)), dtype=np.uint8).reshape(-1, 32)
-    check = hashlib.sha256(values.tobytes() + counts.tobytes() + digests.tobytes()).hexdigest()
-    tensors = {"log_probs": values, "counts": counts, "digests": digests.copy()}
+    tensors = {
+        "log_probs": np.concatenate([known[key] for key in keys]),
+        "counts": np.array([len(known[key]) for key in keys], dtype=np.int64),
+        "digests": np.frombuffer(bytes.fromhex("".join(keys)), dtype=np.uint8).reshape(-1, 32).copy(),
+    }
+    check = digest(*(tensors[name].tobytes() for name in _CACHED))
     write_bytes(path, save(tensors, metadata={"check": check}))
 
 
@@ -220,15 +201,13 @@ def _read_cache(path: Path) -> dict[str, FloatArray]:
     try:
         with safe_open(path, framework="numpy") as file:
             check = (file.metadata() or {}).get("check")
-            tensors: dict[str, Any] = {name: file.get_tensor(name) for name in ("log_probs", "counts", "digests")}
+            values, counts, digests = (file.get_tensor(name) for name in _CACHED)
     except SafetensorError:
         return {}
-    values, counts, digests = tensors["log_probs"], tensors["counts"], tensors["digests"]
-    if hashlib.sha256(values.tobytes() + counts.tobytes() + digests.tobytes()).hexdigest() != check:
+    if digest(*(part.tobytes() for part in (values, counts, digests))) != check:
         return {}
-    ends = np.cumsum(counts)
-    parts = np.split(values, ends[:-1])
-    return {bytes(digest).hex(): part for digest, part in zip(digests, parts, strict=True)}
+    parts = np.split(values, np.cumsum(counts)[:-1])
+    return {bytes(key).hex(): part for key, part in zip(digests, parts, strict=True)}
 
 
 def response_states(language_model: LanguageModel, groups: Sequence[Group], *, tokens_a_batch: int) -> list[FloatArray]:

@@ -6,25 +6,23 @@ is many times faster than ``torch.multinomial``, and each row owns its numbers, 
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
-from dualign.records import FloatArray
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from dualign.protocols import Policy
-from dualign.models.language_model import LanguageModel
-from dualign.models.tensors import embedding_rows, positions, prompt_room
-from dualign.models.language_model import answer_text, decode, terminator_of
+
 from dualign.errors import DataError, NumericalError, UsageError
-from dualign.records import Prompt, Response, named
-from dualign.protocols import Sampling
-from typing import TYPE_CHECKING
+from dualign.hashing import digest
+from dualign.models.adapters import activated
+from dualign.models.language_model import LanguageModel, answer_text, decode
+from dualign.models.tensors import embedding_rows, first_line, positions, prompt_room
+from dualign.protocols import Policy, Sampling
+from dualign.records import FloatArray, Prompt, Response, named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +37,8 @@ def uniforms(seed: int, stage: str, prompt: str, index: int, count: int) -> Floa
 
     The counter-based generator (Salmon et al. 2011, Philox) is keyed by a hash of the first four arguments.
     """
-    key = hashlib.sha256(f"{seed}\0{stage}\0{prompt}\0{index}".encode()).digest()
-    words = np.frombuffer(key[:16], dtype=np.uint64)
+    key = bytes.fromhex(digest(f"{seed}\0{stage}\0{prompt}\0{index}"))[:16]
+    words = np.frombuffer(key, dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=words)).random(count)
 
 
@@ -84,33 +82,26 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
     keys: Tensor
     values: Tensor
+    _room: tuple[Tensor, ...] = ()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return all keys and values so far, the new ones included."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._room: list[Tensor] = []
-        if key_states.shape[-2] > 1 or self.get_seq_length() == 0:
-            super().update(key_states, value_states)
-            self._room = []
-            return self.keys, self.values
         length = self.get_seq_length()
-        if not self._room or self._room[0].shape[-2] == length or self._room[0].shape[0] != self.keys.shape[0]:
-            self._room = [self._grown(self.keys), self._grown(self.values)]
+        if key_states.shape[-2] > 1 or length == 0:
+            super().update(key_states, value_states)
+            return self.keys, self.values
+        # Whatever else changed the cache put tensors of their own in place of views into the room.
+        if not self._room or self._room[0].shape[-2] == length or self._room[0].data_ptr() != self.keys.data_ptr():
+            self._room = (self._grown(self.keys), self._grown(self.values))
         for store, new in zip(self._room, (key_states, value_states), strict=True):
             store[:, :, length : length + 1] = new
         self.keys, self.values = (store[:, :, : length + 1] for store in self._room)
         return self.keys, self.values
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row ``repeats`` times."""
-        super().batch_repeat_interleave(repeats)
-        self._room = []
-
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep the rows at ``beam_idx``, in its order."""
         super().reorder_cache(beam_idx)
-        self._room = []
+        self._room = ()
 
     @staticmethod
     def _grown(states: Tensor) -> Tensor:
@@ -139,7 +130,7 @@ COMPACT_BELOW = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Part:
     """Some responses to one prompt that are decoded in one batch."""
 
     prompt: int
@@ -170,24 +161,21 @@ class TransformersSampler:
             DataError: a prompt is longer than the model's ``max_prompt_tokens``.
             NumericalError: a log-probability is not finite.
         """
-        import torch
-
-        from dualign.models.adapters import activated
-
         self._check(n, sampling)
-        jobs = self._jobs(prompts, n, sampling)
-        responses: list[list[Response | None]] = [[None] * n for _ in prompts]
-        if not jobs:
+        parts = self._parts(prompts, n, sampling)
+        if not parts:
             return [[] for _ in prompts]
+        found: dict[tuple[int, int], Response] = {}
         with activated(self.language_model, policy, merged=True) as model, torch.inference_mode():
-            _check_decoding(_Decoder(self.language_model, model, sampling), jobs[0].tokens)
-            for batch in batches(jobs, sampling.batch_size):
-                streams = _streams(batch, prompts, seed, stage, sampling.max_new_tokens)
-                drawn = _Decoder(self.language_model, model, sampling).run(batch, streams)
-                places = [(job.prompt, job.first + i) for job in batch for i in range(job.count)]
-                for (prompt, sample), (tokens, log_prob) in zip(places, drawn, strict=True):
-                    responses[prompt][sample] = self._response(tokens, log_prob)
-        return [[response for response in row if response is not None] for row in responses]
+            decoder = _Decoder(self.language_model, model, sampling)
+            _check_decoding(decoder, parts[0].tokens)
+            for batch in batches(parts, sampling.batch_size):
+                places = [(part.prompt, part.first + i) for part in batch for i in range(part.count)]
+                drawn = [uniforms(seed, stage, prompts[p].id, k, sampling.max_new_tokens) for p, k in places]
+                for place, (tokens, log_prob) in zip(places, decoder.run(batch, np.stack(drawn)), strict=True):
+                    text, finished = answer_text(self.language_model, tokens)
+                    found[place] = Response(text=text, tokens=tuple(tokens), log_prob=log_prob, finished=finished)
+        return [[found[prompt, sample] for sample in range(n)] for prompt in range(len(prompts))]
 
     def _check(self, n: int, sampling: Sampling) -> None:
         policy_temperature = self.language_model.temperature
@@ -207,27 +195,23 @@ class TransformersSampler:
         if not 0 < sampling.top_p <= 1:
             raise UsageError(f"sampling.top_p: given {sampling.top_p}, expected above 0 and at most 1")
 
-    def _jobs(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Job]:
-        jobs, batch_size = [], sampling.batch_size
-        model = self.language_model
+    def _parts(self, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Part]:
+        """Return what is to be decoded, the longest prompts first."""
+        model, size = self.language_model, sampling.batch_size
         rows = embedding_rows(model.model)
         room = prompt_room(None, sampling.max_new_tokens, positions(model.model.config), names=LENGTHS)
         limit = min(model.max_prompt_tokens, room)
+        parts: list[Part] = []
         for position, prompt in enumerate(prompts):
-            tokens = tuple(self.language_model.template(prompt))
+            tokens = tuple(model.template(prompt))
             if len(tokens) > limit:
                 raise DataError(
                     f"{named(prompt)}: {len(tokens)} tokens, at most {limit} are allowed (max_prompt_tokens)"
                 )
             if max(tokens) >= rows:
                 raise DataError(f"prompt {prompt.id}: token {max(tokens)} has no row among the {rows} of the embedding")
-            for first in range(0, n, batch_size):
-                jobs.append(Job(position, tokens, first, min(batch_size, n - first)))
-        return sorted(jobs, key=lambda job: len(job.tokens), reverse=True)
-
-    def _response(self, tokens: list[int], log_prob: float) -> Response:
-        text, finished = answer_text(self.language_model, tokens)
-        return Response(text=text, tokens=tuple(tokens), log_prob=log_prob, finished=finished)
+            parts += [Part(position, tokens, first, min(size, n - first)) for first in range(0, n, size)]
+        return sorted(parts, key=lambda part: len(part.tokens), reverse=True)
 
 
 def _check_decoding(decoder: _Decoder, tokens: Sequence[int]) -> None:
@@ -236,8 +220,6 @@ def _check_decoding(decoder: _Decoder, tokens: Sequence[int]) -> None:
     Raises:
         UsageError: it does not, so that what is sampled would be of another policy.
     """
-    import torch
-
     model = decoder.model
     if model.__dict__.get(_DECODES):
         return
@@ -248,8 +230,7 @@ def _check_decoding(decoder: _Decoder, tokens: Sequence[int]) -> None:
             torch.log_softmax(one.float(), dim=-1) for one in decoder.probed([text, text[: len(text) // 2]])
         )
     except (ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{told}: it does not take a cache as other models do ({reason})") from error
+        raise UsageError(f"{told}: it does not take a cache as other models do ({first_line(error)})") from error
     # Weighed by how probable a token is: in bfloat16 the improbable ones are all rounding.
     difference = float((alone.exp() * (decoded - alone).abs()).nan_to_num().sum(-1).max())
     allowed = DECODED.get(str(model.dtype).removeprefix("torch."), _COARSE)
@@ -261,28 +242,16 @@ def _check_decoding(decoder: _Decoder, tokens: Sequence[int]) -> None:
     setattr(model, _DECODES, True)
 
 
-def batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
-    """Yield ``jobs`` in their order, together up to ``batch_size`` sequences."""
-    batch: list[Job] = []
-    for job in jobs:
-        if batch and sum(held.count for held in batch) + job.count > batch_size:
+def batches(parts: Sequence[Part], batch_size: int) -> Iterator[list[Part]]:
+    """Yield ``parts`` in their order, together up to ``batch_size`` sequences."""
+    batch: list[Part] = []
+    for part in parts:
+        if batch and sum(held.count for held in batch) + part.count > batch_size:
             yield batch
             batch = []
-        batch.append(job)
+        batch.append(part)
     if batch:
         yield batch
-
-
-def _streams(batch: Sequence[Job], prompts: Sequence[Prompt], seed: int, stage: str, count: int) -> Tensor:
-    """Return ``[sequence, position]`` uniform numbers in float64."""
-    import numpy as np
-    import torch
-
-
-    rows = [
-        uniforms(seed, stage, prompts[job.prompt].id, job.first + i, count) for job in batch for i in range(job.count)
-    ]
-    return torch.from_numpy(np.stack(rows))
 
 
 class _Decoder:
@@ -295,14 +264,15 @@ class _Decoder:
         self.device = language_model.device
         grammar = language_model.grammar
         self.grammar = None if grammar is None else grammar.to(self.device)
-        self.terminator = terminator_of(language_model)
+        self.terminator = language_model.written.terminator
 
-    def run(self, batch: Sequence[Job], streams: Tensor) -> list[tuple[list[int], float]]:
-        """Return for each sequence of the batch its tokens and their summed log-probability."""
-        import torch
+    def run(self, batch: Sequence[Part], uniform: FloatArray) -> list[tuple[list[int], float]]:
+        """Return for each sequence of the batch its tokens and their summed log-probability.
 
+        ``uniform``: shape ``[sequence, position]``.
+        """
         logits, mask, cache = self._prefill(batch)
-        streams = streams.to(self.device)
+        streams = torch.from_numpy(uniform).to(self.device)
         length = self.sampling.max_new_tokens
         tokens = torch.full((len(streams), length), self.language_model.pad, device=self.device)
         log_probs = torch.zeros(len(streams), length, dtype=torch.float64, device=self.device)
@@ -336,9 +306,7 @@ class _Decoder:
 
         Decoded: all but the last token together, padded, then that token by the cache.
         """
-        import torch
-
-        _, mask, cache = self._prefill([Job(i, text[:-1], 0, 1) for i, text in enumerate(texts)])
+        _, mask, cache = self._prefill([Part(i, text[:-1], 0, 1) for i, text in enumerate(texts)])
         order = torch.arange(len(texts), device=self.device).flip(0)
         cache.reorder_cache(order)
         last = torch.tensor([[text[-1]] for text in reversed(texts)], device=self.device)
@@ -349,34 +317,27 @@ class _Decoder:
 
     def _spelt_out(self, tokens: Tensor, length: int) -> Tensor:
         """Return ``[row]`` whether the last tokens hold the text that ends a turn; each token is a byte at least."""
-        import torch
-
         first = max(0, length - len(self.terminator.encode()) - 1)
         texts = [decode(self.language_model.tokenizer, row) for row in tokens[:, first:length].tolist()]
         return torch.tensor([self.terminator in text for text in texts], device=self.device)
 
-    def _prefill(self, batch: Sequence[Job]) -> tuple[Tensor, Tensor, Any]:
+    def _prefill(self, batch: Sequence[Part]) -> tuple[Tensor, Tensor, Any]:
         """Return the logits after each prompt, its mask and its cache, all repeated once a sample."""
-        import torch
-
-
-        width = max(len(job.tokens) for job in batch)
+        width = max(len(part.tokens) for part in batch)
         ids = torch.full((len(batch), width), self.language_model.pad)
         mask = torch.zeros(len(batch), width, dtype=torch.long)
-        for row, job in enumerate(batch):
-            ids[row, width - len(job.tokens) :] = torch.tensor(job.tokens)
-            mask[row, width - len(job.tokens) :] = 1
+        for row, part in enumerate(batch):
+            ids[row, width - len(part.tokens) :] = torch.tensor(part.tokens)
+            mask[row, width - len(part.tokens) :] = 1
         ids, mask = ids.to(self.device), mask.to(self.device)
         cache = new_cache(self.model)
         logits = self._forward(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), cache)
-        repeat = torch.tensor([i for i, job in enumerate(batch) for _ in range(job.count)], device=self.device)
+        repeat = torch.tensor([i for i, part in enumerate(batch) for _ in range(part.count)], device=self.device)
         if len(repeat) > len(batch):
             cache.reorder_cache(repeat)
         return logits[repeat], mask[repeat], cache
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        import torch
-
         # An index, not the number 1: a slice of the hidden states has strides that make the head's product copy its
         # weights once a row, which took half of the sampling time.
         last = torch.tensor([ids.shape[1] - 1], device=self.device)
@@ -393,7 +354,6 @@ class _Decoder:
 
     def _step(self, logits: Tensor, uniform: Tensor, position: int) -> tuple[Tensor, Tensor]:
         """Return ``[row]`` drawn tokens and their log-probabilities."""
-
         allowed = None if self.grammar is None else self.grammar[min(position, len(self.grammar) - 1)]
         log_probs = next_log_probs(logits, temperature=self.language_model.temperature, allowed=allowed)
         cut = truncated(log_probs, top_k=self.sampling.top_k, top_p=self.sampling.top_p)

@@ -6,18 +6,25 @@ reads both as one string, because that is how published score models were traine
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
-from dualign.models.language_model import LanguageModel, Turns, Wording
-from dualign.models.language_model import answer_tokens, encoder, opener
-from dualign.models.turns import Rendering, behind_opened, found_turns, plain_turns, words_of
-from dualign.errors import DataError, UsageError
-from dualign.records import Prompt, Turn, named, shown
 
+from dualign.errors import DataError, UsageError, nearest
+from dualign.models.language_model import (
+    UNSAID,
+    LanguageModel,
+    Turns,
+    Wording,
+    answer_tokens,
+    encoder,
+    opener,
+    plain_turns,
+)
+from dualign.models.turns import Rendering, behind_opened, chat_source, chat_text, found_turns, with_system, words_of
+from dualign.records import Prompt, Turn, named, shown
 
 Template = Callable[[Prompt], list[int]]
 Transcript = Callable[[Prompt, str], list[int]]
@@ -27,14 +34,6 @@ RenderTurns = Callable[[Sequence[Turn]], str]
 
 BEAVER_HEADER = "BEGINNING OF CONVERSATION: "
 BEAVER_TURN = "USER: {input} ASSISTANT:"
-UNCHANGING_DAY = "2024-07-26"
-"""The day that a scorer's chat template reads from the clock: a score must not depend on when it is asked for.
-It is the one that Llama's templates fall back on."""
-_CLOCK = (
-    "{% macro strftime_now(format) %}{% set made = namespace(text=format) %}{% for code, value in pinned_clock %}"
-    "{% set made.text = made.text | replace(code, value) %}{% endfor %}{{ made.text }}{% endmacro %}\n"
-)
-"""Stands before a template and hides the clock that transformers gives it; its line break is not written."""
 
 
 def chat(tokenizer: Any, wording: Wording) -> RenderTurns:
@@ -50,88 +49,17 @@ def chat(tokenizer: Any, wording: Wording) -> RenderTurns:
     names = words_of(chat_source(tokenizer))
     for name in wording.arguments:
         if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-            hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
-            raise UsageError(f"template_arguments: the tokenizer's chat template reads no {shown(name)}{hint}")
-    return lambda turns: _worded(tokenizer, turns, True, wording)
-
-
-def chat_source(tokenizer: Any) -> str:
-    """Return the text of the tokenizer's chat template; of several, the one named ``default``.
-
-    Raises:
-        UsageError: the tokenizer has no chat template.
-        DataError: there are several, and none is the default.
-    """
-    found = getattr(tokenizer, "chat_template", None)
-    if isinstance(found, list):
-        found = {one["name"]: one["template"] for one in found}
-    if isinstance(found, Mapping) and "default" not in found:
-        raise DataError(
-            f"template 'chat': this tokenizer has several chat templates ({', '.join(map(shown, found))}) and none is "
-            "named 'default'; name one so, or use 'plain'"
-        )
-    source = found["default"] if isinstance(found, Mapping) else found
-    if not source:
-        raise UsageError("template 'chat': this tokenizer has no chat template; use 'plain' or 'beaver'")
-    return str(source)
-
-
-def chat_text(
-    tokenizer: Any,
-    turns: Sequence[Turn],
-    *,
-    add_generation_prompt: bool,
-    arguments: Mapping[str, Any] | None = None,
-    date: str = UNCHANGING_DAY,
-) -> str:
-    """Return ``turns`` in the tokenizer's chat template, special tokens written out.
-
-    A template that reads the clock reads ``date``.
-
-    Raises:
-        DataError: the template refuses the turns, as some do a system turn.
-    """
-    from jinja2 import TemplateError
-
-    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-    source, given = chat_source(tokenizer), dict(arguments or {})
-    if "strftime_now" in source:
-        source, given = _CLOCK + source, {**given, "pinned_clock": _directives(date)}
-    try:
-        rendered: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, chat_template=source, **given
-        )
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-        roles = ", ".join(turn.role for turn in turns)
-        reason = shown(str(error), 120)[1:-1]
-        raise DataError(f"the tokenizer's chat template refuses the turns {roles} ({reason})") from error
-    return rendered
-
-
-def _worded(tokenizer: Any, turns: Sequence[Turn], add_generation_prompt: bool, wording: Wording) -> str:
-    return chat_text(
-        tokenizer,
-        _opened(turns, wording.system_prompt),
-        add_generation_prompt=add_generation_prompt,
-        arguments=wording.arguments,
-        date=wording.date or UNCHANGING_DAY,
-    )
-
-
-def _directives(date: str) -> list[list[str]]:
-    """Return each directive of ``strftime`` with what it stands for at the beginning of a day."""
-    day = datetime.fromisoformat(date)
-    codes = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAwdbBmyYHIpMSfjUWcxXGuVeFDTRhn"]
-    # a double sign is set aside, so that what it leaves is no directive
-    return [["%%", "\ue000"], *([code, day.strftime(code)] for code in codes), ["\ue000", "%"]]
+            hint = nearest(name, names)  # of use where one is near alone: most names are words of the template
+            near = f"; {hint}" if hint.startswith("did you") else ""
+            raise UsageError(f"template_arguments: the tokenizer's chat template reads no {shown(name)}{near}")
+    return lambda turns: chat_text(tokenizer, turns, wording, add_generation_prompt=True)
 
 
 def plain(tokenizer: Any, wording: Wording) -> RenderTurns:  # noqa: ARG001
     """Return the template that is the turns' texts alone, an empty line between them; no role is named."""
 
     def render(turns: Sequence[Turn]) -> str:
-        opened = _opened(turns, wording.system_prompt)
+        opened = with_system(turns, wording.system_prompt)
         return "\n\n".join(turn.text for turn in opened if turn.text or turn.role != "system")
 
     return render
@@ -173,23 +101,16 @@ TEMPLATES: Mapping[str, Callable[[Any, Wording], RenderTurns]] = MappingProxyTyp
 )
 
 
-def make_template(
-    name: str,
-    tokenizer: Any,
-    *,
-    system_prompt: str | None = None,
-    arguments: Mapping[str, Any] | None = None,
-    date: str | None = None,
-) -> Template:
+def make_template(name: str, tokenizer: Any, wording: Wording = UNSAID) -> Template:
     """Return the template of that name for ``tokenizer``; it raises ``DataError`` for turns it has no place for.
 
-    A system turn of the prompt's own stands in place of ``system_prompt``. A prompt that renders to nothing is the BOS
-    token, or the EOS token of a tokenizer that has no other mark of a text's start.
+    A system turn of the prompt's own stands in place of the one of ``wording``. A prompt that renders to nothing is the
+    BOS token, or the EOS token of a tokenizer that has no other mark of a text's start.
 
     Raises:
-        UsageError: no template has the name, or it takes no ``arguments``.
+        UsageError: no template has the name, or it takes no arguments.
     """
-    transcript = _transcript(name, tokenizer, Wording(name, system_prompt, arguments or {}, date))
+    transcript = _transcript(name, tokenizer, wording)
 
     def template(prompt: Prompt) -> list[int]:
         ids = transcript(prompt, "")
@@ -215,28 +136,20 @@ def make_transcript(name: str, tokenizer: Any, *, append_eos: bool) -> Transcrip
     end = [tokenizer.eos_token_id] if append_eos else []
     if None in end:
         raise UsageError("append_eos: this tokenizer has no EOS token; set append_eos to false")
-    transcript = _transcript(name, tokenizer, Wording(name))
+    transcript = _transcript(name, tokenizer, UNSAID)
     return lambda prompt, response: [*transcript(prompt, response), *end]
 
 
-def with_template(
-    language_model: LanguageModel,
-    name: str | None,
-    *,
-    system_prompt: str | None = None,
-    arguments: Mapping[str, Any] | None = None,
-    date: str | None = None,
-) -> LanguageModel:
-    """Return ``language_model`` (the same weights) with the template of that name, looked at once.
+def with_template(language_model: LanguageModel, wording: Wording) -> LanguageModel:
+    """Return ``language_model`` (the same weights) with the template of that wording, looked at once.
 
-    No name: the tokenizer's chat template, ``plain`` where it has none. A template that reads the clock reads
-    ``date``, the day of today where none is given.
+    No name: the tokenizer's chat template, ``plain`` where it has none. A template that reads the clock reads the date
+    of ``wording``, the day of today where that has none.
 
     Raises:
         UsageError: there is no such template, it takes no such argument, or has no place for the system prompt.
         DataError: prompt and answer are not how the template begins a conversation.
     """
-    wording = Wording(name, system_prompt, arguments or {}, date)
     template, turns, wording = read_template(
         language_model.tokenizer, wording, ends=own_ends(language_model.model), eos=language_model.eos
     )
@@ -258,23 +171,10 @@ def read_template(
     """
     name = wording.template or ("chat" if getattr(tokenizer, "chat_template", None) else "plain")
     wording = replace(wording, template=name, date=wording.date or datetime.now().date().isoformat())
-    template = make_template(
-        name,
-        tokenizer,
-        system_prompt=wording.system_prompt,
-        arguments=wording.arguments,
-        date=wording.date,
-    )
+    template = make_template(name, tokenizer, wording)
     if name != "chat":
         return template, plain_turns(ends, eos), replace(wording, date=None)
-
-    def tokens(turns: Sequence[Turn]) -> list[int]:
-        return template(Prompt(turns[-1].text, history=tuple(turns[:-1])))
-
-    def text(turns: Sequence[Turn], add_generation_prompt: bool, worded: Wording) -> str:
-        return _worded(tokenizer, turns, add_generation_prompt, worded)
-
-    turns = found_turns(Rendering(tokenizer, wording, chat_source(tokenizer), text, tokens), ends, eos)
+    turns = found_turns(Rendering(tokenizer, wording, template), ends, eos)
 
     def with_a_place(prompt: Prompt) -> list[int]:
         for turn in prompt.history:
@@ -301,9 +201,8 @@ def response_tokens(language_model: LanguageModel, text: str, *, end: bool = Tru
 
     The border to the prompt stays where it is: nothing of the response merges with it.
     """
-    turns = language_model.turns
-    said, anchor = (text, "") if turns is None else (turns.lead + behind_opened(turns, text), turns.anchor)
-    ids = answer_tokens(language_model.tokenizer, said, anchor)
+    turns = language_model.written
+    ids = answer_tokens(language_model.tokenizer, turns.lead + behind_opened(turns, text), turns.anchor)
     return (*ids, *language_model.closing) if end else tuple(ids)
 
 
@@ -324,9 +223,7 @@ def conversation(prompt: Prompt) -> tuple[Turn, ...]:
 
 def _transcript(name: str, tokenizer: Any, wording: Wording) -> Transcript:
     if name not in TEMPLATES:
-        nearest = difflib.get_close_matches(name, TEMPLATES, n=1, cutoff=0.5)
-        hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(TEMPLATES)}"
-        raise UsageError(f"template: unknown name '{name}'; {hint}")
+        raise UsageError(f"template: unknown name '{name}'; {nearest(name, TEMPLATES)}")
     if wording.arguments and name != "chat":
         raise UsageError(f"template_arguments: template '{name}' takes none; leave them out, or use 'chat'")
     render_turns = TEMPLATES[name](tokenizer, wording)
@@ -345,10 +242,3 @@ def _transcript(name: str, tokenizer: Any, wording: Wording) -> Transcript:
             raise DataError(f"{named(prompt)}: {error}") from error
 
     return transcript
-
-
-def _opened(turns: Sequence[Turn], system_prompt: str | None) -> list[Turn]:
-    """Return ``turns`` with the configured system turn, unless they bring one of their own."""
-    if system_prompt is None or turns[0].role == "system":
-        return list(turns)
-    return [Turn("system", system_prompt), *turns]

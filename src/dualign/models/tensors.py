@@ -1,20 +1,21 @@
-"""No tensor is made up: what a checkpoint holds is compared with what its model needs, by one function for all loaders.
+"""What is read of a model's files, and how long a text the model can hold; no tensor is made up.
 
 transformers and PEFT draw a tensor that they do not find, and tell of it in a log. A score or a probability then means
-nothing, and another one at every start.
+nothing, and another one at every start: one function compares what a checkpoint holds with what its model needs.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from dualign.errors import MissingError, inert
-from dualign.errors import MissingError, UsageError
 
+from dualign.errors import MissingError, UsageError, inert
+from dualign.strict import parse_json
 
 Shape = tuple[int, ...]
 Mismatch = tuple[str, Shape, Shape]
@@ -35,12 +36,64 @@ HEADS = (
 """First parts of the names of heads, or whole names, by which the same body serves another task."""
 
 
+@contextmanager
+def readable(where: str, fault: str = "cannot be read") -> Iterator[None]:
+    """Turn what libraries raise about a damaged or foreign file into one line: ``where``, ``fault`` and the reason."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    # The last six: a value of a config is of another kind than its reader takes for granted.
+    except (
+        OSError, ValueError, RuntimeError, ImportError, struct.error, SafetensorError,
+        LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, StrictDataclassError,
+    ) as error:  # fmt: skip
+        raise MissingError(f"{where}: {fault} ({type(error).__name__}: {first_line(error)})") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, and the next where that only introduces it, in 200 characters."""
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return (f"{first} {more[0].strip()}" if first.endswith(":") and more else first)[:200]
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep transformers from telling at length, and from drawing bars of, what is told in one line."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def read_mapping(path: Path, where: str) -> dict[str, Any]:
+    """Return the settings that another program wrote into a JSON file.
+
+    Raises:
+        MissingError: it cannot be read, or holds no mapping; the message begins with ``where``.
+    """
+    with readable(where, f"{path.name} cannot be read"):
+        found = parse_json(path.read_bytes(), constants=True)
+    if not isinstance(found, dict):
+        raise MissingError(f"{where}: {path.name} cannot be read (it holds no mapping)")
+    return found
+
+
 def check_tensors(
     where: str,
     *,
     missing: Iterable[str] = (),
     unexpected: Iterable[str] = (),
     mismatched: Iterable[Mismatch] = (),
+    prefix: str = "",
 ) -> None:
     """Return when nothing is missing, unexpected or of another shape.
 
@@ -49,14 +102,19 @@ def check_tensors(
         missing: names that the model needs and the files do not hold.
         unexpected: names that the files hold and the model has not.
         mismatched: names that both have, with two shapes.
+        prefix: what may stand before every name, and is not told.
 
     Raises:
         MissingError: some are; a few are named, with their number.
     """
-    strange = sorted(unexpected)
+    strange = sorted(name.removeprefix(prefix) for name in unexpected)
     shapes = [f"{name} {list(own)} (needs {list(needed)})" for name, own, needed in sorted(mismatched)]
-    faults = {"missing": sorted(missing), "not part of this model": strange, "of another shape": shapes}
-    faults = {what: names for what, names in faults.items() if names}
+    found = {
+        "missing": sorted(name.removeprefix(prefix) for name in missing),
+        "not part of this model": strange,
+        "of another shape": [told.removeprefix(prefix) for told in shapes],
+    }
+    faults = {what: names for what, names in found.items() if names}
     if not faults:
         return
     told = "; ".join(_fault(what, names, SHOWN // len(faults)) for what, names in faults.items())
@@ -73,15 +131,19 @@ def check_shapes(where: str, *, needed: Mapping[str, Any], found: Mapping[str, A
     Raises:
         MissingError: it has not; a few tensors are named, with their number.
     """
-    both = needed.keys() & found.keys()
-    shapes = [(name, tuple(found[name].shape), tuple(needed[name].shape)) for name in both]
     check_tensors(
         where,
         missing=needed.keys() - found.keys(),
         unexpected=found.keys() - needed.keys(),
-        mismatched=[row for row in shapes if row[1] != row[2]],
+        mismatched=mismatches(needed, found),
     )
     check_finite(where, found)
+
+
+def mismatches(needed: Mapping[str, Any], found: Mapping[str, Any]) -> list[Mismatch]:
+    """Return the names that both have, with two shapes."""
+    both = [(name, tuple(found[name].shape), tuple(needed[name].shape)) for name in needed.keys() & found.keys()]
+    return [row for row in both if row[1] != row[2]]
 
 
 def check_finite(where: str, tensors: Mapping[str, Any]) -> None:
@@ -121,12 +183,18 @@ def read_model(
     if "gguf_file" not in settings:
         _check_scaled(Path(place), where)
     try:
-        with _quietly():
+        with quietly():
             model, told = auto.from_pretrained(
                 place, output_loading_info=True, ignore_mismatched_sizes=True, **settings
             )
     except RuntimeError as error:
-        _check_failed(where, error)
+        # It does not say which tensors where experts are stacked into one, or a tied one has another shape.
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            known: Any = frame.f_locals.get("loading_info")
+            if hasattr(known, "conversion_errors"):
+                shapes = known.mismatched_keys
+                missing = {*known.missing_keys, *known.conversion_errors} - {name for name, _, _ in shapes}
+                check_tensors(where, missing=missing, mismatched=shapes)
         raise
     poolers = {name for name in model.state_dict() if is_head(name, {"pooler"})}
     missing = set(told["missing_keys"]) - set(given)
@@ -148,20 +216,25 @@ def _check_scaled(folder: Path, where: str) -> None:
     Raises:
         MissingError: one is.
     """
-    from safetensors import safe_open
-
     config = folder / "config.json"
     if not config.is_file() or b'"quantization_config"' in config.read_bytes():
         return
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
-        for name, kind in kinds.items():
+        for name, (kind, _) in headers(path).items():
             if name.endswith("weight") and kind.startswith(("I", "U", "F8", "F4")):
                 raise MissingError(
                     f"{where}: {inert(name, most=90)} is in {kind}, and config.json has no quantization_config that "
                     "says by what it is scaled; save the model in float32, bfloat16 or float16"
                 )
+
+
+def headers(path: Path) -> dict[str, tuple[str, Shape]]:
+    """Return the kind of number and the shape of every tensor of a safetensors file, none of which is read."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
 
 def check_gguf(path: Path) -> None:
@@ -191,42 +264,14 @@ def is_head(name: str, heads: Collection[str]) -> bool:
     return first in heads or name in heads or ("pooler" in heads and rest[:1] == ["pooler"])
 
 
-def _check_failed(where: str, error: Exception) -> None:
-    """Raise what is known of the tensors where transformers fails over them without saying which they are.
-
-    It does so where experts are stacked into one tensor, and where a tied tensor has another shape.
-    """
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        told: Any = frame.f_locals.get("loading_info")
-        if hasattr(told, "conversion_errors"):
-            check_tensors(
-                where,
-                missing={*told.missing_keys, *told.conversion_errors} - {name for name, _, _ in told.mismatched_keys},
-                mismatched=told.mismatched_keys,
-            )
-
-
 def _fault(what: str, names: Sequence[str], most: int) -> str:
-    # Names are text of a file: one line, bounded, without control characters.
-    inert = ["".join(c if c.isprintable() else "\ufffd" for c in name[:90]) for name in names[:most]]
-    shown = ", ".join(inert) + (f" and {len(names) - most} more" if len(names) > most else "")
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} {what}: {shown}"
+    """Return one kind of fault with a few of the names, which are text of a file."""
+    known = _few([inert(name, most=90) for name in names], most)
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} {what}: {known}"
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the loader from telling at length what is told in one line, and what is meant to be so."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+def _few(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -240,7 +285,6 @@ AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Names under which configs state a cap or a scale of logits (Gemma 2, Cohere, Granite); 0 and 1 change nothing."""
 UNLIMITED = 1 << 30
 """Tokens of the longest prompt where neither the caller nor the model sets a limit."""
-_SHOWN = 3
 
 
 def positions(config: Any) -> int | None:
@@ -251,11 +295,17 @@ def positions(config: Any) -> int | None:
     """
     text = config.get_text_config()
     stated = next((value for value in (getattr(text, name, None) for name in POSITIONS) if value), None)
-    if not isinstance(stated, int) or stated < 1 or _is_relative(text):
+    # In DeBERTa only distances between tokens matter: no position is looked up in a table.
+    relative = getattr(text, "relative_attention", False) and not getattr(text, "position_biased_input", True)
+    if not isinstance(stated, int) or stated < 1 or relative:
         return None
     if text.model_type in OFFSET:
         return stated - (text.pad_token_id or 0) - 1
-    return _stretched(stated, text)
+    scaling = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    if scaling.get("rope_type", scaling.get("type")) not in STRETCHED:
+        return stated
+    original = scaling.get("original_max_position_embeddings") or stated
+    return max(stated, int(original * float(scaling.get("factor") or 1)))
 
 
 def changed_logits(config: Any) -> str:
@@ -263,19 +313,6 @@ def changed_logits(config: Any) -> str:
     text = config.get_text_config()
     stated = {name: getattr(text, name, None) for name in AFTER_HEAD}
     return next((f"{name}: {value}" for name, value in stated.items() if value not in (None, 0, 1)), "")
-
-
-def _is_relative(text: Any) -> bool:
-    """Return whether only distances between tokens matter, as in DeBERTa: no position is looked up in a table."""
-    return bool(getattr(text, "relative_attention", False)) and not getattr(text, "position_biased_input", True)
-
-
-def _stretched(stated: int, text: Any) -> int:
-    scaling = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    if scaling.get("rope_type", scaling.get("type")) not in STRETCHED:
-        return stated
-    original = scaling.get("original_max_position_embeddings") or stated
-    return max(stated, int(original * float(scaling.get("factor") or 1)))
 
 
 def embedding_rows(model: Any) -> int:
@@ -298,11 +335,10 @@ def check_vocabulary(tokenizer: Any, rows: int, where: str) -> None:
     spare -= {tokenizer.eos_token_id, tokenizer.bos_token_id}
     beyond = sorted((i, name) for name, i in tokenizer.get_vocab().items() if i >= rows and i not in spare)
     if beyond:
-        shown = ", ".join(f"{ascii(name)[:60]} ({i})" for i, name in beyond[:_SHOWN])
-        more = f" and {len(beyond) - _SHOWN} more" if len(beyond) > _SHOWN else ""
+        few = _few([f"{ascii(name)[:60]} ({i})" for i, name in beyond], SHOWN)
         raise MissingError(
             f"{where}: {len(beyond)} tokens of its tokenizer have no row among the {rows} of the embedding: "
-            f"{shown}{more}; resize the embedding and save again, or take the model's own tokenizer"
+            f"{few}; resize the embedding and save again, or take the model's own tokenizer"
         )
 
 

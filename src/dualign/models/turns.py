@@ -1,4 +1,4 @@
-"""What a chat template does with turns, found by rendering a few: where answers end, what has no place, what is added.
+"""A chat template, and what it does with turns, found by rendering a few: where answers end, what has no place.
 
 Found once, when a model gets its template (and in a dry run): a template that writes something between prompt and
 answer, or ends turns with another token than the tokenizer's EOS, gives wrong figures and no error.
@@ -8,24 +8,44 @@ from __future__ import annotations
 
 import os.path
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
-from dualign.models.language_model import Turns, Wording
-from dualign.models.language_model import answer_tokens, known_tokens, opener, string_tokens, tokens_behind
-from dualign.errors import DataError, UsageError
-from dualign.records import Turn, shown
 
+from dualign.errors import DataError, UsageError
+from dualign.models.language_model import (
+    UNSAID,
+    Turns,
+    Wording,
+    answer_tokens,
+    opener,
+    special_ids,
+    string_tokens,
+    tokens_behind,
+)
+from dualign.records import Prompt, Turn, shown
 
 # Single words and short sentences without white space at their edges, each in no other and in no template.
 SYSTEM, ASKED, ANSWER = "Speak plainly", "Name a colour", "Turquoise, I think"
 AGAIN, LAST = "Name a river", "Zambezi, perhaps"
 PADDED = "  Vermilion  "
+ONE = (Turn("user", ASKED),)
+OPENED = (Turn("system", SYSTEM), *ONE)
+SEVERAL = (*ONE, Turn("assistant", ANSWER), Turn("user", AGAIN))
 REFUSES, LEAVES_OUT = "refuses a system turn", "leaves out what a system turn says"
 ONCE_ANSWERED = "once an answer follows: prompt and answer are not how the conversation begins"
 DAYS = ("2001-02-03", "2030-11-12")
 """Two days on which every part of a date differs."""
 
+UNCHANGING_DAY = "2024-07-26"
+"""The day that a scorer's chat template reads from the clock: a score must not depend on when it is asked for.
+It is the one that Llama's templates fall back on."""
+_CLOCK = (
+    "{% macro strftime_now(format) %}{% set made = namespace(text=format) %}{% for code, value in pinned_clock %}"
+    "{% set made.text = made.text | replace(code, value) %}{% endfor %}{{ made.text }}{% endmacro %}\n"
+)
+"""Stands before a template and hides the clock that transformers gives it; its line break is not written."""
 _TAG = r"(?:think|thinking|reasoning|seed:think)"
 _BLOCK = re.compile(rf"\s*(<{_TAG}>\s*)?(</{_TAG}>\s*)?")
 """A reasoning block without words, or one end of it."""
@@ -36,18 +56,83 @@ _OPENS = re.compile(rf"\A\s*<{_TAG}>\s*")
 _THINKS = re.compile(r"think|reason", re.IGNORECASE)
 
 
+def chat_source(tokenizer: Any) -> str:
+    """Return the text of the tokenizer's chat template; of several, the one named ``default``.
+
+    Raises:
+        UsageError: the tokenizer has no chat template.
+        DataError: there are several, and none is the default.
+    """
+    found = getattr(tokenizer, "chat_template", None)
+    if isinstance(found, list):
+        found = {one["name"]: one["template"] for one in found}
+    if isinstance(found, Mapping) and "default" not in found:
+        raise DataError(
+            f"template 'chat': this tokenizer has several chat templates ({', '.join(map(shown, found))}) and none is "
+            "named 'default'; name one so, or use 'plain'"
+        )
+    source = found["default"] if isinstance(found, Mapping) else found
+    if not source:
+        raise UsageError("template 'chat': this tokenizer has no chat template; use 'plain' or 'beaver'")
+    return str(source)
+
+
+def chat_text(tokenizer: Any, turns: Sequence[Turn], wording: Wording = UNSAID, *, add_generation_prompt: bool) -> str:
+    """Return ``turns`` in the tokenizer's chat template, special tokens written out.
+
+    A template that reads the clock reads the date of ``wording``, and where that has none an unchanging one.
+
+    Raises:
+        DataError: the template refuses the turns, as some do a system turn.
+    """
+    from jinja2 import TemplateError
+
+    messages = [{"role": turn.role, "content": turn.text} for turn in with_system(turns, wording.system_prompt)]
+    source, given = chat_source(tokenizer), dict(wording.arguments)
+    if "strftime_now" in source:
+        source, given = _CLOCK + source, {**given, "pinned_clock": _directives(wording.date or UNCHANGING_DAY)}
+    try:
+        rendered: str = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, chat_template=source, **given
+        )
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        reason = shown(str(error), 120)[1:-1]
+        raise DataError(f"the tokenizer's chat template refuses the turns {roles} ({reason})") from error
+    return rendered
+
+
+def with_system(turns: Sequence[Turn], system_prompt: str | None) -> list[Turn]:
+    """Return ``turns`` with the configured system turn, unless they bring one of their own."""
+    if system_prompt is None or turns[0].role == "system":
+        return list(turns)
+    return [Turn("system", system_prompt), *turns]
+
+
+def _directives(date: str) -> list[list[str]]:
+    """Return each directive of ``strftime`` with what it stands for at the beginning of a day."""
+    day = datetime.fromisoformat(date)
+    codes = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAwdbBmyYHIpMSfjUWcxXGuVeFDTRhn"]
+    # a double sign is set aside, so that what it leaves is no directive
+    return [["%%", "\ue000"], *([code, day.strftime(code)] for code in codes), ["\ue000", "%"]]
+
+
 @dataclass(frozen=True, slots=True)
 class Rendering:
     """A tokenizer's chat template, ready to render."""
 
     tokenizer: Any
     wording: Wording
-    source: str
-    """The text of the template."""
-    text: Callable[[Sequence[Turn], bool, Wording], str]
-    """(turns, with generation prompt, wording) -> string, special tokens written out; raises ``DataError``."""
-    tokens: Callable[[Sequence[Turn]], list[int]]
-    """Turns, the user's last -> the tokens that an answer follows."""
+    template: Callable[[Prompt], list[int]]
+    """Prompt -> the tokens that an answer follows."""
+
+    def asked(self, turns: Sequence[Turn], **changes: Any) -> str:
+        """Return ``turns`` with the generation prompt; ``changes`` are of the wording. It raises ``DataError``."""
+        return chat_text(self.tokenizer, turns, replace(self.wording, **changes), add_generation_prompt=True)
+
+    def told(self, turns: Sequence[Turn], **changes: Any) -> str:
+        """Return ``turns`` without the generation prompt."""
+        return chat_text(self.tokenizer, turns, replace(self.wording, **changes), add_generation_prompt=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +168,6 @@ class _Seen:
         return any(rest.strip() for rest in self.rests)
 
 
-def plain_turns(ends: Sequence[int], eos: int) -> Turns:
-    """Return the turns of a template that marks none: the tokenizer's EOS closes an answer."""
-    return Turns(stops=frozenset((eos, *ends)), closing=(eos,))
-
-
 def found_turns(rendering: Rendering, ends: Sequence[int], eos: int) -> Turns:
     """Return what the chat template of ``rendering`` does with turns; ``ends`` are the model's own stop ids.
 
@@ -100,14 +180,13 @@ def found_turns(rendering: Rendering, ends: Sequence[int], eos: int) -> Turns:
     given = rendering.wording.system_prompt
     if no_system and (given or (given is not None and not no_system.startswith(LEAVES_OUT))):
         raise UsageError(f"system_prompt: the chat template {no_system}; leave it out")
-    first = _seen(rendering, (Turn("user", ASKED),), ANSWER)
+    first = _seen(rendering, ONE, ANSWER)
     _check_beginning(first)
     longer = _longer(rendering, system=not no_system)
     seen = [first, *(one for one in longer if one.begins)]
     closing, stops, terminator = _ending(rendering, first)
     anchor, lead, loose = _before_answers(rendering, seen)
-    opened = _OPENED.search(first.prompt)
-    reads_clock = _reads_clock(rendering, seen)
+    reads_clock = any(len({rendering.asked(one.turns, date=day) for day in DAYS}) > 1 for one in seen)
     notes = [*_reasoning_notes(rendering, first), *_edge_notes(rendering), *loose]
     if terminator:
         notes.append(f"answers end at the text {shown(terminator)}, which the chat template writes behind them")
@@ -117,7 +196,7 @@ def found_turns(rendering: Rendering, ends: Sequence[int], eos: int) -> Turns:
         terminator=terminator,
         anchor=anchor,
         lead=lead,
-        opens_reasoning=opened is not None and "</" not in opened.group(),
+        opens_reasoning=_opens_reasoning(first.prompt),
         reads_clock=reads_clock,
         no_system=no_system,
         no_history=_no_history(longer),
@@ -136,8 +215,8 @@ def _seen(rendering: Rendering, turns: tuple[Turn, ...], answer: str) -> _Seen:
     Raises:
         DataError: the template refuses it, or writes other words than the answer's.
     """
-    prompt = rendering.text(turns, True, rendering.wording)
-    whole = rendering.text((*turns, Turn("assistant", answer)), False, rendering.wording)
+    prompt = rendering.asked(turns)
+    whole = rendering.told((*turns, Turn("assistant", answer)))
     place = whole.rfind(answer)
     if place < 0:
         raise DataError(
@@ -149,10 +228,8 @@ def _seen(rendering: Rendering, turns: tuple[Turn, ...], answer: str) -> _Seen:
 
 def _longer(rendering: Rendering, *, system: bool) -> list[_Seen]:
     """Return conversations of several turns and with a system turn, those that the template has a place for."""
-    several = (Turn("user", ASKED), Turn("assistant", ANSWER), Turn("user", AGAIN))
-    opened = (Turn("system", SYSTEM), Turn("user", ASKED))
     found = []
-    for turns in (several, *((opened, (*opened, *several[1:])) if system else ())):
+    for turns in (SEVERAL, *((OPENED, (*OPENED, *SEVERAL[1:])) if system else ())):
         try:
             found.append(_seen(rendering, turns, LAST))
         except DataError:
@@ -163,13 +240,13 @@ def _longer(rendering: Rendering, *, system: bool) -> list[_Seen]:
 def _no_system(rendering: Rendering) -> str:
     """Return why a system turn has no place in the template; empty: it has."""
     try:
-        text = rendering.text((Turn("system", SYSTEM), Turn("user", ASKED)), True, rendering.wording)
+        text = rendering.asked(OPENED)
     except DataError as error:
-        rendering.text((Turn("user", ASKED),), True, replace(rendering.wording, system_prompt=None))
+        rendering.asked(ONE, system_prompt=None)
         return f"{REFUSES} ({shown(str(error.__cause__ or error), 120)[1:-1]})"
     if SYSTEM not in text:
         return LEAVES_OUT
-    answered = _seen(rendering, (Turn("system", SYSTEM), Turn("user", ASKED)), ANSWER)
+    answered = _seen(rendering, OPENED, ANSWER)
     return "" if answered.begins else f"moves or loses a system turn {ONCE_ANSWERED}"
 
 
@@ -208,7 +285,7 @@ def _ending(rendering: Rendering, first: _Seen) -> tuple[tuple[int, ...], set[in
     follow); where that is nothing, what stands between an answer and the next turn.
     """
     tokenizer = rendering.tokenizer
-    special = known_tokens(tokenizer)
+    special = {*special_ids(tokenizer), *tokenizer.get_added_vocab().values()}
     between = _between(rendering)
     header = string_tokens(tokenizer, first.prompt[: max(first.prompt.find(ASKED), 0)])
     following = string_tokens(tokenizer, between)
@@ -230,9 +307,8 @@ def _ending(rendering: Rendering, first: _Seen) -> tuple[tuple[int, ...], set[in
 
 def _between(rendering: Rendering) -> str:
     """Return what stands between an answer and the user's next turn; empty where several turns have no place."""
-    turns = (Turn("user", ASKED), Turn("assistant", ANSWER), Turn("user", AGAIN))
     try:
-        text = rendering.text(turns, False, rendering.wording)
+        text = rendering.told(SEVERAL)
     except DataError:
         return ""
     return text.partition(ANSWER)[2].partition(AGAIN)[0]
@@ -271,26 +347,26 @@ def _continues(rendering: Rendering, seen: _Seen, anchor: str, lead: str) -> boo
     answer = answer_tokens(tokenizer, lead + seen.answer, anchor)
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in answer:
         return True  # the words of the probe are not in the vocabulary
-    apart = [*rendering.tokens(seen.turns), *answer]
+    apart = [*rendering.template(Prompt(seen.turns[-1].text, history=seen.turns[:-1])), *answer]
     return whole[: len(apart)] == apart
 
 
-def _reads_clock(rendering: Rendering, seen: Sequence[_Seen]) -> bool:
-    days = [replace(rendering.wording, date=day) for day in DAYS]
-    return any(len({rendering.text(one.turns, True, day) for day in days}) > 1 for one in seen)
+def _opens_reasoning(prompt: str) -> bool:
+    """Return whether a generation prompt ends inside of a reasoning block."""
+    opened = _OPENED.search(prompt)
+    return opened is not None and "</" not in opened.group()
 
 
 def _reasoning_notes(rendering: Rendering, first: _Seen) -> list[str]:
     """Return what a user should know of reasoning blocks, with the argument that closes them."""
     argument = _closing_argument(rendering, first)
     advice = f"; policy.template_arguments: {{{argument}: false}} mends it" if argument else ""
-    opened = _OPENED.search(first.prompt)
-    if opened is not None and "</" not in opened.group():
+    if _opens_reasoning(first.prompt):
         return [
             "the generation prompt opens a <think> block, which an answer begins inside of (sampling.reasoning: strip "
             f"keeps it from scorers){advice}"
         ]
-    if opened is None and first.parts_in_words:
+    if first.parts_in_words and not _OPENED.search(first.prompt):
         return [
             "the chat template writes an empty <think> block before an answer, which the generation prompt does not"
             + advice
@@ -305,16 +381,14 @@ def _reasoning_notes(rendering: Rendering, first: _Seen) -> list[str]:
 
 def _closing_argument(rendering: Rendering, first: _Seen) -> str:
     """Return the argument whose ``false`` makes the generation prompt leave no room for reasoning; empty: none."""
-    for name in sorted(words_of(rendering.source)):
+    for name in sorted(words_of(chat_source(rendering.tokenizer))):
         if not _THINKS.search(name) or name in rendering.wording.arguments:
             continue
-        closed = replace(rendering.wording, arguments={**rendering.wording.arguments, name: False})
         try:
-            prompt = rendering.text(first.turns, True, closed)
+            prompt = rendering.asked(first.turns, arguments={**rendering.wording.arguments, name: False})
         except DataError:
             continue
-        opened = _OPENED.search(prompt)
-        if prompt != first.prompt and (opened is None or "</" in opened.group()):
+        if prompt != first.prompt and not _opens_reasoning(prompt):
             return name
     return ""
 
@@ -328,7 +402,7 @@ def _edge_notes(rendering: Rendering) -> list[str]:
     """Return a note where the template trims what turns begin or end with."""
     turns = (Turn("user", PADDED), Turn("assistant", PADDED))
     try:
-        kept = rendering.text(turns, False, replace(rendering.wording, system_prompt=None)).count(PADDED)
+        kept = rendering.told(turns, system_prompt=None).count(PADDED)
     except DataError:
         return []
     return [] if kept == len(turns) else ["the chat template trims white space at the edges of turns"]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from dualign.errors import ConfigError, nearest
 from dualign.models.language_model import Encode, encoder
-from dualign.models.templates import chat_text
+from dualign.models.turns import chat_text
 from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt, Turn
 from dualign.scorers.encoding import Pretrained, PretrainedSpec, absent_id, load_pretrained

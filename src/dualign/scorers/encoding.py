@@ -18,7 +18,7 @@ from pydantic import Field
 
 from dualign.errors import ConfigError, MissingError, ScorerError, UsageError
 from dualign.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_weights
-from dualign.models.loading import check_one_model, readable, without_bars
+from dualign.models.loading import check_one_model
 from dualign.models.tensors import (
     HEADS,
     WRAPPED,
@@ -26,7 +26,9 @@ from dualign.models.tensors import (
     check_vocabulary,
     embedding_rows,
     positions,
+    quietly,
     read_model,
+    readable,
     usable_length,
 )
 from dualign.records import FloatArray
@@ -172,7 +174,7 @@ def load_model(
     import torch
 
     located = locate(name, folder)
-    with readable(f"scorer model {located!r}", "cannot be loaded"), without_bars():
+    with readable(f"scorer model {located!r}", "cannot be loaded"), quietly():
         adapter = adapter_folder(located, revision)
         if adapter is None:
             model = load_whole(auto, located, revision=revision, dtype=dtype, spare=spare)

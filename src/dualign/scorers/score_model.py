@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from dualign.errors import ConfigError, DataError, MissingError, UsageError
-from dualign.models.loading import readable, without_bars
 from dualign.models.templates import make_transcript
-from dualign.models.tensors import HARMLESS, check_finite, check_shapes, check_tensors
+from dualign.models.tensors import HARMLESS, check_finite, check_shapes, check_tensors, quietly, readable
 from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt
 from dualign.scorers.encoding import Reading, ReadingSpec, fitting_length, load_tokenizer
@@ -249,7 +248,7 @@ def load_score_model(folder: Path, *, dtype: str = "float32") -> ScoreModel:
     found = [(name, tuple(own[name].shape), shape) for name, shape in shapes.items() if name in own]
     check_tensors(where, mismatched=[row for row in found if row[1] != row[2]])
     # Given with its tensors, the class fills itself and recomputes the buffers that no checkpoint keeps.
-    with without_bars():
+    with quietly():
         backbone = type(empty).from_pretrained(None, config=config, state_dict=body, dtype=getattr(torch, dtype))
     normaliser = None
     if getattr(config, "do_normalize", False):

@@ -11,11 +11,11 @@ import numpy as np
 
 from dualign.errors import ConfigError, DataError, UsageError
 from dualign.hashing import canonical_digest
-from dualign.models.language_model import LanguageModel, text_tokens
-from dualign.models.loading import default_cache, identity, readable, resolve
+from dualign.models.compute import choose_compute
+from dualign.models.language_model import text_tokens
+from dualign.models.loading import default_cache, identity, resolve
 from dualign.models.templates import make_template
-from dualign.models.tensors import UNLIMITED, positions
-from dualign.models.timing import choose_compute
+from dualign.models.tensors import UNLIMITED, positions, readable
 from dualign.records import FloatArray, Prompt
 from dualign.runs.store import write_bytes
 from dualign.scorers.encoding import Reading, load_model, load_tokenizer
@@ -45,8 +45,7 @@ class StateSettings:
 
 def faster_dtype(model: Any) -> Literal["float32", "bfloat16"]:
     """Return ``float32`` or ``bfloat16``, whichever is faster for ``model`` on this machine; takes about a second."""
-    timed = LanguageModel(model=model, tokenizer=None, template=lambda _: [], eos=0, pad=1)
-    return "bfloat16" if choose_compute(timed).dtype == "bfloat16" else "float32"
+    return "bfloat16" if choose_compute(model).dtype == "bfloat16" else "float32"
 
 
 class StateReader:
@@ -73,7 +72,7 @@ class StateReader:
         self._tokenizer = load_tokenizer(**load)
         keep_layers(self._model, settings.layer)
         try:
-            self._template = make_template(settings.template, self._tokenizer, system_prompt=None)
+            self._template = make_template(settings.template, self._tokenizer)
         except UsageError as error:
             raise ConfigError(f"scorer fitted: {error}") from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.errors import ConfigError, nearest
-from dualign.models.loading import readable
+from dualign.models.tensors import readable
 from dualign.protocols import Direction, Scorer
 from dualign.scorers import checked as callable_
 from dualign.scorers import (

@@ -174,7 +174,7 @@ class TransformerBackend:
         Raises:
             UsageError: one is an adapter and the other is not.
         """
-        from dualign.models.adapter_merge import merged
+        from dualign.models.adapters import merged
 
         target = self.folder / name
         merged(first, second, share=share, folder=target)

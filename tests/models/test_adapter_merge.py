@@ -20,18 +20,16 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from dualign.protocols import Policy
-from dualign.models import adapter_folder
-from dualign.models.adapter_folder import KINDS, check_adapter
-from dualign.models.adapters import activated, check_settings, fingerprint
-from dualign.models.log_probs import rows
-from dualign.models.loading import load_language_model, save_model
-from dualign.models.log_probs import PairScorer
-from dualign.train.sft import save_fitted
 from dualign.errors import MissingError, UsageError
-from dualign.records import Prompt
-from dualign.protocols import Sampling
+from dualign.models import adapter_merge, adapters
+from dualign.models.adapter_merge import KINDS, check_adapter
+from dualign.models.adapters import activated, check_settings, fingerprint
+from dualign.models.loading import load_language_model, save_model
+from dualign.models.log_probs import PairScorer, rows
 from dualign.models.sampler import TransformersSampler
+from dualign.protocols import Policy, Sampling
+from dualign.records import Prompt
+from dualign.train.sft import save_fitted
 from engine_parts import independent_log_prob
 from sampling_parts import PROMPTS, WORDS, tiny_tokenizer
 
@@ -408,6 +406,20 @@ def test_its_own_tokenizer_and_template_are_taken(bases, tmp_path):
     assert (alone.eos, model.eos) == (2, 11)
 
 
+def test_a_tokenizer_that_outgrew_the_embedding_is_refused_and_its_padding_is_not_taken(bases, tmp_path):
+    folder = written(bases / "llama", lora()(task_type="CAUSAL_LM"), tmp_path / "adapter")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    tokenizer.save_pretrained(folder)
+    assert tokenizer.pad_token_id == len(WORDS) and load_language_model(bases / "llama", adapter=folder).pad < len(
+        WORDS
+    )
+    tokenizer.add_tokens(["zz"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(MissingError, match=rf"no row among the {len(WORDS)} of the embedding: 'zz'"):
+        load_language_model(bases / "llama", adapter=folder)
+
+
 def test_identity_enters_the_revision(bases, tmp_path):
     folder = written(bases / "llama", lora()(task_type="CAUSAL_LM"), tmp_path / "adapter")
     before = load_language_model(bases / "llama", adapter=folder).revision
@@ -415,7 +427,7 @@ def test_identity_enters_the_revision(bases, tmp_path):
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     assert load_language_model(bases / "llama", adapter=folder).revision != before
     other = changed(folder, tmp_path / "other", lambda t: {k: v * 1.001 for k, v in t.items()})
-    assert adapter_folder.adapter_identity(other) != adapter_folder.adapter_identity(folder)
+    assert adapter_merge.adapter_identity(other) != adapter_merge.adapter_identity(folder)
 
 
 def test_merged_in_float32_and_cast_once(bases, tmp_path):
@@ -447,6 +459,17 @@ def test_an_adapter_put_on_and_off_is_plain_or_refused(part, merged, bases, tmp_
         pass
     # the base is as it was
     assert scores(model, [[1, 3]]) == scores(load_language_model(bases / "llama"), [[1, 3]])
+
+
+def test_an_adapter_that_was_refused_leaves_nothing_and_is_refused_again(bases, tmp_path):
+    folder = written(bases / "llama", lora()(task_type="CAUSAL_LM"), tmp_path / "adapter")
+    lost = sorted(load_file(folder / "adapter_model.safetensors"))[0]
+    bad = changed(folder, tmp_path / "bad", partial(FAULTS["missing"], name=lost))
+    model = load_language_model(bases / "llama")
+    for _ in range(2):
+        with pytest.raises(MissingError, match="1 tensor missing"), activated(model, Policy("p", bad)):
+            pass
+    assert not any(adapters.adapter_parameters(model.model, f"policy_{fingerprint(Policy('p', bad))}"))
 
 
 @pytest.mark.parametrize("kind", ["plain", "rslora", "patterns", "one-layer", "regex", "excluded", "all-linear"])

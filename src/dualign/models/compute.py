@@ -6,8 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from dualign.models.language_model import LanguageModel
-
+from typing import Any
 
 POSITIONS = 256
 """Rows of the timed product: about a micro-step of short replies."""
@@ -26,26 +25,26 @@ class ComputeChoice:
     """What the timing took."""
 
 
-def choose_compute(language_model: LanguageModel, *, seconds: float = 1.0) -> ComputeChoice:
-    """Return the fastest of {float32, bfloat16} x {1, all} threads on a product of the model's own shape.
+def choose_compute(model: Any, *, seconds: float = 1.0) -> ComputeChoice:
+    """Return the fastest of {float32, bfloat16} x {1, all} threads on a product of the model's shape, on its device.
 
     Two spinning threads on a busy machine can be slower than one, and bfloat16 can be 4 times faster or slower
-    than float32: neither can be read off the machine's name. More threads must win by a tenth to be taken.
+    than float32: neither can be read off the machine's name. More threads must win by a tenth to be taken; beside an
+    accelerator they stay as they are.
     """
     import torch
 
     started = time.perf_counter()
     before = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    candidates = [(dtype, threads) for threads in sorted({1, cores}) for dtype in (torch.float32, torch.bfloat16)]
-    if language_model.device.type != "cpu":
-        candidates = [(dtype, before) for dtype in (torch.float32, torch.bfloat16)]
+    counts = sorted({1, cores}) if model.device.type == "cpu" else [before]
+    candidates = [(dtype, threads) for threads in counts for dtype in (torch.float32, torch.bfloat16)]
     speeds: dict[str, float] = {}
     best, best_speed = candidates[0], 0.0
     try:
         for dtype, threads in candidates:
             torch.set_num_threads(threads)
-            speed = gigaflops(language_model, dtype, seconds / len(candidates))
+            speed = gigaflops(model, dtype, seconds / len(candidates))
             speeds[f"{str(dtype).removeprefix('torch.')}/{threads}"] = round(speed, 2)
             if speed > best_speed * (1.1 if threads > best[1] else 1.0):
                 best, best_speed = (dtype, threads), speed
@@ -55,15 +54,15 @@ def choose_compute(language_model: LanguageModel, *, seconds: float = 1.0) -> Co
     return ComputeChoice(name, best[1], speeds, time.perf_counter() - started)
 
 
-def gigaflops(language_model: LanguageModel, dtype: object, seconds: float) -> float:
+def gigaflops(model: Any, dtype: object, seconds: float) -> float:
     """Return the gigaflops of the multi-layer perceptron's product, after one call to warm up."""
     import torch
 
-    config = language_model.model.config.get_text_config()
+    config = model.config.get_text_config()
     width: int = config.hidden_size
     stated = getattr(config, "intermediate_size", None)
     wide: int = stated if isinstance(stated, int) else 4 * width
-    device = language_model.device
+    device = model.device
     hidden = torch.ones(POSITIONS, width, dtype=dtype, device=device)  # type: ignore[call-overload]
     weight = torch.ones(wide, width, dtype=dtype, device=device)  # type: ignore[call-overload]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dualign.data.formats.table import preference_file
+from dualign.data.formats.table import read_preferences
 from dualign.data.preferences import PreferenceFile
-from dualign.data.table_files import Row
+from dualign.data.tables import in_memory
 from dualign.records import FloatArray, Prompt
 from dualign.scorers.checked import CheckedScorer, checked
 
@@ -67,7 +67,7 @@ def single_rows(prompts: int, answers: int, seed: int = 0) -> list[dict[str, Any
 
 
 def read(rows: Sequence[dict[str, Any]]) -> PreferenceFile:
-    return preference_file([Row(line, row) for line, row in enumerate(rows, start=1)], "rows.jsonl")
+    return read_preferences(in_memory(rows, "rows.jsonl"))
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

@@ -187,3 +187,31 @@ EXAMPLES: dict[str, tuple[dict[str, Any], PreferenceRow]] = {
 def write_rows(path: Path, rows: Rows) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def to_values(row: PreferenceRow) -> dict[str, Any]:
+    """Return the row as nested columns: lists and objects of texts and numbers."""
+    return {
+        "line": row.line,
+        "prompt": {
+            "text": row.prompt.text,
+            "id": row.prompt.id,
+            "columns": [{"name": name, "value": value} for name, value in row.prompt.columns.items()],
+            "history": [{"role": turn.role, "text": turn.text} for turn in row.prompt.history],
+        },
+        "answers": [
+            {
+                "text": answer.text,
+                "safe": answer.safe,
+                "severity": answer.severity,
+                "categories": sorted(answer.categories),
+                "reward": answer.reward,
+                "cost": answer.cost,
+                "desirable": answer.desirable,
+            }
+            for answer in row.answers
+        ],
+        "better": row.better,
+        "safer": row.safer,
+        "split": row.split,
+    }

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dualign.cli.sample import sample
-from dualign.data.responses import read_responses
+from dualign.data.prompts import read_responses
 from dualign.errors import UsageError
 from dualign.models.loading import save_model
 from sampling_parts import tiny_model, tiny_tokenizer

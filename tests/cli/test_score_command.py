@@ -8,8 +8,8 @@ import typer
 from typer.testing import CliRunner
 
 from dualign.cli.sample import score
-from dualign.data.cost_file import read_costs
-from dualign.data.responses import read_responses
+from dualign.data.prompts import read_responses
+from dualign.data.score_file import read_costs
 from dualign.errors import DataError, MissingError, ScorerError, UsageError
 
 APP = typer.Typer()

@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 
-from dualign.data.conversations import as_prompt, written
-from dualign.data.cost_file import read_costs
-from dualign.data.prompts import read_demonstrations, read_prompts
-from dualign.data.responses import read_responses
-from dualign.data.score_file import read_scores
+from dualign.data.prompts import read_demonstrations, read_prompts, read_responses
+from dualign.data.score_file import read_costs, read_scores
+from dualign.data.turns import as_prompt, written
 from dualign.errors import DataError, UsageError
 from dualign.records import Prompt, Turn
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dualign.data.cost_file import read_costs
+from dualign.data.score_file import read_costs
 from dualign.errors import DataError, MissingError
 
 ROWS = [

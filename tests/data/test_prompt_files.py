@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dualign.data.prompts import load_demonstrations, load_prompts, read_demonstrations, read_prompts
+from dualign.data.prompts import load_demonstrations, read_demonstrations, read_prompts
 from dualign.errors import DataError, MissingError
 from dualign.records import prompt_id
 
@@ -76,7 +76,7 @@ def test_csv_tsv_parquet_text_json_and_gzip_read_alike(tmp_path):
     )
     pyarrow.parquet.write_table(pyarrow.table({"prompt": texts}), tmp_path / "a.parquet")
     for path in sorted(tmp_path.iterdir()):
-        assert [prompt.text for prompt in load_prompts(path)] == texts, path.name
+        assert [prompt.text for prompt in read_prompts(path).prompts] == texts, path.name
 
 
 def broken_gzip(path):
@@ -119,7 +119,7 @@ def test_fault_in_a_file_is_one_line_that_names_the_place(tmp_path, name):
     file, content, error, says = FAULTS[name]
     (tmp_path / file).write_bytes(content)
     with pytest.raises(error) as caught:
-        load_prompts(tmp_path / file)
+        read_prompts(tmp_path / file)
     assert says in str(caught.value) and file in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 65
@@ -128,26 +128,26 @@ def test_fault_in_a_file_is_one_line_that_names_the_place(tmp_path, name):
 def test_truncated_gzip(tmp_path):
     broken_gzip(tmp_path / "f.jsonl.gz")
     with pytest.raises(DataError, match="cut short"):
-        load_prompts(tmp_path / "f.jsonl.gz")
+        read_prompts(tmp_path / "f.jsonl.gz")
 
 
 def test_missing_file_and_folder_exit_66(tmp_path):
     (tmp_path / "d.jsonl").mkdir()
     for name in ("none.jsonl", "d.jsonl"):
         with pytest.raises(MissingError) as caught:
-            load_prompts(tmp_path / name)
+            read_prompts(tmp_path / name)
         assert caught.value.exit_code == 66
 
 
 def test_unknown_columns_get_the_nearest(tmp_path):
     path = write(tmp_path / "f.jsonl", [{"question": "a", "label": "x"}])
-    assert load_prompts(path, prompt_column="question")[0].columns == {"label": "x"}
+    assert read_prompts(path, prompt_column="question").prompts[0].columns == {"label": "x"}
     with pytest.raises(DataError, match="did you mean 'question'"):
-        load_prompts(path, prompt_column="questoin")
+        read_prompts(path, prompt_column="questoin")
     with pytest.raises(DataError, match="did you mean 'label'"):
-        load_prompts(path, prompt_column="question", where={"lable": "x"})
+        read_prompts(path, prompt_column="question", where={"lable": "x"})
     with pytest.raises(DataError, match="none of 1 rows"):
-        load_prompts(path, prompt_column="question", where={"label": "y"})
+        read_prompts(path, prompt_column="question", where={"label": "y"})
 
 
 def test_demonstrations_drop_empty_and_equal_rows(tmp_path):
@@ -173,7 +173,7 @@ def test_an_attack_opening_is_no_demonstration_unless_named(tmp_path):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no folder of shared data")
 def test_real_files():
     beaver = read_prompts(SHARED / "beavertails-evaluation/prompts.jsonl", columns={"label": "unsafe"})
-    safe = load_prompts(SHARED / "xstest-prompts/prompts.jsonl", where={"label": "safe"})
+    safe = read_prompts(SHARED / "xstest-prompts/prompts.jsonl", where={"label": "safe"}).prompts
     tuned = read_demonstrations(SHARED / "safety-tuned-llamas/safety_only_data_Instructions.jsonl")
     assert (len(beaver.prompts), beaver.duplicates, len(safe)) == (700, 0, 250)
     assert (len(tuned.demonstrations), tuned.layout) == (2483, "instructions")

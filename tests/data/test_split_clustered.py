@@ -2,7 +2,7 @@
 
 import pytest
 
-from dualign.data.splits import split, split_clustered
+from dualign.data.splits import near_clusters, split
 from dualign.errors import DataError
 from dualign.records import Prompt, Turn
 
@@ -13,6 +13,10 @@ WORDS = ["apple", "river", "candle", "window", "tiger", "marble", "ocean", "pepp
 def unlike(number: int) -> str:
     digits = [int(digit) for digit in f"{number:04d}"]
     return " ".join(f"{WORDS[digit]}{place}{number}" for place, digit in enumerate(digits))
+
+
+def split_clustered(prompts: list[Prompt], parts: dict[str, int | float], seed: int) -> dict[str, list[Prompt]]:
+    return split(prompts, parts, seed, clusters=near_clusters(prompts))
 
 
 def sides(parts: dict[str, list[Prompt]]) -> dict[str, str]:
@@ -65,5 +69,3 @@ def test_history_belongs_to_the_prompt() -> None:
 def test_mistakes_are_those_of_split() -> None:
     with pytest.raises(DataError, match=r"sum to 1\.2"):
         split_clustered([Prompt("a")], {"a": 0.7, "b": 0.5}, 0)
-    with pytest.raises(ValueError, match="similarity"):
-        split_clustered([Prompt("a")], PARTS, 0, similarity=2)

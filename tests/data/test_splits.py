@@ -6,13 +6,25 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dualign.data.splits import near_duplicates, place, split, split_clustered, without_leaks
+from dualign.data.splits import near_clusters, place, split, without_leaks, word_clusters
 from dualign.errors import DataError
 from dualign.records import Prompt, Turn
 
 
 def many(n, offset=0):
     return [Prompt(f"alpha{i} beta{i} gamma{i}") for i in range(offset, offset + n)]
+
+
+def near_duplicates(prompts):
+    """The clusters of two or more prompts that are alike in their words, in order of appearance."""
+    names, members = word_clusters(prompts), {}
+    for prompt in {prompt.id: prompt for prompt in prompts}.values():
+        members.setdefault(names[prompt.id], []).append(prompt)
+    return [cluster for cluster in members.values() if len(cluster) > 1]
+
+
+def leaks(parts):
+    return without_leaks(parts, word_clusters([prompt for members in parts.values() for prompt in members]))
 
 
 def ids(prompts):
@@ -84,7 +96,8 @@ def test_near_duplicates_stay_on_one_side():
     parts = split([prompt for pair in pairs for prompt in pair], {"x": 0.5, "y": 0.5}, 0)
     side = {prompt.id: name for name, members in parts.items() for prompt in members}
     assert all(side[first.id] == side[second.id] for first, second in pairs)
-    alone = split([prompt for pair in pairs for prompt in pair], {"x": 0.5, "y": 0.5}, 0, near=None)
+    every = [prompt for pair in pairs for prompt in pair]
+    alone = split(every, {"x": 0.5, "y": 0.5}, 0, clusters={prompt.id: prompt.id for prompt in every})
     side = {prompt.id: name for name, members in alone.items() for prompt in members}
     assert 20 < sum(side[first.id] != side[second.id] for first, second in pairs) < 80
 
@@ -97,7 +110,7 @@ def test_a_cluster_cut_by_a_count_does_not_go_on_in_the_next_part():
 
 def test_leaks_are_dropped_from_the_earlier_part():
     near, copy = Prompt("how do i bake a cake"), Prompt("how do i bake a cake today")
-    kept, dropped = without_leaks({"train": [near, Prompt("other words")], "report": [copy]})
+    kept, dropped = leaks({"train": [near, Prompt("other words")], "report": [copy]})
     assert [prompt.text for prompt in kept["train"]] == ["other words"]
     assert kept["report"] == [copy] and dropped == {"train": [near], "report": []}
 
@@ -158,16 +171,16 @@ def test_near_duplicates_are_told_by_the_whole_conversation(name):
     prompts, clusters = CASES[name]
     near = [len(cluster) for cluster in near_duplicates(prompts)]
     assert near == ([] if clusters == len(prompts) else [len(prompts)])
-    kept, dropped = without_leaks({"train": prompts[1:], "report": prompts[:1]})
+    kept, dropped = leaks({"train": prompts[1:], "report": prompts[:1]})
     assert len(dropped["train"]) == (0 if clusters > 1 else len(prompts) - 1)
-    sides = split_clustered(prompts, {"x": 0.5, "y": 0.5}, 0)
+    sides = split(prompts, {"x": 0.5, "y": 0.5}, 0, clusters=near_clusters(prompts))
     assert (min(map(len, sides.values())) == 0) == (clusters == 1)
     assert sum(map(len, sides.values())) == len(prompts)
 
 
 def test_one_short_prompt_removes_no_conversation_that_ends_like_it():
     talks = [talk("Please go on.", word(k), "Yes.") for k in range(36)]
-    kept, dropped = without_leaks({"train": talks, "calibration": [Prompt("please go on")]})
+    kept, dropped = leaks({"train": talks, "calibration": [Prompt("please go on")]})
     assert (len(kept["train"]), dropped["train"]) == (36, [])
 
 

@@ -188,7 +188,7 @@ def test_a_seal_is_kept_to_and_the_first_failure_opens_nothing(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("costs", "arguments", "said"),
     [
-        ([], {}, "costs: no rows"),
+        ([], {}, "costs: has no rows"),
         ([0.1, math.nan], {}, "costs: cost: value 1 is nan"),
         (["a"], {}, "expected numbers"),
         ("nowhere.jsonl", {}, "nowhere.jsonl: no such file"),
@@ -204,10 +204,10 @@ def test_a_seal_is_kept_to_and_the_first_failure_opens_nothing(tmp_path: Path) -
         ({"harm": [0.1], "lies": [0.1]}, {}, "limit 0: which of harm, lies"),
         ({"harm": [0.1], "lies": [0.1, 0.2]}, {"limit": {"harm": 0}}, "columns of unequal length"),
         ({"harm": [0.1], "lies": [0.1]}, {"limit": {"harm": 0}, "cap": {"harm": 1, "lies": 1}}, "'lies' has no limit"),
-        ([{"prompt": "a", "cost": "x"}], {}, "costs, line 1: column 'cost' holds 'x'"),
+        ([{"prompt": "a", "cost": "x"}], {}, "costs: row 1: column 'cost' holds 'x'"),
         ([{"cost": 0.1}], {}, "no column 'prompt'"),
         (pd.DataFrame({"prompt": ["a"], "cost": [None]}), {}, "column 'cost' holds nothing"),
-        ([{"prompt": "a", "cost": 1.0}, 3], {}, "costs: a row is int"),
+        ([{"prompt": "a", "cost": 1.0}, 3], {}, "costs: row 2: is a number"),
     ],
 )
 def test_what_cannot_be_certified_is_one_line(costs: Any, arguments: dict[str, Any], said: str) -> None:
@@ -272,7 +272,7 @@ def test_a_plan_of_a_data_set_is_that_of_the_file(tmp_path: Path) -> None:
         (scores(1), 1, 1, "limit 1: which of a, b"),
         (scores(1), {"c": 1}, 1, "there is no cost 'c'"),
         (scores(1), {"a": math.inf}, 1, "limit a: expected a finite number"),
-        ([], 1, 1, "scores: no rows"),
+        ([], 1, 1, "scores: has no rows"),
         (7, 1, 1, "scores: rows are needed; given int"),
         (scores(1)[:3], {"a": 1}, 1, "has one response"),
     ],

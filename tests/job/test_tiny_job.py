@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import dualign
-from dualign.data.table_files import read_rows
+from dualign.data.tables import read_rows
 from tiny_jobs import job, write_config
 
 

@@ -47,7 +47,7 @@ def certify(
     Exit code 0 certified, 10 the only policy is not certified, 11 none of several is, 12 invalid.
     """
     from dualign.certificate.certify import VERDICT_CODES
-    from dualign.data.cost_file import read_costs
+    from dualign.data.score_file import read_costs
 
     # What was typed is checked before the file, as far as that goes.
     if not limit:

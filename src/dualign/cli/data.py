@@ -101,7 +101,8 @@ def _show(report: "CheckReport", written: Sequence[Path], *, refused: Path | Non
     from rich.console import Console
     from rich.text import Text
 
-    from dualign.data.checks.check import summary, verdict
+    from dualign.data.checks.check import verdict
+    from dualign.data.checks.statistics import summary
 
     console = Console(highlight=False)
     if not quiet:

@@ -15,8 +15,7 @@ from dualign.errors import UsageError, inert
 from dualign.records import Prompt, Response
 
 if TYPE_CHECKING:
-    from dualign.data.prompts import PromptFile
-    from dualign.data.responses import ResponseFile
+    from dualign.data.prompts import PromptFile, ResponseFile
     from dualign.models.language_model import LanguageModel
     from dualign.protocols import Scorer
     from dualign.records import FloatArray
@@ -169,7 +168,7 @@ def lines(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Response]], day: s
     ``day`` is the one that the chat template read from the clock.
     ``log_prob`` is the sampler's own: in bfloat16 a reading of the whole answer at once gives another last digit.
     """
-    from dualign.data.conversations import written
+    from dualign.data.turns import written
 
     rows = []
     for prompt, responses in zip(prompts, drawn, strict=True):
@@ -230,8 +229,8 @@ def score(
     """
     import numpy as np
 
-    from dualign.data.responses import read_responses
-    from dualign.data.score_file import writer_for
+    from dualign.data.prompts import read_responses
+    from dualign.data.table_files import writer_for
     from dualign.runs.store import write_bytes
 
     write = writer_for(out)

@@ -70,7 +70,7 @@ def number(option: str, text: str) -> float:
     Raises:
         UsageError: it is none.
     """
-    from dualign.data.rows import LARGEST, decimal
+    from dualign.data.cells import LARGEST, decimal
 
     found = decimal(text)
     if not abs(found) <= LARGEST:

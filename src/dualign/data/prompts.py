@@ -1,23 +1,16 @@
-"""Prompts and demonstrations from files: read, checked, filtered, without exact duplicates, all of it counted."""
+"""Prompts, demonstrations and responses of tables: read, checked, filtered, all of it counted."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
-from dualign.data.conversations import (
-    LAYOUTS,
-    Layout,
-    as_answer,
-    as_prompt,
-    chosen_layout,
-    mapping_hint,
-    recognised,
-    written,
-)
-from dualign.data.formats.source import SYSTEM, RowError
-from dualign.data.formats.turns import check_attached, with_system
-from dualign.data.table_files import Row, encodable, ending, read_rows, readable, renamed
+from dualign.data.cells import HALF, RowError, column_text, encodable
+from dualign.data.formats.table import preference_file
+from dualign.data.layouts import ANSWERED, READ_AS, Layout, answered_layout, chosen_layout, mapping_hint, recognised
+from dualign.data.table_files import Row
+from dualign.data.tables import Source, Table, check_readable, read_table, renamed
+from dualign.data.turns import SYSTEM, check_attached, written
 from dualign.errors import DataError, nearest
 from dualign.records import Prompt, in_slice
 
@@ -30,14 +23,11 @@ FLAGS = BAD | {"true", "t", "yes", "y", "1", "1.0", "good", "chosen", "desirable
 """What a column of flags holds, in lower case; one with true or false in it is one whatever else it holds."""
 REJECTED = ("rejected", "less_safe")
 """Columns of answers that lost a comparison."""
-_KNOWN = {name: None for layout in LAYOUTS for name in sorted(layout.needs | layout.texts)}
-READ_AS = ("prompt", "response", *_KNOWN, *SYSTEM)
-"""Names that columns may be renamed to."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFile:
-    """What was read of one file of prompts; every row is counted once."""
+    """What was read of one table of prompts; every row is counted once."""
 
     prompts: list[Prompt]
     layout: str
@@ -55,7 +45,7 @@ class PromptFile:
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationFile:
-    """What was read of one file of demonstrations; every row is counted once."""
+    """What was read of one table of demonstrations; every row is counted once."""
 
     demonstrations: list[Demonstration]
     layout: str
@@ -72,8 +62,19 @@ class DemonstrationFile:
     """What is wrong with each row that cannot be read, left out where answers are to be imitated."""
 
 
+@dataclass(frozen=True, slots=True)
+class ResponseFile:
+    """The rows of a table of responses; the three lists are parallel."""
+
+    prompts: list[Prompt]
+    responses: list[str]
+    """May be empty texts: a model can answer nothing."""
+    rows: list[Mapping[str, Any]]
+    """All columns as they were read."""
+
+
 def read_prompts(
-    path: str | Path,
+    source: Source,
     *,
     prompt_column: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -81,10 +82,11 @@ def read_prompts(
     max_words: int | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> PromptFile:
-    """Return the prompts of a file in its order, and how many rows were left out for which reason.
+    """Return the prompts of a table in its order, and how many rows were left out for which reason.
 
     Args:
-        path: JSONL, JSON list, CSV, TSV, Parquet or plain text (one prompt a line), also gzipped.
+        source: JSONL, JSON list, CSV, TSV, Parquet or plain text (one prompt a line), also gzipped; or prompts in
+            memory (``table_files.in_memory``).
         prompt_column: the prompt's column; none: by the layout that the columns are recognised as.
         columns: constant columns that every prompt gets; they override the file's own.
         where: keep only prompts with these column values (the constant columns count).
@@ -96,45 +98,35 @@ def read_prompts(
         UsageError: a name of ``rename`` that nothing is read as.
         DataError: a row is broken (its line is named), a column does not exist, or no prompt is left.
     """
-    path = Path(path)
-    rows = _rows(path, rename, named=prompt_column is not None)
-    layout = _layout(rows, path, prompt_column, None)
-    taken = _taken(rows, path, layout, columns or {}, where or {})
+    table = _table(source, rename)
+    if prompt_column is None and recognised(table.columns) is None:
+        table = _asked_in_pairs(table) or table
+    layout = chosen_layout(table, prompt_column=prompt_column, response_column=None)
+    taken = _taken(table, layout, columns or {}, where or {})
     short = [prompt for _, prompt in taken if _within(prompt, max_words)]
     distinct = _first_of(short, [prompt.id for prompt in short])
     if not distinct:
-        raise DataError(f"{path}: none of {len(rows)} rows is left (where: {dict(where or {})}, {max_words=})")
-    spellings = {(prompt.history, prompt.text) for prompt in short}
+        raise DataError(f"{table.name}: {_none_left(table, where, max_words)}")
     return PromptFile(
         prompts=distinct,
         layout=layout.name,
-        rows=len(rows),
-        filtered=len(rows) - len(taken),
+        rows=len(table.rows),
+        filtered=len(table.rows) - len(taken),
         too_long=len(taken) - len(short),
         duplicates=len(short) - len(distinct),
-        alike=len(spellings) - len(distinct),
+        alike=spelt_alike(short),
         every=short,
     )
 
 
-def load_prompts(
-    path: str | Path,
-    *,
-    prompt_column: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    where: Mapping[str, str] | None = None,
-    max_words: int | None = None,
-    rename: Mapping[str, str] | None = None,
-) -> list[Prompt]:
-    """Return the prompts of ``read_prompts`` alone."""
-    found = read_prompts(
-        path, prompt_column=prompt_column, columns=columns, where=where, max_words=max_words, rename=rename
-    )
-    return found.prompts
+def spelt_alike(prompts: Sequence[Prompt]) -> int:
+    """Return how many prompts differ from another one in spelling alone."""
+    spellings, distinct = {(prompt.history, prompt.text) for prompt in prompts}, {prompt.id for prompt in prompts}
+    return len(spellings) - len(distinct)
 
 
 def read_demonstrations(  # noqa: PLR0913
-    path: str | Path,
+    source: Source,
     *,
     prompt_column: str | None = None,
     response_column: str | None = None,
@@ -144,7 +136,7 @@ def read_demonstrations(  # noqa: PLR0913
     rename: Mapping[str, str] | None = None,
     imitated: bool = False,
 ) -> DemonstrationFile:
-    """Return (prompt, response) rows of a file in its order, and what was left out; arguments as ``read_prompts``.
+    """Return (prompt, response) rows of a table in its order, and what was left out; arguments as ``read_prompts``.
 
     ``imitated``: a model is to give these answers. Rows whose answer is marked as bad, and rows that cannot be read,
     are then left out and counted.
@@ -154,134 +146,124 @@ def read_demonstrations(  # noqa: PLR0913
         UsageError: a name of ``rename`` that nothing is read as.
         DataError: a row is broken, the layout has no response, or nothing is left.
     """
-    path = Path(path)
-    readable(READ_AS, rename or {})
-    every = renamed(read_rows(path), str(path), rename or {})
-    rows: Sequence[Row] = every
-    layout = _layout(rows, path, prompt_column, response_column, answered=True)
+    every = table = _table(source, rename)
+    layout = chosen_layout(table, prompt_column=prompt_column, response_column=response_column, answered=True)
     if layout.response is None:
-        wanted = f"{mapping_hint(_values(rows), ('response',))} (in a config: rename)"
-        raise DataError(f"{path}: layout {layout.name!r} has no response; {wanted}")
-    negative = 0
-    broken: tuple[str, ...] = ()
-    if imitated:
-        rows, negative, broken = _imitable(every, path, layout)
-    taken = _taken(rows, path, layout, columns or {}, where or {})
+        wanted = f"{mapping_hint(table.first, ('response',))} (in a config: rename)"
+        raise DataError(f"{table.name}: layout {layout.name!r} has no response; {wanted}")
+    negative = _negatives(table, layout) if imitated else set()
+    broken = _broken(table, layout, negative) if imitated else {}
+    table = replace(table, rows=[row for row in table.rows if row.line not in negative and row.line not in broken])
+    if not table.rows:
+        bad = f"{len(negative)} with an answer that is marked as bad, {len(broken)} broken"
+        nothing = f"{table.name}: nothing to imitate in {len(every.rows)} rows ({bad})"
+        raise DataError(next(iter(broken.values()), nothing))
+    taken = _taken(table, layout, columns or {}, where or {})
     short = [(row, prompt) for row, prompt in taken if _within(prompt, max_words)]
-    pairs = [(prompt, _answer(layout.response(row.values), path, row.line)) for row, prompt in short]
+    answers = replace(table, rows=[row for row, _ in short]).each(layout.answer)
+    pairs = [(prompt, answer) for (_, prompt), answer in zip(short, answers, strict=True)]
     filled = [(prompt, response) for prompt, response in pairs if response.strip()]
     distinct = _first_of(filled, [(prompt.id, response) for prompt, response in filled])
     if not distinct:
-        raise DataError(f"{path}: none of {len(rows)} rows is left (where: {dict(where or {})}, {max_words=})")
+        raise DataError(f"{table.name}: {_none_left(table, where, max_words)}")
     return DemonstrationFile(
         demonstrations=distinct,
         layout=layout.name,
-        rows=len(every),
-        filtered=len(rows) - len(taken),
+        rows=len(every.rows),
+        filtered=len(table.rows) - len(taken),
         too_long=len(taken) - len(short),
         duplicates=len(filled) - len(distinct),
         empty=len(pairs) - len(filled),
-        negative=negative,
-        broken=broken,
+        negative=len(negative),
+        broken=tuple(broken.values()),
     )
 
 
-def load_demonstrations(
-    path: str | Path,
-    *,
-    prompt_column: str | None = None,
-    response_column: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    where: Mapping[str, str] | None = None,
-    max_words: int | None = None,
-) -> list[Demonstration]:
-    """Return the (prompt, response) rows of ``read_demonstrations`` alone."""
-    return read_demonstrations(
-        path,
-        prompt_column=prompt_column,
-        response_column=response_column,
-        columns=columns,
-        where=where,
-        max_words=max_words,
-    ).demonstrations
+def load_demonstrations(source: Source, **settings: Any) -> list[Demonstration]:
+    """Return the (prompt, response) rows of ``read_demonstrations`` alone; the same settings."""
+    return read_demonstrations(source, **settings).demonstrations
 
 
-def column_text(value: Any) -> str | None:
-    """Return a scalar as the text that ``where`` compares (``true`` and ``false`` as in YAML), or none."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) if isinstance(value, str | int | float) else None
+def read_responses(source: Source, *, rename: Mapping[str, str] | None = None) -> ResponseFile:
+    """Return the prompts, responses and rows of a table to be scored; both may be texts or messages.
 
+    Read are ``prompt`` with ``response`` or ``completion``, ``instruction`` with ``output``, and whole conversations
+    (``messages``, ``conversations``) that end with the answer; a column ``system`` holds a system turn. Further columns
+    are carried along.
 
-def _rows(path: Path, rename: Mapping[str, str] | None, *, named: bool) -> list[Row]:
-    """Return the rows of a file; those of a preference file, which no layout knows, with their prompts alone.
+    Args:
+        source: JSONL, JSON list, CSV, TSV or Parquet, also gzipped; or rows in memory.
+        rename: column of the file by the name it is read as, ``{"response": "predict"}``.
 
-    ``named``: the caller names the column of the prompt.
+    Raises:
+        MissingError: the file is missing or unreadable.
+        UsageError: a name of ``rename`` that nothing is read as.
+        DataError: a row lacks prompt or response or holds something else there, or a text or a name anywhere in it
+            cannot be written to a file; its line is named.
     """
-    readable(READ_AS, rename or {})
-    rows = renamed(read_rows(path), str(path), rename or {})
-    return rows if named or recognised(_values(rows)) else _asked_in_pairs(rows, path) or rows
+    names = [name for layout in ANSWERED for name in sorted(layout.needs | layout.texts)]
+    table = _table(source, rename, names=(*names, *SYSTEM))
+    layout = answered_layout(table)
+    pairs = table.each(partial(_answered, table=table, layout=layout))
+    return ResponseFile(
+        [prompt for prompt, _ in pairs], [response for _, response in pairs], [row.values for row in table.rows]
+    )
 
 
-def _asked_in_pairs(rows: Sequence[Row], path: Path) -> list[Row]:
+def _answered(row: Row, *, table: Table, layout: Layout) -> Demonstration:
+    """Return the prompt and the response of a row; every text in it can be written to a file."""
+    for name, value in row.values.items():
+        if not encodable(name):
+            raise RowError("lone surrogate", f"the name {name!r} of a column holds {HALF}")
+        if not all(encodable(text) for text in _texts(value)):
+            raise RowError("lone surrogate", f"{name} holds {HALF}")
+    for name in sorted(layout.needs):
+        if name not in row.values:
+            raise RowError("missing column", f"no column {name!r}; {nearest(name, row.values)}")
+    return layout.asked(row, table), layout.answer(row)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a value of JSON or Parquet, the names in its objects included."""
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, str):
+            yield current
+        elif isinstance(current, Mapping):
+            waiting += [*current, *current.values()]
+        elif isinstance(current, list | tuple):
+            waiting += current
+
+
+def _table(source: Source, rename: Mapping[str, str] | None, *, names: Sequence[str] = READ_AS) -> Table:
+    check_readable(rename or {}, names)
+    return renamed(read_table(source), rename or {})
+
+
+def _asked_in_pairs(table: Table) -> Table | None:
     """Return a row for each prompt of a preference file without a column of prompts; none where it is no such file.
 
     Raises:
         DataError: a row of it says no prompt.
     """
-    from dualign.data.formats.table import preference_file  # it reads columns as this module does
-    from dualign.data.rows import TEXTUAL
-
     try:
-        found = preference_file(rows, str(path), textual=ending(path) in TEXTUAL)
+        found = preference_file(table)
     except DataError:
-        return []
+        return None
     if found.faults:
-        raise DataError(f"{path}: line {found.faults[0].line}: {found.faults[0].what} (read as {found.format})")
-    return [Row(row.line, {**row.prompt.columns, "prompt": written(row.prompt)}) for row in found.rows]
+        raise table.refusal(found.faults[0].line, f"{found.faults[0].what} (read as {found.format})")
+    rows = [Row(row.line, {**row.prompt.columns, "prompt": written(row.prompt)}) for row in found.rows]
+    return replace(table, rows=rows)
 
 
-def _values(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return every column, each with the first value that some row has there."""
-    values: dict[str, Any] = {}
-    for row in rows:
-        for name, value in row.values.items():
-            if values.get(name) is None:
-                values[name] = value
-    return values
-
-
-def _layout(
-    rows: Sequence[Row], path: Path, prompt_column: str | None, response_column: str | None, *, answered: bool = False
-) -> Layout:
-    return chosen_layout(
-        _values(rows), str(path), prompt_column=prompt_column, response_column=response_column, answered=answered
-    )
-
-
-def _imitable(rows: Sequence[Row], path: Path, layout: Layout) -> tuple[list[Row], int, tuple[str, ...]]:
-    """Return the rows that may be imitated, how many have a bad answer, and what is wrong with each broken one.
-
-    Raises:
-        DataError: no row is left.
-    """
-    negative = _negatives(rows, layout)
-    others = [row for row in rows if row.line not in negative]
-    broken = {row.line: what for row in others if (what := _wrong(row, path, layout))}
-    left = [row for row in others if row.line not in broken]
-    if not left:
-        bad = f"{len(negative)} with an answer that is marked as bad, {len(broken)} broken"
-        raise DataError(next(iter(broken.values()), f"{path}: nothing to imitate in {len(rows)} rows ({bad})"))
-    return left, len(negative), tuple(broken.values())
-
-
-def _negatives(rows: Sequence[Row], layout: Layout) -> set[int]:
+def _negatives(table: Table, layout: Layout) -> set[int]:
     """Return the lines whose answer is marked as bad, or that hold a rejected answer alone."""
-    said = {name: {_flag(row, name) for row in rows} for name in GOOD}
+    said = {name: {_flag(row, name) for row in table.rows} for name in GOOD}
     flags = [name for name in GOOD if said[name] <= FLAGS or said[name] & {"true", "false"}]
     return {
         row.line
-        for row in rows
+        for row in table.rows
         if any(_flag(row, name) in BAD for name in flags) or _only_rejected(row, layout) or _unweighted(row)
     }
 
@@ -302,52 +284,37 @@ def _only_rejected(row: Row, layout: Layout) -> bool:
     return not response and any(row.values.get(name) for name in REJECTED)
 
 
-def _wrong(row: Row, path: Path, layout: Layout) -> str:
-    """Return what is wrong with a row by itself; empty: nothing."""
-    try:
-        _prompt(row, path, layout, {})
-        if layout.response is not None:
-            _answer(layout.response(row.values), path, row.line)
-    except DataError as error:
-        return str(error)
-    return ""
+def _broken(table: Table, layout: Layout, negative: set[int]) -> dict[int, str]:
+    """Return what is wrong with each other row that cannot be read, by its line."""
+    broken = {}
+    for row in table.rows:
+        try:
+            if row.line not in negative:
+                _prompt(row, table=table, layout=layout, columns={})
+                layout.answer(row)
+        except RowError as error:
+            broken[row.line] = str(table.refusal(row.line, error.what))
+    return broken
 
 
 def _taken(
-    rows: Sequence[Row], path: Path, layout: Layout, columns: Mapping[str, str], where: Mapping[str, str]
+    table: Table, layout: Layout, columns: Mapping[str, str], where: Mapping[str, str]
 ) -> list[tuple[Row, Prompt]]:
     """Return the rows inside ``where`` with their prompts; a ``where`` that no row knows is an error."""
-    prompts = [(row, _prompt(row, path, layout, columns)) for row in rows]
-    known = sorted({name for _, prompt in prompts for name in prompt.columns})
+    prompts = table.each(partial(_prompt, table=table, layout=layout, columns=columns))
+    known = sorted({name for prompt in prompts for name in prompt.columns})
     for name in where:
         if name not in known:
-            raise DataError(f"{path}: where: no column {name!r}; {nearest(name, known)}")
-    return [(row, prompt) for row, prompt in prompts if in_slice(prompt.columns, where)]
+            raise DataError(f"{table.name}: where: no column {name!r}; {nearest(name, known)}")
+    return [(row, one) for row, one in zip(table.rows, prompts, strict=True) if in_slice(one.columns, where)]
 
 
-def _prompt(row: Row, path: Path, layout: Layout, columns: Mapping[str, str]) -> Prompt:
-    try:
-        check_attached(row.values)
-        prompt = with_system(as_prompt(layout.prompt(row.values)), row.values)
-    except RowError as error:
-        raise DataError(f"{path}: line {row.line}: {error.what}") from None
+def _prompt(row: Row, *, table: Table, layout: Layout, columns: Mapping[str, str]) -> Prompt:
+    check_attached(row.values)
+    prompt = layout.asked(row, table, columns)
     if not prompt.text.strip():
-        raise DataError(f"{path}: line {row.line}: the prompt is empty")
-    spoken = layout.texts.union(SYSTEM)
-    own = {
-        name: value
-        for name, value in ((name, column_text(value)) for name, value in row.values.items())
-        if value is not None and name not in spoken and encodable(name + value)
-    }
-    place = f"{path}: line {row.line}"
-    return Prompt(prompt.text, {**own, **columns}, history=prompt.history, place=place)
-
-
-def _answer(value: Any, path: Path, line: int) -> str:
-    try:
-        return as_answer(value)
-    except RowError as error:
-        raise DataError(f"{path}: line {line}: {error.what}") from None
+        raise RowError("empty prompt", "the prompt is empty")
+    return prompt
 
 
 def _first_of(items: Sequence[Item], keys: Sequence[object]) -> list[Item]:
@@ -360,3 +327,7 @@ def _first_of(items: Sequence[Item], keys: Sequence[object]) -> list[Item]:
 
 def _within(prompt: Prompt, max_words: int | None) -> bool:
     return max_words is None or len(prompt.text.split()) <= max_words
+
+
+def _none_left(table: Table, where: Mapping[str, str] | None, max_words: int | None) -> str:
+    return f"none of {len(table.rows)} rows is left (where: {dict(where or {})}, {max_words=})"

@@ -1,24 +1,194 @@
-"""Splits of prompts by hash: seeded, independent of file order, near duplicates on one side.
+"""Likeness of prompts and splits by hash: seeded, independent of file order, near duplicates on one side.
 
-A prompt's place is SHA-256 of (seed, id), so that new prompts move no old one between *shares*. Prompts whose
-word sets overlap by a Jaccard index of 0.8 or more are one cluster and share the least place among them; a new
-prompt can move only the cluster that it joins. *Counts* take the first n in this order, so there the border moves.
-Of conversations every turn is compared, the system's too.
+A prompt's place is SHA-256 of (seed, id), so that new prompts move no old one between *shares*. Prompts of one cluster
+share the least place among them; a new prompt can move only the cluster that it joins. *Counts* take the first n in
+this order, so there the border moves. Prompts are near duplicates whose word sets overlap by a Jaccard index of 0.8 or
+more, or their runs of characters, which are found by minimal hashes, without comparing each prompt with all others. Of
+conversations every turn is compared, the system's too.
 """
 
-import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 
-from dualign.data.similar import SIMILARITY, DisjointSets, alike_in_every_part, similar_texts
+import numpy as np
+from numpy.typing import NDArray
+
+from dualign.data.turns import said
 from dualign.errors import DataError
+from dualign.hashing import digest
 from dualign.records import Prompt, normalise_prompt
+
+
+class DisjointSets:
+    """Sets of the numbers 0 to n - 1 that only grow together; the least number of a set stands for it."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def root(self, member: int) -> int:
+        """Return the least number of the set that ``member`` is in."""
+        parent = self._parent
+        while parent[member] != member:
+            parent[member] = parent[parent[member]]
+            member = parent[member]
+        return member
+
+    def join(self, first: int, second: int) -> None:
+        """Make one set of the two that these numbers are in."""
+        low, high = sorted((self.root(first), self.root(second)))
+        self._parent[high] = low
+
+    def members(self) -> list[list[int]]:
+        """Return every set, its numbers ascending, ordered by its least number."""
+        sets: dict[int, list[int]] = defaultdict(list)
+        for member in range(len(self._parent)):
+            sets[self.root(member)].append(member)
+        return list(sets.values())
+
+
+HashArray = NDArray[np.uint64]
+
+SIMILARITY = 0.8
+"""Least likeness of near-duplicates: one word of fifteen exchanged, or a slip of the pen in a sentence."""
+SHINGLE = 5
+"""Characters of a shingle: about a word, so that unrelated sentences share few."""
+BANDS, BAND_ROWS = 32, 4
+LEADERS = 16
+"""Texts of one bucket that the others in it are compared with; prompts made from one template fill whole buckets."""
+_BLOCK = 4096  # shingles hashed at a time, which bounds the memory that a very long text takes
+
+
+def similar_texts(texts: Sequence[str], *, similarity: float = SIMILARITY, seed: int = 0) -> list[list[int]]:
+    """Return the clusters of two or more like texts (single linkage), as ascending positions, in order of appearance.
+
+    Args:
+        texts: in any script; case and white space do not count.
+        similarity: least Jaccard index of two texts that are alike, in (0, 1].
+        seed: of the hash functions; it decides which pairs below 0.8 are missed, and nothing else.
+
+    Raises:
+        ValueError: ``similarity`` is out of range.
+    """
+    if not 0 < similarity <= 1:
+        raise ValueError(f"similarity must be in (0, 1]; given {similarity}")
+    sets = [shingles(text) for text in texts]
+    found = DisjointSets(len(texts))
+    signatures = minimal_hashes(sets, seed)
+    for band in range(BANDS):
+        columns = np.ascontiguousarray(signatures[:, band * BAND_ROWS : (band + 1) * BAND_ROWS])
+        buckets: dict[bytes, list[int]] = defaultdict(list)
+        for position, key in enumerate(columns):
+            buckets[key.tobytes()].append(position)
+        for bucket in buckets.values():
+            _join_alike(bucket, sets, found, similarity)
+    return [cluster for cluster in found.members() if len(cluster) > 1]
+
+
+def similar_prompts(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Return the clusters of two or more prompts that are alike in every part, as ``similar_texts`` does of texts."""
+    return [cluster for cluster in alike_in_every_part(prompts, similar_texts) if len(cluster) > 1]
+
+
+def alike_in_every_part(
+    prompts: Sequence[Prompt], alike: Callable[[Sequence[str]], list[list[int]]]
+) -> list[list[int]]:
+    """Return the clusters of prompts that ``alike`` finds alike as a whole, singles too, in order of appearance.
+
+    Conversations are compared in three steps: their last turns, then all that user and assistant said, then all of that
+    with the system turn. They are parted wherever one differs, so that neither a last turn that many share ("please go
+    on") nor a system turn that all share makes near-duplicates of them.
+
+    Args:
+        prompts: single turns or conversations.
+        alike: from texts to their clusters, as positions; a text that is in none is like no other.
+    """
+    clusters = _parts(list(range(len(prompts))), [prompt.text for prompt in prompts], alike)
+    for view in (_dialogue, _whole):
+        parted = []
+        for cluster in clusters:
+            # of single turns every view is the same text
+            differs = len(cluster) > 1 and any(prompts[position].history for position in cluster)
+            parted += _parts(cluster, [view(prompts[k]) for k in cluster], alike) if differs else [cluster]
+        clusters = parted
+    return sorted(clusters)
+
+
+def _parts(
+    cluster: Sequence[int], texts: Sequence[str], alike: Callable[[Sequence[str]], list[list[int]]]
+) -> list[list[int]]:
+    """Return a cluster parted further by what its members' texts are like."""
+    found = alike(texts)
+    inside = {place for part in found for place in part}
+    return [[cluster[place] for place in part] for part in found] + [
+        [member] for place, member in enumerate(cluster) if place not in inside
+    ]
+
+
+def _dialogue(prompt: Prompt) -> str:
+    return "\n".join([*(turn.text for turn in prompt.history if turn.role != "system"), prompt.text])
+
+
+def _whole(prompt: Prompt) -> str:
+    return "\n".join(said(prompt))
+
+
+def jaccard(first: HashArray, second: HashArray) -> float:
+    """Return the share of the shingles of two texts that both have; each array is sorted and without repetition."""
+    shared = np.intersect1d(first, second, assume_unique=True).size
+    return float(shared / (first.size + second.size - shared))
+
+
+def shingles(text: str) -> HashArray:
+    """Return the sorted distinct hashes of the runs of ``SHINGLE`` characters; a shorter text is one run."""
+    codes = np.frombuffer(normalise_prompt(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    length = min(SHINGLE, codes.size)
+    hashes = np.full(codes.size - length + 1, length, dtype=np.uint64)
+    for start in range(length):
+        run = codes[start : codes.size - length + 1 + start].astype(np.uint64)
+        hashes = _mixed(hashes ^ (run + np.uint64(0x9E3779B97F4A7C15)))
+    return np.unique(hashes)
+
+
+def minimal_hashes(sets: Sequence[HashArray], seed: int) -> HashArray:
+    """Return shape ``[text, band x row]``: the least hash of each set under every hash function."""
+    generator = np.random.default_rng(seed)
+    count = BANDS * BAND_ROWS
+    factor = generator.integers(0, 2**63, count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    offset = generator.integers(0, 2**63, count, dtype=np.uint64)
+    result = np.full((len(sets), count), np.iinfo(np.uint64).max, dtype=np.uint64)
+    for row, hashes in enumerate(sets):
+        for start in range(0, hashes.size, _BLOCK):
+            block = hashes[start : start + _BLOCK, None] * factor + offset
+            np.minimum(result[row], block.min(axis=0), out=result[row])
+    return result
+
+
+def _join_alike(bucket: Sequence[int], sets: Sequence[HashArray], found: DisjointSets, similarity: float) -> None:
+    """Join the texts of one bucket with the first of its leaders that they are like; the others lead themselves."""
+    leaders: list[int] = []
+    for position in bucket:
+        for leader in leaders:
+            if found.root(leader) == found.root(position):
+                break
+            if jaccard(sets[leader], sets[position]) >= similarity:
+                found.join(leader, position)
+                break
+        else:
+            if len(leaders) < LEADERS:
+                leaders.append(position)
+
+
+def _mixed(values: HashArray) -> HashArray:
+    """Return 64 bits that each depend on all bits of the value (the finaliser of Steele, Lea and Flood 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
 
 NEAR = Fraction(4, 5)
 """Least Jaccard index of two word sets that makes near duplicates."""
-
 WORD = re.compile(r"\w+")
 
 
@@ -27,7 +197,7 @@ def split(
     parts: Mapping[str, int | float],
     seed: int,
     *,
-    near: Fraction | None = NEAR,
+    clusters: Mapping[str, str] | None = None,
 ) -> dict[str, list[Prompt]]:
     """Return the prompts of each part, in hash order; prompts of no part are left out.
 
@@ -37,60 +207,38 @@ def split(
             counts then take exactly n of the others, in hash order and in the order of ``parts``.
             A cluster that a count cuts is not continued in the next part.
         seed: another seed is another split.
-        near: least Jaccard index of near duplicates; none: only identical prompts are kept together
-            (for prompts made from templates, which all resemble each other).
+        clusters: prompt id -> name of the cluster that is kept together; none: ``word_clusters`` of these prompts.
 
     Raises:
         DataError: a share or count is out of range, shares sum to more than 1, or prompts run out.
     """
-    distinct = _distinct(prompts)
-    groups = _clusters(distinct, near) if near is not None else [[index] for index in range(len(distinct))]
-    return _parted(_ordered(distinct, groups, seed), parts)
+    names = word_clusters(prompts) if clusters is None else clusters
+    members: dict[str, list[tuple[float, str, Prompt]]] = defaultdict(list)
+    for prompt in _distinct(prompts):
+        members[names[prompt.id]].append((place(prompt, seed), prompt.id, prompt))
+    ordered = sorted(map(sorted, members.values()))  # ids differ, so that no prompt is compared
+    return _parted([(cluster[0][0], [prompt for _, _, prompt in cluster]) for cluster in ordered], parts)
 
 
-def split_clustered(
-    prompts: Sequence[Prompt],
-    parts: Mapping[str, int | float],
-    seed: int,
-    *,
-    similarity: float = SIMILARITY,
-    clusters: Mapping[str, str] | None = None,
-) -> dict[str, list[Prompt]]:
-    """Return the prompts of each part as ``split`` does, with more kept together: also prompts alike letter by letter.
-
-    Args:
-        prompts: the prompts; of several with one id the first counts.
-        parts: shares and counts, as ``split`` takes them.
-        seed: another seed is another split.
-        similarity: least Jaccard index of the character shingles of near-duplicates, in (0, 1].
-        clusters: prompt id -> name of the cluster that is kept together; none: ``near_clusters`` of these prompts.
-
-    Raises:
-        DataError: a share or count is out of range, shares sum to more than 1, or prompts run out.
-        ValueError: ``similarity`` is out of range.
-    """
-    distinct = _distinct(prompts)
-    names = near_clusters(distinct, similarity=similarity) if clusters is None else clusters
-    members: dict[str, list[int]] = defaultdict(list)
-    for position, prompt in enumerate(distinct):
-        members[names[prompt.id]].append(position)
-    return _parted(_ordered(distinct, list(members.values()), seed), parts)
+def word_clusters(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Return prompt id -> name of its cluster of near duplicates by words (single linkage)."""
+    return _named(prompts, _alike_words)
 
 
-def near_clusters(prompts: Sequence[Prompt], *, similarity: float = SIMILARITY) -> dict[str, str]:
+def near_clusters(prompts: Sequence[Prompt]) -> dict[str, str]:
     """Return prompt id -> the smallest id among the prompts that it resembles, itself counted.
 
-    Two prompts are together if their words overlap by 0.8, or if their characters do
-    (``checks.near_duplicates.similar_texts``), or if a chain of such pairs joins them; earlier turns count as well. A
-    misspelt copy of a short question shares few whole words with it, a reordered one few runs of characters.
-
-    Raises:
-        ValueError: ``similarity`` is out of (0, 1].
+    Two prompts are together if their words overlap by 0.8, or if their characters do (``similar_texts``), or if
+    a chain of such pairs joins them; earlier turns count as well. A misspelt copy of a short question shares few whole
+    words with it, a reordered one few runs of characters.
     """
+    return _named(prompts, lambda texts: _alike_words(texts, *similar_texts(texts)))
+
+
+def _named(prompts: Sequence[Prompt], alike: Callable[[Sequence[str]], list[list[int]]]) -> dict[str, str]:
     distinct = _distinct(prompts)
-    clusters = alike_in_every_part(distinct, lambda texts: _alike_texts(texts, NEAR, similarity))
-    ids = [[distinct[index].id for index in cluster] for cluster in clusters]
-    return {prompt: min(cluster) for cluster in ids for prompt in cluster}
+    clusters = [[distinct[index].id for index in cluster] for cluster in alike_in_every_part(distinct, alike)]
+    return {prompt: min(cluster) for cluster in clusters for prompt in cluster}
 
 
 def _parted(
@@ -118,50 +266,31 @@ def _parted(
     return result
 
 
-def near_duplicates(prompts: Sequence[Prompt], *, near: Fraction = NEAR) -> list[list[Prompt]]:
-    """Return the clusters of two or more near duplicates (single linkage), in order of appearance."""
-    distinct = _distinct(prompts)
-    return [[distinct[index] for index in cluster] for cluster in _clusters(distinct, near) if len(cluster) > 1]
-
-
 def without_leaks(
-    parts: Mapping[str, Sequence[Prompt]], *, near: Fraction = NEAR, clusters: Mapping[str, str] | None = None
+    parts: Mapping[str, Sequence[Prompt]], clusters: Mapping[str, str]
 ) -> tuple[dict[str, list[Prompt]], dict[str, list[Prompt]]]:
-    """Return (parts kept, prompts dropped): a prompt with a near duplicate in a *later* part is dropped.
+    """Return (parts kept, prompts dropped): a prompt with another of its cluster in a *later* part is dropped.
 
     For parts put together from several files: listed from training to the sealed part, so that what is
     measured is never thinned for the sake of what is trained on.
 
     Args:
         parts: name -> prompts.
-        near: least Jaccard index of the words of near duplicates.
-        clusters: prompt id -> name of its cluster, which counts in the place of ``near``.
+        clusters: prompt id -> name of its cluster.
     """
-    rank = {name: index for index, name in enumerate(parts)}
-    owners = [(name, prompt) for name, members in parts.items() for prompt in members]
-    cluster_of = _word_clusters(_distinct([prompt for _, prompt in owners]), near) if clusters is None else clusters
-    last: dict[str, int] = {}
-    for name, prompt in owners:
-        cluster = cluster_of[prompt.id]
-        last[cluster] = max(last.get(cluster, 0), rank[name])
+    ranked = [(number, prompt) for number, members in enumerate(parts.values()) for prompt in members]
+    last = {clusters[prompt.id]: number for number, prompt in ranked}
     kept: dict[str, list[Prompt]] = {name: [] for name in parts}
     dropped: dict[str, list[Prompt]] = {name: [] for name in parts}
-    for name, prompt in owners:
-        leaks = rank[name] < last[cluster_of[prompt.id]]
-        (dropped if leaks else kept)[name].append(prompt)
+    for number, (name, members) in enumerate(parts.items()):
+        for prompt in members:
+            (dropped if number < last[clusters[prompt.id]] else kept)[name].append(prompt)
     return kept, dropped
-
-
-def _word_clusters(distinct: Sequence[Prompt], near: Fraction) -> dict[str, str]:
-    """Return prompt id -> name of its cluster of near duplicates by words."""
-    clusters = _clusters(distinct, near)
-    return {distinct[index].id: str(number) for number, cluster in enumerate(clusters) for index in cluster}
 
 
 def place(prompt: Prompt, seed: int) -> float:
     """Return the prompt's place in [0, 1): 53 bits of SHA-256 of the seed and the prompt's id."""
-    digest = hashlib.sha256(f"{seed}\n{prompt.id}".encode()).digest()
-    return (int.from_bytes(digest[:8]) >> 11) / 2**53
+    return (int(digest(f"{seed}\n{prompt.id}")[:16], 16) >> 11) / 2**53
 
 
 def _checked(parts: Mapping[str, int | float]) -> tuple[dict[str, float], dict[str, int]]:
@@ -198,26 +327,9 @@ def _first(clusters: Iterator[list[Prompt]], count: int) -> list[Prompt]:
     return taken[:count]
 
 
-def _ordered(
-    prompts: Sequence[Prompt], clusters: Sequence[Sequence[int]], seed: int
-) -> list[tuple[float, list[Prompt]]]:
-    """Return (least place, prompts by place) of each cluster of positions, by that place."""
-    ordered = []
-    for cluster in clusters:
-        members = sorted(((place(prompts[index], seed), prompts[index]) for index in cluster), key=_by_place)
-        ordered.append((members[0][0], [prompt for _, prompt in members]))
-    return sorted(ordered, key=lambda item: (item[0], item[1][0].id))
-
-
-def _by_place(item: tuple[float, Prompt]) -> tuple[float, str]:
-    return item[0], item[1].id
-
-
 def _distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
-    first: dict[str, Prompt] = {}
-    for prompt in prompts:
-        first.setdefault(prompt.id, prompt)
-    return list(first.values())
+    first = {prompt.id: prompt for prompt in reversed(prompts)}
+    return [first[name] for name in dict.fromkeys(prompt.id for prompt in prompts)]
 
 
 def _words(text: str) -> frozenset[str]:
@@ -225,40 +337,35 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(WORD.findall(text)) or frozenset({text})
 
 
-def _clusters(prompts: Sequence[Prompt], near: Fraction) -> list[list[int]]:
-    """Return the connected components of the graph of near duplicates, each in order of appearance."""
-    return alike_in_every_part(prompts, lambda texts: _alike_texts(texts, near, None))
-
-
-def _alike_texts(texts: Sequence[str], near: Fraction, similarity: float | None) -> list[list[int]]:
-    """Return the clusters of texts alike in their words or, with ``similarity``, in their characters."""
+def _alike_words(texts: Sequence[str], *clusters: Sequence[int]) -> list[list[int]]:
+    """Return the clusters of texts that are alike in their words, or that one of ``clusters`` holds together."""
     sets = DisjointSets(len(texts))
     same: dict[frozenset[str], int] = {}  # many may have the very same words, whose pairs are too many to look at
     for index, text in enumerate(texts):
         sets.join(same.setdefault(_words(text), index), index)
     places = list(same.values())
-    for first, second in _near_pairs(list(same), near):
+    for first, second in _near_pairs(list(same)):
         sets.join(places[first], places[second])
-    for cluster in similar_texts(texts, similarity=similarity) if similarity is not None else ():
+    for cluster in clusters:
         for index in cluster[1:]:
             sets.join(cluster[0], index)
     return sets.members()
 
 
-def _near_pairs(sets: Sequence[frozenset[str]], near: Fraction) -> Iterator[tuple[int, int]]:
-    """Yield the pairs with a Jaccard index of at least ``near``, exactly, by prefix filtering.
+def _near_pairs(sets: Sequence[frozenset[str]]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs with a Jaccard index of at least ``NEAR``, exactly, by prefix filtering.
 
-    Sets that overlap by t = ceil(near * size) words share one of their (size - t + 1) rarest words
+    Sets that overlap by t = ceil(NEAR * size) words share one of their (size - t + 1) rarest words
     (Bayardo, Ma and Srikant 2007, section 4), so only those are looked up.
     """
     frequency = Counter(word for words in sets for word in words)
     index: dict[str, list[int]] = defaultdict(list)
     for current, words in enumerate(sets):
-        needed = -(-near.numerator * len(words) // near.denominator)
+        needed = -(-NEAR.numerator * len(words) // NEAR.denominator)
         rarest = sorted(words, key=lambda word: (frequency[word], word))[: len(words) - needed + 1]
         for other in {candidate for word in rarest for candidate in index[word]}:
             shared = len(words & sets[other])
-            if shared * near.denominator >= near.numerator * (len(words) + len(sets[other]) - shared):
+            if shared * NEAR.denominator >= NEAR.numerator * (len(words) + len(sets[other]) - shared):
                 yield other, current
         for word in rarest:
             index[word].append(current)

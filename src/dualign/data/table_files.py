@@ -1,49 +1,45 @@
-"""What every reader of a file returns, and the bytes that all of them start from."""
+"""Files of rows: their bytes to rows, each with its line, by the ending of the name; and rows to bytes."""
 
 import csv
-import fnmatch
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dualign.errors import DataError, MissingError, UsageError, nearest
+from dualign.errors import DataError, MissingError, UsageError
+from dualign.strict import parse_json
 
 UTF8_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 GZIP_MARK = b"\x1f\x8b"
-HALF = "half of a character (a lone surrogate)"
+EMPTY = "empty data set"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a file and where it stands."""
+    """One row of a table and where it stands."""
 
     line: int
-    """1-based line of the file; for Parquet and JSON lists the 1-based number of the row."""
+    """1-based line of the file; for Parquet, JSON lists and data in memory the 1-based number of the row."""
     values: Mapping[str, Any]
 
 
-def at(values: Mapping[str, Any], path: str) -> Any:
-    """Return the value of a column, or where ``path`` leads inside one (``output.completion``, ``resps.0.0``), or none.
+class TableError(DataError):
+    """A file that cannot be taken apart into rows, or holds none."""
 
-    A column of that very name comes before a path.
-    """
-    if path in values:
-        return values[path]
-    current: Any = values
-    for step in path.split("."):
-        if isinstance(current, Mapping):
-            current = current.get(step)
-        elif isinstance(current, list) and step.isdecimal() and int(step) < len(current):
-            current = current[int(step)]
-        else:
-            return None
-    return current
+    def __init__(self, name: object, what: str, line: int = 0, *, rule: str = "unreadable file") -> None:
+        super().__init__(f"{name}: {f'line {line}: ' if line else ''}{what}")
+        self.name = str(name)
+        self.what = what
+        self.line = line
+        """The line from which it cannot be read; 0: no line is to blame."""
+        self.rule = rule
 
 
 def read_bytes(path: Path) -> bytes:
@@ -51,7 +47,7 @@ def read_bytes(path: Path) -> bytes:
 
     Raises:
         MissingError: there is no such file, it is a folder, or it may not be read.
-        DataError: the gzip stream is damaged or cut short.
+        DataError: it is empty, or the gzip stream is damaged or cut short.
     """
     try:
         content = path.read_bytes()
@@ -61,12 +57,26 @@ def read_bytes(path: Path) -> bytes:
         raise MissingError(f"{path}: is a folder; name a file in it") from None
     except OSError as error:
         raise MissingError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if not content.startswith(GZIP_MARK):
-        return content
+    if content.startswith(GZIP_MARK):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            what = f"the gzip file is damaged or cut short ({error}); copy it again"
+            raise TableError(path, what, _lines_before_damage(content) + 1) from error
+    if not content.removeprefix(UTF8_MARK).strip():
+        raise TableError(path, "is empty; at least one row is needed", rule=EMPTY)
+    return content
+
+
+def _lines_before_damage(content: bytes) -> int:
+    """Return how many whole lines of a damaged gzip stream can be unpacked."""
+    stream, lines = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16), 0
     try:
-        return gzip.decompress(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: the gzip file is damaged or cut short ({error}); copy it again") from error
+        for start in range(0, len(content), 1 << 16):
+            lines += stream.decompress(content[start : start + (1 << 16)]).count(b"\n")
+    except zlib.error:  # what came before is counted
+        pass
+    return lines
 
 
 def read_text(path: Path) -> str:
@@ -77,64 +87,45 @@ def read_text(path: Path) -> str:
         DataError: the file is empty, UTF-16, or not UTF-8; the line of the first wrong byte is named.
     """
     content = read_bytes(path)
-    if is_utf16(content):
-        raise DataError(f"{path}: is UTF-16; save it as UTF-8 (in a spreadsheet: CSV UTF-8)")
+    if content.startswith(UTF16_MARKS) or b"\0" in content[:4]:
+        raise TableError(path, "is UTF-16; save it as UTF-8 (in a spreadsheet: CSV UTF-8)", 1)
     content = content.removeprefix(UTF8_MARK)
-    if not content.strip():
-        raise DataError(f"{path}: is empty; at least one row is needed")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}: line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
-
-
-def is_utf16(content: bytes) -> bool:
-    """Return whether bytes are a text in UTF-16 or UTF-32, with a byte-order mark or by their zero bytes."""
-    return content.startswith(UTF16_MARKS) or b"\0" in content[:4]
-
-
-def encodable(text: str) -> bool:
-    """Return whether ``text`` is free of lone surrogates, which no file and no tokenizer can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        what = f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        raise TableError(path, what, line) from None
 
 
 COLUMN = "prompt"
+"""What a text by itself is."""
+INSPECT = {"eval", "status", "version"}
+"""Keys that a log of Inspect has beside its samples."""
+LINES = "a file of one object a line is named .jsonl"
+BY_COLUMN = "is an object of columns; rows are needed (pandas: orient='records', lines=True)"
+
+
+def _text_lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines that are not blank, with their numbers.
+
+    Lines end at newlines alone: other separators of Unicode (U+2028) may stand inside a JSON text.
+    """
+    return [(number, line) for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()]
 
 
 def read_text_lines(path: Path) -> list[Row]:
     """Return one row for each line that is not blank, with the line as its prompt."""
-    return [
-        Row(number, {COLUMN: line.strip()})
-        for number, line in enumerate(read_text(path).split("\n"), start=1)
-        if line.strip()
-    ]
-
-
-INSPECT = {"eval", "status", "version"}
-"""Keys that a log of Inspect has beside its samples."""
-LINES = "a file of one object a line is named .jsonl"
+    return [Row(number, {COLUMN: line.strip()}) for number, line in _text_lines(path)]
 
 
 def read_lines(path: Path) -> list[Row]:
     """Return one row for each line that is not blank.
 
-    Lines end at newlines alone: other separators of Unicode (U+2028) may stand inside a JSON text.
-
     Raises:
         DataError: a line is not JSON, or not an object, or has a key twice; the line is named.
     """
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            rows.append(Row(number, _object(_parsed(line, path, f"line {number}", number), path, f"line {number}")))
-    return rows
+    return [Row(number, _object(_parsed(line, path, number), path, number)) for number, line in _text_lines(path)]
 
 
 def read_list(path: Path) -> list[Row]:
@@ -143,16 +134,16 @@ def read_list(path: Path) -> list[Row]:
     Raises:
         DataError: the file is not JSON, or not a list of objects, or an object has a key twice.
     """
-    content = _parsed(read_text(path), path, "whole file", 1)
+    content = _parsed(read_text(path), path, 0)
     if isinstance(content, dict) and isinstance(content.get("samples"), list) and INSPECT & content.keys():
         content = content["samples"]
     if isinstance(content, dict) and (name := _rows_under(content)):
-        raise DataError(f"{path}: is an object with the rows under {name!r}; write that list alone")
+        raise TableError(path, f"is an object with the rows under {name!r}; write that list alone")
     if isinstance(content, dict) and content and all(isinstance(column, dict | list) for column in content.values()):
-        raise DataError(f"{path}: is an object of columns; rows are needed (pandas: orient='records', lines=True)")
+        raise TableError(path, BY_COLUMN)
     if not isinstance(content, list):
-        raise DataError(f"{path}: is {_kind(content)}; a list of objects is needed ({LINES})")
-    return [Row(number, _object(value, path, f"row {number}")) for number, value in enumerate(content, start=1)]
+        raise TableError(path, f"is {_kind(content)}; a list of objects is needed ({LINES})")
+    return numbered(content, path)
 
 
 def _rows_under(content: dict[str, Any]) -> str:
@@ -161,79 +152,67 @@ def _rows_under(content: dict[str, Any]) -> str:
     return next((name for name, value in lists.items() if len(lists) == 1 and value and isinstance(value[0], dict)), "")
 
 
-def _parsed(text: str, path: Path, where: str, first_line: int) -> Any:
-    """Return the value of a JSON text; NaN and Infinity, which Python writes, are numbers that no score may be."""
+def _parsed(text: str, path: Path, line: int) -> Any:
+    """Return the value of a JSON text; NaN and Infinity, which Python writes, are numbers that no score may be.
+
+    ``line`` is where the text stands; 0: it is the whole file.
+    """
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return parse_json(text, constants=True)
     except json.JSONDecodeError as error:
         another = f"; {LINES}" if error.msg == "Extra data" and error.lineno > 1 else ""
-        place = f"line {first_line + error.lineno - 1}"
-        raise DataError(f"{path}: {place}: not JSON ({error.msg} at column {error.colno}){another}") from None
-    except RecursionError:
-        raise DataError(f"{path}: {where}: nested too deeply") from None
-    except ValueError as error:  # a key twice, or a whole number with more digits than Python converts
-        raise DataError(f"{path}: {where}: not JSON ({error})") from None
+        what = f"not JSON ({error.msg} at column {error.colno}){another}"
+        raise TableError(path, what, max(line, 1) + error.lineno - 1) from None
+    except ValueError as error:  # a key twice, nesting or digits without end
+        raise TableError(path, f"{'' if line else 'whole file: '}not JSON ({error})", line) from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice in one object")
-    return values
+def numbered(values: Iterable[Any], path: object) -> list[Row]:
+    """Return a row for each object, by its number."""
+    return [Row(number, _object(value, path, number, unit="row")) for number, value in enumerate(values, start=1)]
 
 
-def _object(value: Any, path: Path, where: str) -> dict[str, Any]:
-    if isinstance(value, dict):
+def _object(value: Any, path: object, number: int, *, unit: str = "line") -> Mapping[str, Any]:
+    if isinstance(value, Mapping):
         return value
-    raise DataError(f'{path}: {where}: is {_kind(value)}; an object like {{"prompt": "..."}} is needed')
+    what = f'is {_kind(value)}; an object like {{"prompt": "..."}} is needed'
+    raise TableError(path, what, number) if unit == "line" else TableError(path, f"{unit} {number}: {what}")
 
 
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    return names.get(type(value), "a number" if isinstance(value, int | float) else f"of type {type(value).__name__}")
 
 
 LARGEST_CELL = 2**26  # characters; the default of 131,072 refuses long transcripts
-
 SEPARATORS = {",": "commas (.csv)", "\t": "tabs (.tsv)", ";": "semicolons"}
 """What separates cells, in words; no file of ours has semicolons, many spreadsheets write them."""
-DECIMAL_COMMA = "; decimal commas become points"
 
 
-def read_csv(path: Path) -> list[Row]:
-    """Return the rows of a comma-separated file; every value is a text."""
-    return _read(path, ",")
+def read_separated(path: Path, *, delimiter: str) -> list[Row]:
+    """Return the rows of a file of cells, every value a text.
 
-
-def read_tsv(path: Path) -> list[Row]:
-    """Return the rows of a tab-separated file; every value is a text."""
-    return _read(path, "\t")
-
-
-def _read(path: Path, delimiter: str) -> list[Row]:
-    previous = csv.field_size_limit(LARGEST_CELL)
-    try:
-        return _rows(path, delimiter)
-    finally:
-        csv.field_size_limit(previous)
-
-
-def _rows(path: Path, delimiter: str) -> list[Row]:
-    """Return the rows; a row with another number of cells than the header is an error of its line."""
+    Raises:
+        DataError: a row has another number of cells than the header, or two columns have one name.
+    """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     header: list[str] | None = None
     start = 1
+    previous = csv.field_size_limit(LARGEST_CELL)
     try:
         for cells in reader:
             if header is None:
                 header = _header(cells, path, delimiter)
             elif any(map(str.strip, cells)) or len(cells) == 1:  # spreadsheets end with rows of empty cells
-                rows.append(Row(start, _record(header, cells, path, start)))
+                if len(cells) != len(header):
+                    raise TableError(path, f"{len(cells)} cells; the header has {len(header)} columns", start)
+                rows.append(Row(start, dict(zip(header, cells, strict=True))))
             start = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}: line {max(reader.line_num, 1)}: {error}") from None
+        raise TableError(path, str(error), max(reader.line_num, 1)) from None
+    finally:
+        csv.field_size_limit(previous)
     return rows
 
 
@@ -243,20 +222,16 @@ def _header(cells: list[str], path: Path, delimiter: str) -> list[str]:
     whole = names[0] if len(names) == 1 else ""
     other = next((mark for mark in SEPARATORS if mark != delimiter and mark in whole), None)
     if other is not None:
-        raise DataError(
-            f"{path}: line 1: the header {whole[:60]!r} is one cell: its columns are separated by {other!r}; "
-            f"{SEPARATORS[delimiter]} are needed{DECIMAL_COMMA if other == ';' else ''}"
-        )
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise DataError(f"{path}: line 1: column {repeated[0]!r} occurs twice in the header")
+        needed = f"{SEPARATORS[delimiter]} are needed{'; decimal commas become points' if other == ';' else ''}"
+        what = f"the header {whole[:60]!r} is one cell: its columns are separated by {other!r}; {needed}"
+        raise TableError(path, what, 1)
+    if repeated := _twice(names):
+        raise TableError(path, f"column {min(repeated)!r} occurs twice in the header", 1)
     return names
 
 
-def _record(header: list[str], cells: list[str], path: Path, line: int) -> dict[str, str]:
-    if len(cells) != len(header):
-        raise DataError(f"{path}: line {line}: {len(cells)} cells; the header has {len(header)} columns")
-    return dict(zip(header, cells, strict=True))
+def _twice(names: Sequence[Any]) -> list[Any]:
+    return [name for number, name in enumerate(names) if name in names[:number]]
 
 
 def read_parquet(path: Path) -> list[Row]:
@@ -269,33 +244,34 @@ def read_parquet(path: Path) -> list[Row]:
     import pyarrow.parquet
 
     content = read_bytes(path)
-    if not content:
-        raise DataError(f"{path}: is empty; at least one row is needed")
     try:
         # Threads of Arrow that outlive the reading have aborted the interpreter at its exit now and then; this starts
         # none, which ``read_table`` does even with ``use_threads=False`` (it reads ahead).
         table = pyarrow.parquet.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False)
-        # A row is a mapping, in which the last of two columns of one name would stand for both.
-        repeated = next((name for name in table.column_names if table.column_names.count(name) > 1), None)
-        rows = table.to_pylist() if repeated is None else []
+        check_columns(table.column_names, path)
+        return numbered(table.to_pylist(), path)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: texts, far dates
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: is not a readable Parquet file ({reason})") from None
-    if repeated is not None:
-        raise DataError(f"{path}: column {repeated!r} occurs twice; keep one, or give it another name")
-    return [Row(number, values) for number, values in enumerate(rows, start=1)]
+        raise TableError(path, f"is not a readable Parquet file ({reason})") from None
+
+
+def check_columns(names: Sequence[Any], path: object) -> None:
+    """Check that no two columns have one name: a row is a mapping, in which the last of them would stand for both."""
+    if repeated := _twice(names):
+        raise TableError(path, f"column {repeated[0]!r} occurs twice; keep one, or give it another name")
 
 
 READERS: dict[str, Callable[[Path], list[Row]]] = {
     ".jsonl": read_lines,
     ".ndjson": read_lines,
     ".json": read_list,
-    ".csv": read_csv,
-    ".tsv": read_tsv,
+    ".csv": partial(read_separated, delimiter=","),
+    ".tsv": partial(read_separated, delimiter="\t"),
     ".parquet": read_parquet,
     ".txt": read_text_lines,
 }
-
+TEXTUAL = {".csv", ".tsv"}
+"""Endings of files that hold texts alone."""
 MENDS = {
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV UTF-8"),
     ".eval": "write it as JSON (inspect log convert --to json)",
@@ -311,60 +287,127 @@ def ending(path: Path) -> str:
     return endings[-2] if len(endings) > 1 and endings[-1] == ".gz" else (endings or [""])[-1]
 
 
-def renamed(rows: Sequence[Row], where: str, columns: Mapping[str, str]) -> list[Row]:
-    """Return the rows with columns under the names that they are read as; a column that had such a name gives way.
-
-    ``columns``: column of the file by that name, ``{"prompt": "question"}``; a path reaches into objects and lists
-    (``output.completion``, ``resps.0.0``), and what it leads to becomes a column beside the others.
-
-    Raises:
-        UsageError: one column is to be read as two.
-        DataError: no row has such a column.
-    """
-    if len(set(columns.values())) < len(columns):
-        raise UsageError("columns: one column of the file is to be read as two")
-    names = list(dict.fromkeys(name for row in rows for name in row.values))
-    for read, name in columns.items():
-        if name not in names and all(at(row.values, name) is None for row in rows):
-            raise DataError(f"{where}: no column {name!r} to read as {read!r}; {nearest(name, names)}")
-    return [Row(row.line, _renamed(row.values, columns)) for row in rows] if columns else list(rows)
+PINNED = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[\w.-]+)(?:/(?P<file>.+))?")
+UNPINNED = re.compile(r"[\w-][\w.-]*/[\w-][\w-]*")
 
 
-def _renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    old = {*columns, *columns.values()}
-    found = {name: at(values, column) for name, column in columns.items()}
-    read = {name: value for name, value in found.items() if value is not None or columns[name] in values}
-    return {**read, **{name: value for name, value in values.items() if name not in old}}
+def local_file(given: str | Path) -> Path:
+    """Return the file that ``given`` stands for.
 
-
-def readable(names: Iterable[str], columns: Mapping[str, str]) -> None:
-    """Check that each name that a column is to be read as is one of ``names``; ``cost_*`` stands for all that so begin.
+    A folder stands for the one data file in it. ``org/name@revision`` (``/file`` may follow) stands for a data set of
+    the Hub that is in the local cache already; nothing is ever downloaded here.
 
     Raises:
-        UsageError: another name.
+        MissingError: there is no such file, a folder holds none or several, or the cache has no such data set.
     """
-    known = list(dict.fromkeys(names))
-    for read in columns:
-        if not any(fnmatch.fnmatchcase(read, pattern) for pattern in known):
-            raise UsageError(f"columns: nothing is read as {read!r}; {nearest(read, known)}")
+    path = Path(given)
+    try:
+        folder, there = path.is_dir(), path.exists()
+    except OSError:  # no right to look, or no possible name: the reader says which
+        return path
+    if folder:
+        return _only_file(path, str(given))
+    pinned = PINNED.fullmatch(str(given))
+    if there or (pinned is None and not UNPINNED.fullmatch(str(given))):
+        return path
+    if pinned is None:
+        needed = f"a data set of the Hub needs its revision ({given}@COMMIT), or name a local path"
+        raise MissingError(f"{given}: no such file; {needed}")
+    snapshot = _cached(pinned["name"], pinned["revision"], str(given))
+    return snapshot / pinned["file"] if pinned["file"] else _only_file(snapshot, str(given))
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """Return the rows of a file, read by the ending of its name.
+def _cached(name: str, revision: str, given: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
+    except (OSError, ValueError):  # not in the cache, or no valid name
+        what = f"the local cache has no data set {name!r} at {revision!r}; download it and name a local path"
+        raise MissingError(f"{given}: {what}") from None
+
+
+def _only_file(folder: Path, given: str) -> Path:
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    known = [name for name in names if ending(name) in READERS and ending(name) != ".txt"]
+    files = [name for name in known if not any(part.startswith(".") for part in name.parts)]
+    if len(files) == 1:
+        return folder / files[0]
+    if not files:
+        raise MissingError(f"{given}: the folder holds no data file; known endings: {', '.join(READERS)}")
+    some = ", ".join(map(str, files[:5])) + (", ..." if len(files) > 5 else "")
+    raise MissingError(f"{given}: the folder holds {len(files)} data files; name one: {some}")
+
+
+Rows = Sequence[Mapping[str, Any]]
+EXCERPT = 200
+"""Characters of a reason: some quote a whole cell."""
+
+
+def _jsonl(rows: Rows) -> bytes:
+    try:
+        lines = [json.dumps(dict(row), ensure_ascii=False, allow_nan=False) for row in rows]
+        return "".join(f"{line}\n" for line in lines).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"a column that was carried along has no JSON form ({error}); write Parquet") from None
+
+
+def _csv(rows: Rows) -> bytes:
+    names = _names(rows)
+    text = io.StringIO(newline="")
+    # All texts in quotes: by default a lone carriage return gets none, and readers take it for the end of a row.
+    writer = csv.DictWriter(text, names, lineterminator="\n", restval="", quoting=csv.QUOTE_NONNUMERIC)
+    try:
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+        return text.getvalue().encode()
+    except (csv.Error, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"a column that was carried along has no CSV form ({error}); write JSONL") from None
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as a cell of a file of texts: lists and objects as JSON, which is how they are read back."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+
+
+def _parquet(rows: Rows) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {name: _arrow([row.get(name) for row in rows], name) for name in _names(rows)}
+    buffer = io.BytesIO()
+    try:
+        pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    except (pyarrow.ArrowException, ValueError) as error:
+        reason = str(error).splitlines()[0][:EXCERPT]
+        raise DataError(f"a column that was carried along has no Parquet form ({reason}); write JSONL") from None
+    return buffer.getvalue()
+
+
+def _arrow(values: Sequence[Any], name: str) -> Any:
+    """Return ``values`` as one column, which has one type."""
+    import pyarrow
+
+    try:
+        return pyarrow.array(values)
+    except (pyarrow.ArrowException, OverflowError, ValueError) as error:
+        reason = str(error).splitlines()[0][:EXCERPT]
+        raise DataError(f"column {name!r} has no Parquet form ({reason}); write JSONL") from None
+
+
+def _names(rows: Rows) -> list[str]:
+    return list({name: None for row in rows for name in row})
+
+
+WRITERS: dict[str, Callable[[Rows], bytes]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+
+
+def writer_for(path: Path) -> Callable[[Rows], bytes]:
+    """Return what turns rows into the bytes of a file with this name, or raises ``DataError`` where it cannot.
 
     Raises:
-        MissingError: there is no such file, or it cannot be read.
-        DataError: the ending is unknown, a line is broken (its number is named), or there are no rows.
+        UsageError: the ending is unknown.
     """
-    path = Path(path)
-    reader = READERS.get(ending(path))
-    if reader is None:
-        read_bytes(path)  # a folder, or no file at all, is said before an ending is
-        hint = f"; {MENDS[ending(path)]}" if ending(path) in MENDS else ""
-        raise DataError(
-            f"{path}: unknown ending {ending(path)!r}; known: {', '.join(READERS)} (and .gz after them){hint}"
-        )
-    rows = reader(path)
-    if not rows:
-        raise DataError(f"{path}: has no rows")
-    return rows
+    if path.suffix.lower() not in WRITERS:
+        raise UsageError(f"{path}: unknown ending {path.suffix!r}; known: {', '.join(WRITERS)}")
+    return WRITERS[path.suffix.lower()]

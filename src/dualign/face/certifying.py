@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dualign.errors import ArgumentError, nearest
-from dualign.face.inputs import Named, Table, by_name, is_table, number, numbers, rows_of
+from dualign.face.inputs import Named, Rows, by_name, is_table, number, numbers, table_in
 from dualign.maths import bounds
 from dualign.records import Certificate, FloatArray, prompt_id
 
 if TYPE_CHECKING:
     from dualign.certificate.claim import Requirement
-    from dualign.data.cost_file import CostFile
+    from dualign.data.score_file import CostFile
     from dualign.maths.functionals import Functional
 
 LARGEST_LOOK = 20_000
@@ -112,7 +112,7 @@ def _seed(seed: int | None) -> int | None:
 
 
 def certify(
-    costs: "CostFile | Table | ArrayLike | str | Path",
+    costs: "CostFile | Rows | ArrayLike | str | Path",
     *,
     limit: Named,
     cap: Named | None = None,
@@ -189,22 +189,20 @@ def certify(
 
 def _costs(given: Any, columns: Mapping[str, str] | None) -> "CostFile":
     """Return the costs of a file, of rows, or of numbers alone."""
-    from dualign.data.cost_file import PREFIX, CostFile, costs_of, read_costs
-    from dualign.data.rows import PROMPTS
+    from dualign.data.score_file import PREFIX, PROMPTS, CostFile, read_costs
 
     if isinstance(given, CostFile):
         return given
     if isinstance(given, str | Path):
-        return read_costs(Path(given), columns=columns)
+        return read_costs(given, columns=columns)
     if not is_table(given):
         given = {"cost": given}
     if isinstance(given, Mapping) and not columns and not set(PROMPTS) & set(given):
         named = {str(name): numbers(f"costs: {name}", values) for name, values in given.items()}
-        rows = rows_of("costs", {n if n == "cost" or n.startswith(PREFIX) else PREFIX + n: named[n] for n in named})
-        rows = [(position, {"prompt": str(position), **row}) for position, row in rows]
-    else:
-        rows = rows_of("costs", given, columns)
-    return costs_of(Path("costs"), rows)
+        table = {n if n == "cost" or n.startswith(PREFIX) else PREFIX + n: named[n] for n in named}
+        longest = max(map(len, table.values()), default=0)
+        given = {"prompt": [str(position) for position in range(1, longest + 1)], **table}
+    return read_costs(table_in("costs", given), columns=columns)
 
 
 def _ladder(content: "CostFile", order: Sequence[str] | None) -> list[str]:

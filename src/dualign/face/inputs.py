@@ -2,22 +2,20 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dualign.data.rows import LARGEST, Row, prompt_cell
-from dualign.data.table_files import Row as NumberedRow
-from dualign.data.table_files import renamed
+from dualign.data.cells import LARGEST
+from dualign.data.prompts import read_prompts
+from dualign.data.tables import Table, in_memory
 from dualign.errors import ArgumentError, nearest
 from dualign.records import FloatArray, Prompt
 
 Named = float | Mapping[str, float]
 """A number where there is one cost, else name -> number."""
-Table = Any
+Rows = Any
 """A pandas frame, a ``datasets.Dataset``, a list of mappings, or a mapping of columns."""
 
 
@@ -88,38 +86,22 @@ def is_table(given: object) -> bool:
     return isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], Mapping)
 
 
-def rows_of(argument: str, table: Table, columns: Mapping[str, str] | None = None) -> list[tuple[int, Row]]:
-    """Return 1-based numbers and rows of a table in memory, cells as Python's own values.
-
-    ``columns``: column of the table by the name that it is read as.
+def table_in(argument: str, given: object) -> Table:
+    """Return a table in memory, named as messages call it; a mapping is one of columns.
 
     Raises:
-        ArgumentError: it is no table, has columns of unequal length, or has no rows.
-        DataError: it has no such column.
+        ArgumentError: it is no table, or has columns of unequal length.
+        DataError: it has no rows, or one is none.
     """
-    if hasattr(table, "to_dict") and hasattr(table, "columns"):
-        table = table.to_dict("records")
-    elif isinstance(table, Mapping):
-        by_column = {str(name): list(values) for name, values in table.items()}
-        if len({len(values) for values in by_column.values()}) > 1:
-            lengths = ", ".join(f"{name} {len(values)}" for name, values in by_column.items())
+    if isinstance(given, Mapping):
+        columns = {str(name): list(values) for name, values in given.items()}
+        if len({len(values) for values in columns.values()}) > 1:
+            lengths = ", ".join(f"{name} {len(values)}" for name, values in columns.items())
             raise ArgumentError(f"{argument}: columns of unequal length: {lengths}")
-        table = [dict(zip(by_column, values, strict=True)) for values in zip(*by_column.values(), strict=True)]
-    if isinstance(table, str | bytes) or not isinstance(table, Iterable):
-        raise ArgumentError(f"{argument}: rows are needed; given {type(table).__name__}")
-    given = list(table)
-    wrong = next((row for row in given if not isinstance(row, Mapping)), None)
-    if wrong is not None:
-        raise ArgumentError(f"{argument}: a row is {type(wrong).__name__}; a mapping of columns is needed")
-    if not given:
-        raise ArgumentError(f"{argument}: no rows; without data nothing can be said")
-    rows = [NumberedRow(k, {str(name): _plain(cell) for name, cell in row.items()}) for k, row in enumerate(given, 1)]
-    return [(row.line, row.values) for row in renamed(rows, argument, columns or {})]
-
-
-def _plain(cell: Any) -> Any:
-    """Return a scalar of numpy or torch as Python's own, everything else as it is."""
-    return cell.item() if hasattr(cell, "item") and getattr(cell, "ndim", 0) == 0 else cell
+        given = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise ArgumentError(f"{argument}: rows are needed; given {type(given).__name__}")
+    return in_memory(given, argument)
 
 
 def prompts_in(argument: str, given: Any) -> list[Prompt]:
@@ -128,25 +110,13 @@ def prompts_in(argument: str, given: Any) -> list[Prompt]:
     Raises:
         ArgumentError, DataError: there are none, or one is no prompt.
     """
-    if isinstance(given, str):
-        raise ArgumentError(f"{argument}: prompts are needed, in a list or a table; given one text")
     if isinstance(given, Sequence) and given and all(isinstance(one, Prompt) for one in given):
         return list(given)
-    if isinstance(given, Sequence):
-        given = [{"prompt": one} if isinstance(one, str | list) else one for one in given]
-    return [_prompt(argument, number, row) for number, row in rows_of(argument, given)]
-
-
-def _prompt(argument: str, number: int, row: Row) -> Prompt:
-    """Return the prompt of a row, its other columns as texts."""
-    columns = {
-        name: str(cell) for name, cell in row.items() if isinstance(cell, str | int | float) and name != "prompt"
-    }
-    return replace(prompt_cell(Path(argument), number, row), columns=columns)
+    return read_prompts(table_in(argument, given)).every
 
 
 def pairs_in(argument: str, given: Any) -> list[tuple[Prompt, str, str]]:
-    """Return (prompt, chosen, rejected) of rows in memory.
+    """Return (prompt, chosen, rejected) of preference data in memory, in any layout that a file may have.
 
     Raises:
         ArgumentError, DataError: they are no pairs.
@@ -155,10 +125,12 @@ def pairs_in(argument: str, given: Any) -> list[tuple[Prompt, str, str]]:
         return []
     if isinstance(given, Sequence) and given and all(isinstance(one, tuple) for one in given):
         return [(prompt if isinstance(prompt, Prompt) else Prompt(prompt), *answers) for prompt, *answers in given]
+    from dualign.data.formats.table import read_preferences
+
     found = []
-    for number, row in rows_of(argument, given):
-        answers = [row.get(name) for name in ("chosen", "rejected")]
-        if not all(isinstance(answer, str) for answer in answers):
-            raise ArgumentError(f"{argument}: row {number} has no texts 'chosen' and 'rejected'")
-        found.append((prompt_cell(Path(argument), number, row), str(answers[0]), str(answers[1])))
+    for row in read_preferences(table_in(argument, given)).rows:
+        if len(row.answers) != 2:
+            raise ArgumentError(f"{argument}: row {row.line} has {len(row.answers)} answers; two are needed")
+        first, second = (row.answers[k].text for k in ((1, 0) if row.better == 1 else (0, 1)))
+        found.append((row.prompt, first, second))
     return found

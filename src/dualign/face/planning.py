@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dualign.errors import ArgumentError, nearest
-from dualign.face.inputs import Named, Table, by_name, number, rows_of
+from dualign.face.inputs import Named, Rows, by_name, number, table_in
 from dualign.records import FloatArray
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Plan:
 
 
 def plan(
-    scores: "Scores | Table | str | Path", limits: Named, *, beta: float, columns: Mapping[str, str] | None = None
+    scores: "Scores | Rows | str | Path", limits: Named, *, beta: float, columns: Mapping[str, str] | None = None
 ) -> Plan:
     """Return what to expect before any training: are the limits in reach, at which multipliers, for what reward.
 
@@ -70,16 +70,15 @@ def plan(
         DataError: a row that is wrong; it is named.
     """
     beta = number("beta", beta, above=0)
-    from dualign.data.score_file import Scores, read_scores, scores_of
+    from dualign.data.score_file import Scores, read_scores
     from dualign.job.planning import plan_figures
     from dualign.maths.preference import pooled_deviation
 
-    if isinstance(scores, str | Path):
-        content = read_scores(Path(scores), columns=columns)
+    if isinstance(scores, Scores):
+        content = scores
     else:
-        content = (
-            scores if isinstance(scores, Scores) else scores_of(Path("scores"), rows_of("scores", scores, columns))
-        )
+        given = scores if isinstance(scores, str | Path) else table_in("scores", scores)
+        content = read_scores(given, columns=columns)
     names = list(content.costs)
     chosen = by_name("limit", limits, names, bare="cost" if names == ["cost"] else None)
     figures = plan_figures(content, {name: number(f"limit {name}", value) for name, value in chosen.items()}, beta)

@@ -238,6 +238,7 @@ def _holds_pairs(data: Any) -> bool:
 
 def _apart(train: list[Prompt], held: list[Prompt], seed: int) -> dict[str, list[Prompt]]:
     """Return the splits of a job: all training prompts, and the held ones divided by hash."""
-    from dualign.data.splits import split_clustered
+    from dualign.data.splits import near_clusters, split
 
-    return {"train": train, **split_clustered(held, {"tune": 0.33, "calibration": 0.5, "report": 0.17}, seed)}
+    shares = {"tune": 0.33, "calibration": 0.5, "report": 0.17}
+    return {"train": train, **split(held, shares, seed, clusters=near_clusters(held))}

@@ -9,7 +9,7 @@ from typing import Any
 
 from dualign.config import Config, Mix, Source, SplitName, WarmStart
 from dualign.data.prompts import Demonstration, DemonstrationFile, PromptFile, read_demonstrations, read_prompts
-from dualign.data.splits import near_clusters, split_clustered, without_leaks
+from dualign.data.splits import near_clusters, split, without_leaks
 from dualign.errors import ConfigError, DataError, UsageError, nearest
 from dualign.job.checks import constraints_of, inner_scorers, scorer_specs
 from dualign.job.measurement import matches, slice_of
@@ -255,7 +255,7 @@ def _parted(
     prompts: Sequence[Prompt], chosen: Mapping[SplitName, int | float], seed: int, clusters: Mapping[str, str]
 ) -> dict[str, list[Prompt]]:
     """Return the prompts of each split of one source, whole clusters on one side."""
-    return split_clustered(prompts, {str(name): size for name, size in chosen.items()}, seed, clusters=clusters)
+    return split(prompts, {str(name): size for name, size in chosen.items()}, seed, clusters=clusters)
 
 
 def _apart(
@@ -268,7 +268,7 @@ def _apart(
     """
     if given:
         parts["train"] = list({prompt.id: prompt for prompt in given}.values())
-    left, dropped = without_leaks(parts, clusters=clusters)
+    left, dropped = without_leaks(parts, clusters)
     gone = sum(len(prompts) for prompts in dropped.values())
     notes = [f"{gone} prompts dropped: {REASONS.get(config.data.cluster, OTHER_REASON)} stands in a later split"]
     for name in SPLITS:

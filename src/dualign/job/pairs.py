@@ -16,11 +16,10 @@ from typing import Any
 
 from dualign.config import Config, PairSource
 from dualign.data.checks.check import MAX_DROP, CheckReport, RuleCount, check_readings, in_words
-from dualign.data.checks.reading import WORDS, Limits, Reading, read
+from dualign.data.checks.reading import WORDS, Limits, read
 from dualign.data.checks.rules import CHOSEN
-from dualign.data.formats.safety import grouped
 from dualign.data.formats.table import describe
-from dualign.data.preferences import Answer, PreferenceFile, PreferenceRow
+from dualign.data.preferences import Answer, PreferenceFile, PreferenceRow, grouped
 from dualign.data.splits import place
 from dualign.data.table_files import Row
 from dualign.errors import ConfigError, DataError, UsageError
@@ -93,20 +92,23 @@ def pairs_in_memory(config: Config, pairs: Sequence[tuple[Prompt, str, str]], re
     if not pairs:
         return GivenPairs()
     rows = [
-        (
-            Row(line, {"prompt": prompt.text, "chosen": first, "rejected": second}),
-            PreferenceRow(line, prompt, (Answer(first), Answer(second)), better=0),
+        PreferenceRow(
+            line,
+            prompt,
+            (Answer(first), Answer(second)),
+            better=0,
+            raw=Row(line, {"prompt": prompt.text, "chosen": first, "rejected": second}),
         )
         for line, (prompt, first, second) in enumerate(pairs, start=1)
     ]
     columns = {name: name for name in ("prompt", "chosen", "rejected")}
-    reading = Reading(IN_MEMORY, "trl-plain-explicit", len(rows), tuple(rows), (), columns, textual=False)
+    reading = PreferenceFile(IN_MEMORY, "trl-plain-explicit", tuple(rows), total=len(rows), columns=columns)
     return _of_reading(config, PairSource(path=IN_MEMORY), reading, reader)
 
 
-def _of_reading(config: Config, source: PairSource, reading: Reading, reader: Reader | None) -> GivenPairs:
+def _of_reading(config: Config, source: PairSource, reading: PreferenceFile, reader: Reader | None) -> GivenPairs:
     """Return what ``load_pairs`` does, of one file as it was read."""
-    wanted = tuple((raw, row) for raw, row in reading.rows if _wanted(row, source))
+    wanted = tuple(row for row in reading.rows if _wanted(row, source))
     report = check_readings(
         [replace(reading, rows=wanted, total=reading.total - len(reading.rows) + len(wanted))],
         limits=Limits() if reader is None else reader.limits(drops_long=config.data.long_answers == "drop"),
@@ -115,8 +117,8 @@ def _of_reading(config: Config, source: PairSource, reading: Reading, reader: Re
     )
     _refuse(config, source, report, reader)
     reading = report.files[0].reading
-    rows = tuple(_placed(row, source) for _, row in reading.rows)
-    found = PreferenceFile(reading.path, reading.format, rows, reading.faults, reading.total, reading.columns)
+    rows = tuple(_placed(row, source) for row in reading.rows)
+    found = replace(reading, rows=rows)
     singles = any(len(row.answers) == 1 for row in rows)
     groups: Sequence[PreferenceRow] = grouped(rows) if singles else rows
     made = [one for row in groups for one in _of_row(row, reader, cuts=config.data.long_answers == "cut")]
@@ -129,7 +131,7 @@ def _of_reading(config: Config, source: PairSource, reading: Reading, reader: Re
     return GivenPairs(tuple(taken), (about, *told), tuple(told), (in_words(report),))
 
 
-def _reading(base: Path, source: PairSource) -> Reading:
+def _reading(base: Path, source: PairSource) -> PreferenceFile:
     """Return the rows of a file, as the config names it."""
     try:
         return read(base / Path(source.path).expanduser(), format=source.format, columns=source.rename or None)

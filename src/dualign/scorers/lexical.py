@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from dualign.data.prompts import Demonstration, column_text, load_demonstrations
-from dualign.data.table_files import read_rows
+from dualign.data.cells import column_text
+from dualign.data.prompts import Demonstration, load_demonstrations
+from dualign.data.tables import read_rows
 from dualign.errors import DataError, nearest
 from dualign.maths.agreement import clustered_auc, wilson
 from dualign.protocols import Direction, Scorer

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
-from dualign.data.checks.check import check, check_rows, summary, verdict
+from dualign.data.checks.check import check, check_rows, verdict
 from dualign.data.checks.reading import WORDS, Limits, Measure
 from dualign.data.checks.rules import RULES
-from dualign.data.formats.preference import to_values
-from dualign.data.formats.source import READING_RULES
-from dualign.data.preferences import Answer, PreferenceRow
+from dualign.data.checks.statistics import summary
+from dualign.data.preferences import READING_RULES, Answer, PreferenceRow
 from dualign.errors import DataError, MissingError, UsageError
 from dualign.records import Prompt
-from preference_files import ASK, EXAMPLES, KIND, RUDE, SCRIPT, TALK, Rows, message, write_rows
+from preference_files import ASK, EXAMPLES, KIND, RUDE, SCRIPT, TALK, Rows, message, to_values, write_rows
 
 V0, CURRENT = EXAMPLES["pku-saferlhf-v0"][0], EXAMPLES["pku-saferlhf"][0]
 PAIR = {"prompt": ASK, "chosen": KIND, "rejected": RUDE}
@@ -325,7 +324,7 @@ def test_contradictory_rows_as_the_policy_says(tmp_path: Path) -> None:
     assert [report.rules[0].severity for report in (dropped, fixed, refused)] == ["drop", "warn", "error"]
     assert (dropped.kept, dropped.dropped, dropped.accepted) == (30, 1, True)
     assert (fixed.kept, fixed.dropped, fixed.accepted) == (31, 0, True)
-    assert fixed.files[0].kept[30][1].safer == 1
+    assert fixed.files[0].kept[30].safer == 1
     assert (refused.errors, refused.accepted) == (1, False)
 
 

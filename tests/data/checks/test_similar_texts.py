@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dualign.data.similar import (
+from dualign.data.splits import (
     BAND_ROWS,
     BANDS,
     jaccard,

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from dualign.data.checks.check import check, summary, verdict
+from dualign.data.checks.check import check, verdict
 from dualign.data.checks.clean import write_clean
+from dualign.data.checks.statistics import summary
 from dualign.data.formats.chat_forms import PROMPT_LIKE, PROMPTS
-from dualign.data.formats.safety import grouped
-from dualign.data.formats.source import PreferenceError
 from dualign.data.formats.table import describe, preference_file, read_preferences
-from dualign.data.preferences import PreferenceRow
+from dualign.data.preferences import PreferenceError, PreferenceRow, grouped
 from dualign.data.table_files import Row
+from dualign.data.tables import Table
 from dualign.errors import DataError
 from dualign.records import Turn
 from preference_files import ASK, CHATTED, EXAMPLES, KIND, PLAIN, RUDE, SYSTEM, TALK, message, write_rows
@@ -30,7 +30,7 @@ PAIR = {"chosen": OPENING + KIND, "rejected": OPENING + RUDE}
 
 def only(*rows: dict[str, Any], **how: Any) -> PreferenceRow:
     """Return what the first of these rows is read as; nothing is left out."""
-    file = preference_file([Row(line, values) for line, values in enumerate(rows, start=1)], "f", **how)
+    file = preference_file(Table("f", [Row(line, values) for line, values in enumerate(rows, start=1)]), **how)
     assert not file.faults and file.total == len(rows)
     return file.rows[0]
 
@@ -176,7 +176,7 @@ def assert_dialects_agree(rows: list[PreferenceRow]) -> None:
     written = [in_dialects(row) for row in rows]
     for name in written[0]:
         lines = [Row(row.line, values[name]) for row, values in zip(rows, written, strict=True)]
-        file = preference_file(lines, "f")
+        file = preference_file(Table("f", lines))
         assert (file.format, file.rows, file.faults) == (name, tuple(rows), ())
 
 
@@ -199,7 +199,7 @@ def test_python_lists_of_messages_are_read_in_no_file() -> None:
 def test_an_answer_that_is_json_stays_a_text() -> None:
     said = ['[{"name": "Ada"}]', '{"role": "user"}', '{"from": "Rome", "value": 3}', "[]", "{"]
     rows = [{"prompt": ASK, "chosen": text, "rejected": RUDE} for text in said]
-    file = preference_file([Row(line, values) for line, values in enumerate(rows, start=1)], "f")
+    file = preference_file(Table("f", [Row(line, values) for line, values in enumerate(rows, start=1)]))
     assert [row.answers[0].text for row in file.rows] == said
 
 
@@ -268,7 +268,7 @@ def test_sign_of_a_preference_names_the_better_response() -> None:
 def test_rated_answers_become_a_pair_with_the_more_helpful_one_as_the_better() -> None:
     said = ((ASK, RUDE, 1), (ASK, KIND, 3), ("Why?", "So.", 2), ("Why?", "No.", 2))
     rows = [{"prompt": ask, "response": text, "helpfulness": number} for ask, text, number in said]
-    file = preference_file([Row(line, values) for line, values in enumerate(rows, start=1)], "f")
+    file = preference_file(Table("f", [Row(line, values) for line, values in enumerate(rows, start=1)]))
     assert file.format == "helpsteer2" and [row.answers[0].reward for row in file.rows] == [1, 3, 2, 2]
     group, tie = grouped(file.rows)
     assert (texts(group), group.better, group.safer) == ([RUDE, KIND], 1, None)
@@ -337,5 +337,5 @@ def test_a_request_with_tools_is_left_out() -> None:
     request = EXAMPLES["openai-pairs"][0]
     armed = request | {"input": request["input"] | {"tools": [{"type": "function"}]}}
     rows = [Row(line, values) for line, values in enumerate([request, armed, request | {"input": "Why?"}], start=1)]
-    file = preference_file(rows, "f")
+    file = preference_file(Table("f", rows))
     assert [(fault.rule, fault.line) for fault in file.faults] == [("tool turn", 2), ("not a text", 3)]

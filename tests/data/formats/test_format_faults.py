@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dualign.data.formats.source import READING_RULES, PreferenceError
 from dualign.data.formats.table import read_preferences
+from dualign.data.preferences import READING_RULES, PreferenceError
 from dualign.errors import DataError, MissingError
 from preference_files import ASK, EXAMPLES, KIND, RUDE, SCRIPT, TALK, message, write_rows
 
@@ -238,7 +238,7 @@ def test_reading_parquet_starts_no_thread(tmp_path: Path) -> None:
     rows = [EXAMPLES["safety-pairs"][0]] * 2000
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "f.parquet", row_group_size=100)
     program = (
-        "import os, pathlib, pyarrow.parquet\nfrom dualign.data.parquet import read_parquet\n"
+        "import os, pathlib, pyarrow.parquet\nfrom dualign.data.table_files import read_parquet\n"
         "before = len(os.listdir('/proc/self/task'))\n"
         f"assert len(read_parquet(pathlib.Path({str(tmp_path / 'f.parquet')!r}))) == 2000\n"
         "after = len(os.listdir('/proc/self/task'))\nassert after == before, (before, after)\n"

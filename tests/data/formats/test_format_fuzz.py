@@ -9,13 +9,13 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dualign.data.formats.preference import to_values
-from dualign.data.formats.source import READING_RULES, PreferenceError
+from dualign.data.cells import encodable
 from dualign.data.formats.table import describe, preference_file, read_preferences
-from dualign.data.preferences import PreferenceFile
-from dualign.data.table_files import Row, encodable
+from dualign.data.preferences import READING_RULES, PreferenceError, PreferenceFile
+from dualign.data.table_files import Row
+from dualign.data.tables import Table
 from dualign.errors import DataError
-from preference_files import EXAMPLES
+from preference_files import EXAMPLES, to_values
 
 VALID = [values for values, _ in EXAMPLES.values()] + [to_values(EXAMPLES["trl-chat-implicit"][1])]
 NAMES = sorted({name for values in VALID for name in values} | {"split", "", "\ud800"})
@@ -70,7 +70,7 @@ def test_ten_thousand_changed_rows_are_read_left_out_or_refused() -> None:
         rows = [Row(line, as_texts(row) if textual else row) for line, row in enumerate(values, start=1)]
         counted["rows"] += len(rows)
         try:
-            file = preference_file(rows, "f", textual=textual)
+            file = preference_file(Table("f", rows, textual))
         except PreferenceError as error:
             counted["refused"] += len(error.faults)
             assert str(error).startswith("f: line ") and "\n" not in str(error)

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dualign.data.formats.preference import shared_words
-from dualign.data.formats.safety import grouped
-from dualign.data.formats.source import PreferenceError
+from dualign.data.formats.chat_forms import shared_words
 from dualign.data.formats.table import FORMATS, describe, read_preferences
-from dualign.data.preferences import Answer, PreferenceRow
+from dualign.data.preferences import Answer, PreferenceError, PreferenceRow, grouped
 from dualign.errors import DataError, UsageError
 from dualign.records import Turn
 from preference_files import ASK, EXAMPLES, KIND, PLAIN, RUDE, SCRIPT, TALK, message, write_rows

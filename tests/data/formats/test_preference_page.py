@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from dualign.data.formats.source import READING_RULES
 from dualign.data.formats.table import FORMATS
+from dualign.data.preferences import READING_RULES
 
 PAGE = (Path(__file__).parents[3] / "docs" / "preference-files.md").read_text()
 ROWS = dict(re.findall(r"^\| `([^`]+)` \| (.+?) \|", PAGE, re.MULTILINE))

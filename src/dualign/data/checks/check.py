@@ -7,55 +7,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dualign.data.checks import label_rules, row_rules
+from dualign.data.checks import row_rules
+from dualign.data.checks.group_rules import GROUP_CHECKS
 from dualign.data.checks.reading import (
     MAX_LENGTH,
     WHOLE_FILE,
     WORDS,
-    Check,
     Context,
     Limits,
     Measure,
-    Reading,
     prepared,
     read,
 )
 from dualign.data.checks.rules import CHOSEN, RULES, Severity
-from dualign.data.checks.statistics import statistics
-from dualign.data.preferences import Fault, PreferenceRow
-from dualign.data.table_files import Row
+from dualign.data.checks.statistics import statistics, summary
+from dualign.data.preferences import Fault, PreferenceFile, PreferenceRow
 from dualign.errors import UsageError, nearest
 
 Contradictory = Literal["drop", "fix", "error"]
 """What becomes of a row whose safer answer is flagged unsafe while another is flagged safe."""
 MAX_DROP = 0.1
-
-CHECKS: tuple[Check, ...] = (
-    row_rules.first_tokens,
-    row_rules.special_tokens,
-    row_rules.system_turns,
-    row_rules.scripts,
-    row_rules.repeated_prompts,
-    row_rules.very_long_answers,
-    row_rules.identical_pairs,
-    row_rules.labelled_both_ways,
-    row_rules.repeated,
-    row_rules.replies_both_ways,
-    row_rules.flags_both_ways,
-    row_rules.refused_turns,
-    row_rules.long_prompts,
-    row_rules.long_answers,
-    row_rules.no_room,
-    row_rules.same_when_cut,
-    label_rules.contradictory,
-    label_rules.harm_against_flag,
-    label_rules.both_unsafe,
-    label_rules.cost_sign,
-    label_rules.scorer_versions,
-    label_rules.leaked,
-    label_rules.nearly_leaked,
-)
-"""Every rule on rows that could be read and are sound in themselves (``row_rules.sound``)."""
 
 WHOLE = {"identical pair": "every pair identical", "prompt too long": "all prompts too long"}
 """What the file breaks if every row of it breaks a rule of drops."""
@@ -84,15 +55,15 @@ class RuleCount:
 class CheckedFile:
     """One file after the check."""
 
-    reading: Reading
+    reading: PreferenceFile
     faults: tuple[Fault, ...]
     """Everything found, by the file's own lines."""
     dropped: tuple[Fault, ...]
     """Those of rows that are left out and counted."""
     fixed: tuple[Fault, ...]
     """Those of kept rows that were changed."""
-    kept: tuple[tuple[Row, PreferenceRow], ...]
-    """Rows without errors and drops, as they stand in the file and as they are to be used."""
+    kept: tuple[PreferenceRow, ...]
+    """Rows without errors and drops, as they are to be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +155,7 @@ def check(
 
 
 def check_readings(
-    readings: Sequence[Reading],
+    readings: Sequence[PreferenceFile],
     *,
     limits: Limits,
     measure: Measure = WORDS,
@@ -222,11 +193,16 @@ def check_rows(
     rows: Sequence[PreferenceRow], *, limits: Limits | None = None, measure: Measure = WORDS
 ) -> tuple[list[Fault], Context, list[PreferenceRow]]:
     """Return (faults, context, sound rows) of rows that were read; each needs a line of its own."""
-    faults = row_rules.sound(rows, Context())
-    unsound = {fault.line for fault in faults}
-    sound = [row for row in rows if row.line not in unsound and row.answers]
+    faults = row_rules.unsound(rows)
+    out = {fault.line for fault in faults}
+    sound = [row for row in rows if row.line not in out and row.answers]
     context = prepared(sound, limits=limits or Limits(), measure=measure)
-    return [*faults, *(fault for found in CHECKS for fault in found(sound, context))], context, sound
+    for rule in RULES.values():
+        if of_row := rule.of_row:
+            faults += [Fault(rule.name, row.line, what) for row in sound if (what := of_row(row, context))]
+    for check in GROUP_CHECKS:
+        faults += check(sound)
+    return faults, context, sound
 
 
 def _check_settings(files: Sequence[str | Path], max_length: int, max_drop: float, contradictory: str) -> None:
@@ -240,20 +216,20 @@ def _check_settings(files: Sequence[str | Path], max_length: int, max_drop: floa
         raise UsageError(f"contradictory: unknown {contradictory!r}; {nearest(contradictory, get_args(Contradictory))}")
 
 
-def _placed(readings: Sequence[Reading]) -> list[tuple[tuple[int, int], PreferenceRow]]:
+def _placed(readings: Sequence[PreferenceFile]) -> list[tuple[tuple[int, int], PreferenceRow]]:
     """Return ((file, line), row) of all rows; the row's own line is its position here, its split one of its file.
 
     Of several files each is a split, whatever a column says: two rows are on one side if file and column agree.
     """
     placed: list[tuple[tuple[int, int], PreferenceRow]] = []
     for number, (reading, name) in enumerate(zip(readings, _file_splits(readings), strict=True)):
-        for raw, row in reading.rows:
+        for row in reading.rows:
             split = row.split if name is None else f"{name} ({row.split})" if row.split else name
-            placed.append(((number, raw.line), replace(row, line=len(placed), split=split)))
+            placed.append(((number, row.raw.line), replace(row, line=len(placed), split=split)))
     return placed
 
 
-def _file_splits(readings: Sequence[Reading]) -> list[str | None]:
+def _file_splits(readings: Sequence[PreferenceFile]) -> list[str | None]:
     """Return the name of each file as a split, none for a single one; a file that is given twice has two names."""
     if len(readings) == 1:
         return [None]
@@ -266,20 +242,20 @@ def _severities(contradictory: Contradictory) -> dict[str, Severity]:
     return {**{name: rule.severity for name, rule in RULES.items()}, "contradictory row": policy[contradictory]}
 
 
-def _of_every_row(reading: Reading, faults: Sequence[Fault]) -> list[Fault]:
+def _of_every_row(reading: PreferenceFile, faults: Sequence[Fault]) -> list[Fault]:
     lines = {rule: {fault.line for fault in faults if fault.rule == rule} for rule in WHOLE}
     found = [rule for rule, broken in lines.items() if 0 < len(broken) == reading.total]
     return [Fault(WHOLE[rule], WHOLE_FILE, f"all {reading.total} rows break the rule {rule!r}") for rule in found]
 
 
-def _checked(reading: Reading, faults: Sequence[Fault], severities: Mapping[str, Severity]) -> CheckedFile:
+def _checked(reading: PreferenceFile, faults: Sequence[Fault], severities: Mapping[str, Severity]) -> CheckedFile:
     dropped = tuple(fault for fault in faults if severities[fault.rule] == "drop")
     out = {fault.line for fault in faults if severities[fault.rule] == "error"} | {fault.line for fault in dropped}
-    kept = [(raw, row) for raw, row in reading.rows if raw.line not in out]
+    kept = [row for row in reading.rows if row.raw.line not in out]
     fixed: tuple[Fault, ...] = ()
     if severities["contradictory row"] == "warn":
         fixed = tuple(fault for fault in faults if fault.rule == "contradictory row" and fault.line not in out)
-        kept = [(raw, label_rules.mended(row)) for raw, row in kept]
+        kept = [row_rules.mended(row) for row in kept]
     return CheckedFile(reading, tuple(faults), dropped, fixed, tuple(kept))
 
 
@@ -315,55 +291,6 @@ def verdict(report: CheckReport) -> str:
     if not report.accepted:
         return f"Refused: {counts}, {report.max_drop:.1%} are allowed (--max-drop)."
     return f"Fit for training: {counts}."
-
-
-def summary(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the statistics as (name, words); what the rows do not say is left out."""
-    labels, tokens, same = figures["labels"], figures["tokens"], figures["duplicates"]
-    near, splits, harm = figures["near_duplicates"], figures["splits"], figures["categories"]
-    clusters = f"{near['prompts']:,} are near-duplicates ({near['clusters']:,} clusters)"
-    disputed = (
-        f"{same['replies_labelled_both_ways']:,} replies by winner, {same['replies_flagged_both_ways']:,} by flag"
-    )
-    lines = [
-        ("prompts", f"{figures['prompts']:,}; {clusters}"),
-        ("rows", f"{same['distinct_rows']:,} distinct, {same['repeated_rows']:,} repeated"),
-        ("both ways", f"{same['rows_labelled_both_ways']:,} rows; {disputed}"),
-    ]
-    if labels["flagged_rows"]:
-        shares = ", ".join(f"{kind} {labels[kind]:.1%}" for kind in ("safe", "mixed", "unsafe"))
-        contrary = f"{labels['contradictory']:,} contradictory"
-        lines.append(("flags", f"{shares} of {labels['flagged_rows']:,} rows; {contrary}"))
-    if labels["judged_answers"]:
-        share = f"{labels['desirable']:.1%}"
-        lines.append(("labels", f"{share} of {labels['judged_answers']:,} answers are labelled true (desirable)"))
-    if labels["better_and_safer_agree"] is not None:
-        share = f"{labels['better_and_safer_agree']:.1%}"
-        lines.append(("winners", f"the more helpful answer is the safer one in {share} of rows"))
-    if harm:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in list(harm.items())[:5])
-        lines.append(("harm", kinds + (", ..." if len(harm) > 5 else "")))
-    if tokens["prompt"]:
-        lines += [(f"{side} tokens", _range(tokens[side])) for side in ("prompt", "answer")]
-        lines.append(("cut off", _cut(tokens)))
-    if splits["rows"]:
-        sides = ", ".join(f"{name} {count:,}" for name, count in splits["rows"].items())
-        lines.append(("splits", f"{sides} rows; {splits['leaking_prompts']:,} prompts in two of them"))
-    return lines
-
-
-def _cut(tokens: Mapping[str, Any]) -> str:
-    """Return the share of rows whose answers lose their ends, where, and how many are left out instead."""
-    where = f"at {tokens['max_length']:,} tokens"
-    if tokens["max_answer"] < tokens["max_length"]:
-        where = f"at {tokens['max_answer']:,} tokens an answer"
-    long = tokens["too_long_rows"] - tokens["truncated_rows"]
-    instead = f"; {long:,} rows have a longer answer, which is left out" if long else ""
-    return f"{tokens['truncated_share']:.1%} of rows {where}, counted as {tokens['measure']}{instead}"
-
-
-def _range(quantiles: Mapping[str, float]) -> str:
-    return f"median {quantiles['median']:,.0f}, 95 % {quantiles['q95']:,.0f}, at most {quantiles['max']:,.0f}"
 
 
 def in_words(report: CheckReport) -> dict[str, Any]:

@@ -9,11 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.data.checks.check import CheckedFile, CheckReport
-from dualign.data.formats.source import literal
-from dualign.data.formats.table import FORMATS
-from dualign.data.formats.turns import cell
-from dualign.data.preferences import PreferenceRow
-from dualign.data.table_files import READERS, Row, at
+from dualign.data.table_files import READERS
 from dualign.errors import DataError, UsageError
 from dualign.runs.store import write_bytes
 
@@ -44,12 +40,12 @@ def write_clean(report: CheckReport, out: Path) -> list[Path]:
 
 
 def kept_rows(checked: CheckedFile) -> Iterator[dict[str, Any]]:
-    """Yield the kept rows of a file under the columns of their format."""
-    read_as = {name: read for read, name in checked.reading.columns.items()}
+    """Yield the kept rows of a file under the columns of their format; of a row that was fixed with its winner."""
     fixed = {fault.line for fault in checked.fixed}
-    for raw, row in checked.kept:
-        values = _typed(raw, read_as, checked)
-        yield _mended(values, row) if raw.line in fixed else values
+    for row in checked.kept:
+        values = {name: _jsonable(value) for name, value in row.raw.values.items()}
+        winner = {name: row.safer for name in SAFER_COLUMNS if name in values and row.raw.line in fixed}
+        yield {**values, **winner}
 
 
 def ledger(checked: CheckedFile) -> Iterator[dict[str, Any]]:
@@ -108,27 +104,6 @@ def _without_ending(name: str) -> str:
     bare = name[:-3] if name.lower().endswith(".gz") else name
     known = Path(bare).suffix
     return bare.removesuffix(known) if known.lower() in READERS else bare
-
-
-def _typed(raw: Row, read_as: Mapping[str, str], checked: CheckedFile) -> dict[str, Any]:
-    known = FORMATS[checked.reading.format]
-    values = {}
-    inside = {path: at(raw.values, path) for path in read_as if path not in raw.values}
-    for name, value in (*raw.values.items(), *((path, value) for path, value in inside.items() if value is not None)):
-        read = read_as.get(name, name)
-        if name not in read_as and known.reads(name):
-            continue  # another column is read under this name
-        if isinstance(value, str) and read in known.either:
-            value = cell(value)
-        elif isinstance(value, str) and checked.reading.textual and known.labels(read):
-            value = literal(value)
-        values[read] = _jsonable(value)
-    return values
-
-
-def _mended(values: dict[str, Any], row: PreferenceRow) -> dict[str, Any]:
-    """Return the values with the winner of a row that was fixed; its other labels are as they were."""
-    return {**values, **{name: row.safer for name in SAFER_COLUMNS if name in values}}
 
 
 def _jsonable(value: Any) -> Any:

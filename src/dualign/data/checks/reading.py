@@ -1,18 +1,17 @@
-"""How long texts are: in tokens of a tokenizer, or guessed from words where none is given."""
+"""What came of a file that is checked; and how long its texts are, in tokens or guessed from words."""
 
 import math
 import re
-import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dualign.data.formats.source import PreferenceError, local_file
-from dualign.data.formats.table import FORMATS, preference_file
-from dualign.data.preferences import Fault, PreferenceFile, PreferenceRow
-from dualign.data.rows import TEXTUAL
-from dualign.data.table_files import READERS, Row, ending, is_utf16, read_bytes, read_rows
+from dualign.data.formats.table import FORMATS, preference_file, preference_table
+from dualign.data.preferences import Fault, PreferenceError, PreferenceFile, PreferenceRow
+from dualign.data.table_files import EMPTY, TableError
+from dualign.data.tables import Source, Table
+from dualign.data.turns import said
 from dualign.errors import DataError
 from dualign.records import Prompt
 
@@ -76,11 +75,6 @@ def of_tokenizer(tokenizer: Any, name: str) -> Measure:
     return Measure(name, pieces, bos=tokenizer.bos_token if added else None, special=special)
 
 
-def said(prompt: Prompt) -> tuple[str, ...]:
-    """Return the texts of a prompt's turns, its own last."""
-    return (*(turn.text for turn in prompt.history), prompt.text)
-
-
 MAX_LENGTH = 512
 
 
@@ -123,18 +117,17 @@ class Lengths:
 class Context:
     """Settings of a check, and the lengths of its rows by their line."""
 
-    limits: Limits = field(default_factory=Limits)
-    measure: Measure = WORDS
-    lengths: Mapping[int, Lengths] | None = None
+    limits: Limits
+    measure: Measure
+    lengths: Mapping[int, Lengths]
 
     def of(self, row: PreferenceRow) -> Lengths:
         """Return the lengths of a row."""
-        known = None if self.lengths is None else self.lengths.get(row.line)
-        return known or measured(row, self.measure)
+        return self.lengths[row.line]
 
 
-Check = Callable[[Sequence[PreferenceRow], Context], list[Fault]]
-"""A rule, or a few of one kind: the rows of a check, each with a line of its own -> what is wrong with them."""
+RowRule = Callable[[PreferenceRow, Context], str]
+"""A rule of single rows: what was found; empty: nothing is wrong."""
 
 
 def measured(row: PreferenceRow, measure: Measure) -> Lengths:
@@ -159,134 +152,51 @@ FAMILIAR = re.compile(
     r"split|scorer|revision|template|id|(?:prompt_|query_)id|category(?:_id)?|image"
     r"|prompt_source|response(?:_\d)?_source|(?:response_\d_)?sha256|(?:is_)?response_\d_\w+"
 )
-_LINE = re.compile(r"line (\d+): ")
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What came of a file."""
-
-    path: str
-    format: str
-    """Name in the table of formats; empty: none was recognised."""
-    total: int
-    """Rows of the file, read or not."""
-    rows: tuple[tuple[Row, PreferenceRow], ...]
-    """Each row as it stands in the file, and as it was read; both in the order of the file."""
-    faults: tuple[Fault, ...]
-    columns: Mapping[str, str]
-    """Column of the file by what it was read as."""
-    textual: bool
-    """Whether every cell is a text, as in CSV."""
-
-
-def read(path: str | Path, *, format: str | None = None, columns: Mapping[str, str] | None = None) -> Reading:
-    """Return the file with its faults; rows that refuse the file are set aside, so that the others are seen too.
+def read(source: Source, *, format: str | None = None, columns: Mapping[str, str] | None = None) -> PreferenceFile:
+    """Return the data with all their faults; rows that refuse the file are set aside, so that the others are seen too.
 
     Raises:
         MissingError: there is no such file, or it cannot be opened.
         UsageError: an unknown format, or a column that no format reads.
     """
-    file = local_file(path)
     try:
-        raws = read_rows(file)
-    except DataError as error:
-        return _unread(path, _whole(file, error), 0)
-    textual = ending(file) in TEXTUAL
+        table = preference_table(source)
+    except TableError as error:
+        what = "the file has no rows" if error.rule == EMPTY else error.what
+        name = str(source) if isinstance(source, str | Path) else error.name
+        return PreferenceFile(name, faults=(Fault(error.rule, error.line, what),))
+    unread = PreferenceFile(table.name, total=len(table.rows))
     try:
-        return _made(
-            raws, preference_file(raws, str(path), format=format, columns=columns, textual=textual), (), textual
-        )
+        return _with_extra(table, preference_file(table, format=format, columns=columns))
     except PreferenceError as error:
-        faults, name = error.faults, error.format
+        unread = replace(unread, format=error.format, faults=error.faults)
     except DataError as error:  # a column that --columns names and the file lacks
-        return _unread(path, Fault("missing column", WHOLE_FILE, _words(error, path)), len(raws))
-    blamed = {fault.line for fault in faults}
-    others = [raw for raw in raws if raw.line not in blamed]
-    whole_file = Reading(str(path), name, len(raws), (), faults, {}, textual)
-    if not others:
-        return whole_file
+        fault = Fault("missing column", WHOLE_FILE, str(error).removeprefix(f"{table.name}: "))
+        return replace(unread, faults=(fault,))
+    blamed = {fault.line for fault in unread.faults}
+    others = replace(table, rows=[raw for raw in table.rows if raw.line not in blamed])
+    if not others.rows:
+        return unread
     try:
-        known = preference_file(others, str(path), format=format, columns=columns, textual=textual)
+        found = preference_file(others, format=format, columns=columns)
     except DataError:  # what is wrong with the others is wrong with the file, and has been said
-        return whole_file
-    return _made(raws, known, faults, textual)
+        return unread
+    return _with_extra(table, replace(found, faults=(*unread.faults, *found.faults), total=unread.total))
 
 
-def _made(raws: Sequence[Row], file: PreferenceFile, errors: tuple[Fault, ...], textual: bool) -> Reading:
-    faults = (*errors, *file.faults)
-    out = {fault.line for fault in faults}
-    standing = [raw for raw in raws if raw.line not in out]
-    return Reading(
-        path=file.path,
-        format=file.format,
-        total=len(raws),
-        rows=tuple(zip(standing, file.rows, strict=True)),
-        faults=(*faults, *_extra_columns(raws, file)),
-        columns=file.columns,
-        textual=textual,
-    )
-
-
-def _extra_columns(raws: Sequence[Row], file: PreferenceFile) -> list[Fault]:
+def _with_extra(table: Table, file: PreferenceFile) -> PreferenceFile:
+    """Return the file with the fault of having columns that its format does not know, if it has any."""
     known = FORMATS[file.format]
     read_from = {name for column in file.columns.values() for name in (column, column.split(".")[0])}
     first: dict[str, int] = {}
-    for raw in raws:
+    for raw in table.rows:
         for name in raw.values:
             first.setdefault(name, raw.line)
     extra = [name for name in first if name not in read_from and not known.reads(name) and not FAMILIAR.fullmatch(name)]
     if not extra:
-        return []
+        return file
     names = ", ".join(map(repr, extra[:8])) + (", ..." if len(extra) > 8 else "")
-    return [Fault("extra columns", first[extra[0]], f"{known.name} has no {names}")]
-
-
-def _unread(path: str | Path, fault: Fault, total: int) -> Reading:
-    return Reading(str(path), "", total, (), (fault,), {}, textual=False)
-
-
-def _whole(file: Path, error: DataError) -> Fault:
-    """Return the fault of a file that is no table of rows, with the line where that shows."""
-    if _is_empty(file):
-        return Fault("empty data set", WHOLE_FILE, "the file has no rows")
-    what = _words(error, file)
-    named = _LINE.match(what)
-    return Fault("unreadable file", int(named[1]) if named else _first_line(file), what[named.end() if named else 0 :])
-
-
-def _first_line(file: Path) -> int:
-    """Return the line from which a file cannot be read, whose error names none."""
-    try:
-        return 1 if is_utf16(read_bytes(file)) else WHOLE_FILE
-    except DataError:  # only the stream itself can be damaged here; one that is sound may hold a bad text
-        return _lines_before_damage(file.read_bytes()) + 1
-
-
-def _is_empty(file: Path) -> bool:
-    """Return whether nothing is in the file, or a header, or a list without entries.
-
-    Raises:
-        MissingError: there is no such file, or it cannot be opened.
-    """
-    reader = READERS.get(ending(file))
-    try:
-        return not read_bytes(file).strip() or (reader is not None and not reader(file))
-    except DataError:
-        return False
-
-
-def _lines_before_damage(content: bytes) -> int:
-    """Return how many whole lines of a damaged gzip stream can be unpacked."""
-    stream, lines = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16), 0
-    try:
-        for start in range(0, len(content), 1 << 16):
-            lines += stream.decompress(content[start : start + (1 << 16)]).count(b"\n")
-    except zlib.error:  # what came before is counted
-        pass
-    return lines
-
-
-def _words(error: DataError, path: str | Path) -> str:
-    """Return what an error says without the path that it opens with."""
-    return str(error).removeprefix(f"{path}: ")
+    fault = Fault("extra columns", first[extra[0]], f"{known.name} has no {names}")
+    return replace(file, faults=(*file.faults, fault))

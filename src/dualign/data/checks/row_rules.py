@@ -1,12 +1,17 @@
-"""Rules of one row by itself: its texts and numbers."""
+"""Rules of single preference rows: what its texts, labels and lengths are. Each returns what it found; empty: nothing.
+
+Rows that could be read and are sound in themselves (``unsound``) are given to the others.
+"""
 
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
 
-from dualign.data.checks.reading import Context, said
-from dualign.data.preferences import Answer, Fault, PreferenceRow
+from dualign.data.checks.reading import Context
+from dualign.data.preferences import Fault, PreferenceRow
+from dualign.data.turns import said
 
 LONG_ANSWER = 10_000
 """Words."""
@@ -34,7 +39,7 @@ SCRIPT_OPENING = re.compile(
 SCRIPT_END = re.compile(r"(?:\n\s*#{0,3}\s?|\s)(?:assistant|response|gpt|bot)\s?:\s*\Z", re.IGNORECASE)
 
 
-def sound(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
+def unsound(rows: Sequence[PreferenceRow]) -> list[Fault]:
     """Return what keeps a row from being looked at any further: labels without a meaning, texts without a word."""
     return [fault for row in rows for fault in _unsound(row)]
 
@@ -53,93 +58,70 @@ def _unsound(row: PreferenceRow) -> Iterator[Fault]:
         yield Fault("empty prompt", row.line, "the prompt is blank")
 
 
-def first_tokens(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:
-    """Return the rows whose prompt opens with a first token: an error where the tokenizer is known to add it."""
-    bos = context.measure.bos
-    rule, openings = ("double BOS", (bos,)) if bos else ("opening BOS", OPENINGS)
-    found = []
-    for row in rows:
-        opening = next((token for token in openings if said(row.prompt)[0].lstrip().startswith(token)), None)
-        if opening:
-            found.append(Fault(rule, row.line, f"the prompt opens with {opening!r}"))
-    return found
+def double_bos(row: PreferenceRow, context: Context) -> str:
+    """Return whether the prompt opens with the first token that the tokenizer is known to add."""
+    return _opening(row, (context.measure.bos,)) if context.measure.bos else ""
 
 
-def special_tokens(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:
-    """Return the rows with a text that holds the written form of a special token."""
-    own = sorted(context.measure.special, key=len, reverse=True)
-    pattern = re.compile("|".join([*map(re.escape, own), SPECIAL.pattern]), re.IGNORECASE) if own else SPECIAL
-    return [
-        Fault("special token text", row.line, f"{where} holds {match.group()!r}")
-        for row in rows
-        if (found := _searched(row, pattern)) is not None
-        for where, match in [found]
-    ]
+def opening_bos(row: PreferenceRow, context: Context) -> str:
+    """Return whether the prompt opens with a first token of well-known tokenizers, where ours is not known."""
+    return "" if context.measure.bos else _opening(row, OPENINGS)
 
 
-def system_turns(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
-    """Return the rows with a text that plays a system turn."""
-    return [
-        Fault("fake system turn", row.line, f"{where} holds {match.group().strip()!r}")
-        for row in rows
-        if (found := _searched(row, SYSTEM_TURN)) is not None
-        for where, match in [found]
-    ]
+def _opening(row: PreferenceRow, tokens: Sequence[str]) -> str:
+    opening = next((token for token in tokens if said(row.prompt)[0].lstrip().startswith(token)), None)
+    return f"the prompt opens with {opening!r}" if opening else ""
 
 
-def scripts(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
-    """Return the rows whose prompt is a whole transcript in one text, up to the mark of the answer."""
-    return [
-        Fault("prompt with roles", row.line, f"the prompt opens with {found.group().strip()!r} and ends with {end!r}")
-        for row in rows
-        if (found := SCRIPT_OPENING.match(row.prompt.text)) and (end := _end(row.prompt.text))
-    ]
+def special_token(row: PreferenceRow, context: Context) -> str:
+    """Return the first text that holds the written form of a special token."""
+    return _searched(row, _special(context.measure.special))
 
 
-def _end(prompt: str) -> str:
-    found = SCRIPT_END.search(prompt[-80:])
-    return found.group().strip() if found else ""
+@cache
+def _special(own: frozenset[str]) -> re.Pattern[str]:
+    names = sorted(own, key=len, reverse=True)
+    return re.compile("|".join([*map(re.escape, names), SPECIAL.pattern]), re.IGNORECASE) if own else SPECIAL
 
 
-def repeated_prompts(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
-    """Return the rows whose answers all open with the whole prompt, which a job would teach to be said again."""
-    return [
-        Fault("prompt in the answers", row.line, f"every answer opens with the prompt, {asked[:40]!r}")
-        for row in rows
-        if len(asked := row.prompt.text.strip()) >= LEAST_REPEATED
-        and all(answer.text.lstrip().startswith(asked) for answer in row.answers)
-    ]
+def system_turn(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return the first text that plays a system turn."""
+    return _searched(row, SYSTEM_TURN)
 
 
-def very_long_answers(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
-    """Return the rows with an answer of ``LONG_ANSWER`` words or more."""
-    found = []
-    for row in rows:
-        words = max((len(answer.text.split()) for answer in row.answers), default=0)
-        if words >= LONG_ANSWER:
-            found.append(Fault("very long answer", row.line, f"an answer has {words:,} words"))
-    return found
-
-
-def _searched(row: PreferenceRow, pattern: re.Pattern[str]) -> tuple[str, re.Match[str]] | None:
+def _searched(row: PreferenceRow, pattern: re.Pattern[str]) -> str:
     """Return the first text of the row in which the pattern is found; a system turn of its own is no fake one."""
     turns = [turn.text for turn in row.prompt.history if turn.role != "system"]
     texts = [("the prompt", text) for text in (*turns, row.prompt.text)]
-    texts += [(f"answer {number}", text) for number, text in enumerate(map(_text, row.answers), start=1)]
-    return next(((where, match) for where, text in texts if (match := pattern.search(text))), None)
+    texts += [(f"answer {number}", answer.text) for number, answer in enumerate(row.answers, start=1)]
+    found = ((where, pattern.search(text)) for where, text in texts)
+    return next((f"{where} holds {match.group().strip()!r}" for where, match in found if match), "")
 
 
-def _text(answer: Answer) -> str:
-    return answer.text
+def script(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return whether the prompt is a whole transcript in one text, up to the mark of the answer."""
+    opening, end = SCRIPT_OPENING.match(row.prompt.text), SCRIPT_END.search(row.prompt.text[-80:])
+    if not (opening and end):
+        return ""
+    return f"the prompt opens with {opening.group().strip()!r} and ends with {end.group().strip()!r}"
 
 
-Reply = tuple[str, str]
-"""Id of a prompt and the text of an answer to it."""
+def repeated_prompt(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return whether the answers all open with the whole prompt, which a job would teach to be said again."""
+    asked = row.prompt.text.strip()
+    repeats = len(asked) >= LEAST_REPEATED and all(answer.text.lstrip().startswith(asked) for answer in row.answers)
+    return f"every answer opens with the prompt, {asked[:40]!r}" if repeats else ""
 
 
-def compared(rows: Iterable[PreferenceRow]) -> list[PreferenceRow]:
-    """Return the rows that hold two answers or more."""
-    return [row for row in rows if len(row.answers) > 1]
+def very_long_answer(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return whether an answer has ``LONG_ANSWER`` words or more."""
+    words = max(len(answer.text.split()) for answer in row.answers)
+    return f"an answer has {words:,} words" if words >= LONG_ANSWER else ""
+
+
+def identical_pair(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return whether there are no two different answers."""
+    return "the answers are the same" if len(row.answers) > 1 and identical(row) else ""
 
 
 def identical(row: PreferenceRow) -> bool:
@@ -147,151 +129,69 @@ def identical(row: PreferenceRow) -> bool:
     return len({answer.text.strip() for answer in row.answers}) == 1
 
 
-def identical_pairs(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
-    """Return the rows without two different answers."""
-    return [Fault("identical pair", row.line, "the answers are the same") for row in compared(rows) if identical(row)]
+def refused_turns(row: PreferenceRow, context: Context) -> str:
+    """Return what the template of the measure says of turns that it has no place for."""
+    return context.of(row).refused
 
 
-def labelled_both_ways(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
-    """Return all rows of a pair whose rows name different winners."""
-    same: dict[Hashable, list[PreferenceRow]] = defaultdict(list)
-    for row in compared(rows):
-        if not identical(row):
-            same[row.prompt.id, frozenset(answer.text for answer in row.answers)].append(row)
-    found = []
-    for members in same.values():
-        kinds = [kind for kind in ("better", "safer") if len(_winners(members, kind)) > 1]
-        if kinds:
-            what = f"{len(members)} rows hold this pair, with different winners ({' and '.join(kinds)})"
-            found += [Fault("pair labelled both ways", row.line, what) for row in members]
-    return found
+def long_prompt(row: PreferenceRow, context: Context) -> str:
+    """Return whether the prompt alone is longer than allowed."""
+    tokens, allowed = context.of(row).prompt, context.limits.longest_prompt
+    return f"the prompt has {tokens:,} tokens, {allowed:,} are allowed" if tokens > allowed else ""
 
 
-def _winners(rows: Iterable[PreferenceRow], kind: str) -> set[str]:
-    chosen = ((row, row.better if kind == "better" else row.safer) for row in rows)
-    return {row.answers[place].text for row, place in chosen if place is not None}
-
-
-def repeated(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
-    """Return the rows that say the same as an earlier one, whatever the order of their answers."""
-    first: dict[Hashable, PreferenceRow] = {}
-    later = [row for row in rows if first.setdefault(record(row), row) is not row]
-    return [Fault("exact duplicates", row.line, "an earlier row says the same") for row in later]
-
-
-def record(row: PreferenceRow) -> Hashable:
-    """Return what a row says: its prompt, and every answer with its labels and whether it wins."""
-    answers = (
-        (answer.text, answer.safe, answer.severity, answer.categories, answer.reward, answer.cost, answer.desirable,
-         _wins(row.better, place), _wins(row.safer, place))
-        for place, answer in enumerate(row.answers)
-    )  # fmt: skip
-    return row.prompt.text, row.prompt.history, row.split, frozenset(Counter(answers).items())
-
-
-def _wins(chosen: int | None, place: int) -> bool | None:
-    return None if chosen is None else chosen == place
-
-
-def replies_both_ways(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
-    """Return the rows with a reply that is the safer one here and the less safe one in another row of the prompt."""
-    return _in_dispute("reply labelled both ways", rows, safer_opinions(rows), "the safer answer and the less safe one")
-
-
-def flags_both_ways(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:  # noqa: ARG001
-    """Return the rows with a reply that other rows of the prompt flag differently."""
-    return _in_dispute("flag both ways", rows, flag_opinions(rows), "safe and unsafe")
-
-
-def safer_opinions(rows: Iterable[PreferenceRow]) -> dict[Reply, set[bool]]:
-    """Return for every reply that was compared whether it was the safer one, in all rows that say so."""
-    opinions: dict[Reply, set[bool]] = defaultdict(set)
-    for row in compared(rows):
-        if row.safer is not None and not identical(row):
-            for place, answer in enumerate(row.answers):
-                opinions[row.prompt.id, answer.text].add(place == row.safer)
-    return opinions
-
-
-def flag_opinions(rows: Iterable[PreferenceRow]) -> dict[Reply, set[bool]]:
-    """Return for every reply that was flagged all its flags."""
-    opinions: dict[Reply, set[bool]] = defaultdict(set)
-    for row in rows:
-        for answer in row.answers:
-            if answer.safe is not None:
-                opinions[row.prompt.id, answer.text].add(answer.safe)
-    return opinions
-
-
-def _in_dispute(
-    rule: str, rows: Sequence[PreferenceRow], opinions: Mapping[Reply, set[bool]], words: str
-) -> list[Fault]:
-    found = []
-    for row in rows:
-        places = [
-            number
-            for number, answer in enumerate(row.answers, start=1)
-            if len(opinions.get((row.prompt.id, answer.text), ())) > 1
-        ]
-        if places:
-            found.append(Fault(rule, row.line, f"answer {places[0]} is {words} in different rows"))
-    return found
-
-
-def long_prompts(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:
-    """Return the rows whose prompt alone is longer than allowed."""
-    lengths, allowed = [(row.line, context.of(row).prompt) for row in rows], context.limits.longest_prompt
-    return [
-        Fault("prompt too long", line, f"the prompt has {tokens:,} tokens, {allowed:,} are allowed")
-        for line, tokens in lengths
-        if tokens > allowed
-    ]
-
-
-def refused_turns(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:
-    """Return the rows whose turns the template of the measure has no place for."""
-    refusals = [(row.line, context.of(row).refused) for row in rows]
-    return [Fault("refused by the template", line, reason) for line, reason in refusals if reason]
-
-
-def long_answers(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:
-    """Return the rows that are left out because of their length: too few answers fit to be compared."""
+def long_answer(row: PreferenceRow, context: Context) -> str:
+    """Return whether the row is left out because of its length: too few answers fit to be compared."""
     if not context.limits.drops_long:
-        return []
-    found = []
-    for row in rows:
-        lengths = context.of(row)
-        room = context.limits.room(lengths.prompt)
-        fitting = {a.text for a, tokens in zip(row.answers, lengths.answers, strict=True) if tokens <= room}
-        if room > 0 and len(fitting) < min(2, len({answer.text for answer in row.answers})):
-            what = f"an answer has {max(lengths.answers):,} tokens, {room:,} are trained on"
-            found.append(Fault("answer too long", row.line, what))
-    return found
+        return ""
+    lengths = context.of(row)
+    room = context.limits.room(lengths.prompt)
+    fitting = {a.text for a, tokens in zip(row.answers, lengths.answers, strict=True) if tokens <= room}
+    if room <= 0 or len(fitting) >= min(2, len({answer.text for answer in row.answers})):
+        return ""
+    return f"an answer has {max(lengths.answers):,} tokens, {room:,} are trained on"
 
 
-def no_room(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:
-    """Return the rows whose prompt fits, but leaves no room for a token of the answer."""
-    found = []
-    for row in rows:
-        tokens = context.of(row).prompt
-        together = context.limits.together
-        if tokens <= together < tokens + context.measure.tokens_a_piece:
-            what = f"the prompt takes {tokens:,} of {together:,} tokens"
-            found.append(Fault("fully truncated answer", row.line, what))
-    return found
+def no_room(row: PreferenceRow, context: Context) -> str:
+    """Return whether the prompt fits, but leaves no room for a token of the answer."""
+    tokens, together = context.of(row).prompt, context.limits.together
+    full = tokens <= together < tokens + context.measure.tokens_a_piece
+    return f"the prompt takes {tokens:,} of {together:,} tokens" if full else ""
 
 
-def same_when_cut(rows: Sequence[PreferenceRow], context: Context) -> list[Fault]:
-    """Return the rows whose answers differ only beyond the maximal length."""
-    if context.limits.drops_long:  # nothing is cut
-        return []
-    found = []
-    for row in compared(rows):
-        lengths = context.of(row)
-        room = context.limits.room(lengths.prompt)
-        if room < context.measure.tokens_a_piece or max(lengths.answers) <= room or identical(row):
-            continue
-        if len({context.measure.cut(answer.text, room) for answer in row.answers}) == 1:
-            what = f"the answers are the same in the first {room:,} tokens"
-            found.append(Fault("identical after truncation", row.line, what))
-    return found
+def same_when_cut(row: PreferenceRow, context: Context) -> str:
+    """Return whether the answers differ only beyond the maximal length."""
+    lengths = context.of(row)
+    room = context.limits.room(lengths.prompt)
+    cut = room >= context.measure.tokens_a_piece and max(lengths.answers) > room and not context.limits.drops_long
+    if not cut or len(row.answers) < 2 or identical(row):
+        return ""
+    same = len({context.measure.cut(answer.text, room) for answer in row.answers}) == 1
+    return f"the answers are the same in the first {room:,} tokens" if same else ""
+
+
+def contradiction(row: PreferenceRow) -> int | None:
+    """Return the place of a safe answer that ought to be the safer one, where the named one is flagged unsafe."""
+    if row.safer is None or row.answers[row.safer].safe is not False:
+        return None
+    return next((place for place, answer in enumerate(row.answers) if answer.safe), None)
+
+
+def mended(row: PreferenceRow) -> PreferenceRow:
+    """Return a contradictory row with the first answer that is flagged safe as the safer one; others as they are."""
+    place = contradiction(row)
+    return row if place is None else replace(row, safer=place)
+
+
+def contradictory(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return whether the safer answer is flagged unsafe while another is flagged safe."""
+    place = contradiction(row)
+    if place is None or row.safer is None:
+        return ""
+    return f"answer {row.safer + 1} is the safer one and unsafe, {place + 1} is safe"
+
+
+def both_unsafe(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return whether the row compares unsafe answers alone."""
+    unsafe = len(row.answers) > 1 and all(answer.safe is False for answer in row.answers)
+    return "every answer is flagged unsafe" if unsafe else ""

@@ -6,12 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from dualign.data.checks.label_rules import contradiction, leaked, near_duplicates
+from dualign.data.checks.group_rules import (
+    compared,
+    flag_opinions,
+    labelled_both_ways,
+    leaked,
+    near_duplicates,
+    record,
+    safer_opinions,
+)
 from dualign.data.checks.reading import Context
-from dualign.data.checks.row_rules import compared, flag_opinions, labelled_both_ways, record, safer_opinions
-from dualign.data.formats.safety import grouped
-from dualign.data.preferences import PreferenceRow
-from dualign.data.similar import SIMILARITY
+from dualign.data.checks.row_rules import contradiction
+from dualign.data.preferences import PreferenceRow, grouped
+from dualign.data.splits import SIMILARITY
 
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 
@@ -27,9 +34,9 @@ def statistics(rows: Sequence[PreferenceRow], context: Context) -> dict[str, Any
         ),
         "severity": _counted(answer.severity for row in rows for answer in row.answers),
         "tokens": lengths(rows, context),
-        "duplicates": duplicates(rows, context),
+        "duplicates": duplicates(rows),
         "near_duplicates": near(rows),
-        "splits": splits(rows, context),
+        "splits": splits(rows),
     }
 
 
@@ -75,13 +82,13 @@ def lengths(rows: Sequence[PreferenceRow], context: Context) -> dict[str, Any]:
     }
 
 
-def duplicates(rows: Sequence[PreferenceRow], context: Context) -> dict[str, Any]:
+def duplicates(rows: Sequence[PreferenceRow]) -> dict[str, Any]:
     """Return how many rows are distinct, and how many pairs and replies are labelled in two ways."""
     distinct = len({record(row) for row in rows})
     return {
         "distinct_rows": distinct,
         "repeated_rows": len(rows) - distinct,
-        "rows_labelled_both_ways": len(labelled_both_ways(rows, context)),
+        "rows_labelled_both_ways": len(labelled_both_ways(rows)),
         "replies_labelled_both_ways": _disputed(safer_opinions(rows)),
         "replies_flagged_both_ways": _disputed(flag_opinions(rows)),
     }
@@ -93,7 +100,7 @@ def near(rows: Sequence[PreferenceRow]) -> dict[str, Any]:
     return {"similarity": SIMILARITY, "clusters": len(clusters), "prompts": sum(map(len, clusters))}
 
 
-def splits(rows: Sequence[PreferenceRow], context: Context) -> dict[str, Any]:
+def splits(rows: Sequence[PreferenceRow]) -> dict[str, Any]:
     """Return rows and prompts of each split, and the prompts that are in two of them."""
     named = [row for row in rows if row.split is not None]
     counts = _counted(row.split for row in named)
@@ -102,7 +109,7 @@ def splits(rows: Sequence[PreferenceRow], context: Context) -> dict[str, Any]:
     return {
         "rows": counts,
         "prompts": prompts,
-        "leaking_prompts": len({inside[fault.line] for fault in leaked(named, context)}),
+        "leaking_prompts": len({inside[fault.line] for fault in leaked(named)}),
     }
 
 
@@ -124,3 +131,52 @@ def _quantiles(values: Iterable[int]) -> dict[str, float] | None:
         return None
     found = np.quantile(numbers, list(QUANTILES.values()))
     return {**dict(zip(QUANTILES, found.tolist(), strict=True)), "mean": float(numbers.mean())}
+
+
+def summary(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the statistics as (name, words); what the rows do not say is left out."""
+    labels, tokens, same = figures["labels"], figures["tokens"], figures["duplicates"]
+    near, splits, harm = figures["near_duplicates"], figures["splits"], figures["categories"]
+    clusters = f"{near['prompts']:,} are near-duplicates ({near['clusters']:,} clusters)"
+    disputed = (
+        f"{same['replies_labelled_both_ways']:,} replies by winner, {same['replies_flagged_both_ways']:,} by flag"
+    )
+    lines = [
+        ("prompts", f"{figures['prompts']:,}; {clusters}"),
+        ("rows", f"{same['distinct_rows']:,} distinct, {same['repeated_rows']:,} repeated"),
+        ("both ways", f"{same['rows_labelled_both_ways']:,} rows; {disputed}"),
+    ]
+    if labels["flagged_rows"]:
+        shares = ", ".join(f"{kind} {labels[kind]:.1%}" for kind in ("safe", "mixed", "unsafe"))
+        contrary = f"{labels['contradictory']:,} contradictory"
+        lines.append(("flags", f"{shares} of {labels['flagged_rows']:,} rows; {contrary}"))
+    if labels["judged_answers"]:
+        share = f"{labels['desirable']:.1%}"
+        lines.append(("labels", f"{share} of {labels['judged_answers']:,} answers are labelled true (desirable)"))
+    if labels["better_and_safer_agree"] is not None:
+        share = f"{labels['better_and_safer_agree']:.1%}"
+        lines.append(("winners", f"the more helpful answer is the safer one in {share} of rows"))
+    if harm:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in list(harm.items())[:5])
+        lines.append(("harm", kinds + (", ..." if len(harm) > 5 else "")))
+    if tokens["prompt"]:
+        lines += [(f"{side} tokens", _range(tokens[side])) for side in ("prompt", "answer")]
+        lines.append(("cut off", _cut(tokens)))
+    if splits["rows"]:
+        sides = ", ".join(f"{name} {count:,}" for name, count in splits["rows"].items())
+        lines.append(("splits", f"{sides} rows; {splits['leaking_prompts']:,} prompts in two of them"))
+    return lines
+
+
+def _cut(tokens: Mapping[str, Any]) -> str:
+    """Return the share of rows whose answers lose their ends, where, and how many are left out instead."""
+    where = f"at {tokens['max_length']:,} tokens"
+    if tokens["max_answer"] < tokens["max_length"]:
+        where = f"at {tokens['max_answer']:,} tokens an answer"
+    long = tokens["too_long_rows"] - tokens["truncated_rows"]
+    instead = f"; {long:,} rows have a longer answer, which is left out" if long else ""
+    return f"{tokens['truncated_share']:.1%} of rows {where}, counted as {tokens['measure']}{instead}"
+
+
+def _range(quantiles: Mapping[str, float]) -> str:
+    return f"median {quantiles['median']:,.0f}, 95 % {quantiles['q95']:,.0f}, at most {quantiles['max']:,.0f}"

@@ -1,26 +1,29 @@
-"""Pairs of a prompt and a chosen and a rejected answer, as the tools of the field write them.
+"""Pairs of a prompt and a chosen and a rejected answer, as the tools of the field write them; and single answers (KTO).
 
 They differ in what the prompt's column is called and in whether texts or messages stand in the columns; so one reading
 serves all, and each form is a row that names its columns. TRL: ``prompt``, or none. LLaMA-Factory: ``instruction`` and
 ``input`` (alpaca form), ``conversations`` (ShareGPT form). Axolotl: ``messages``, ``question``, ``instruction``,
 ``input``. OpenRLHF: ``prompt``, ``input``, ``context_messages``. OpenAI: ``input``, an object with messages.
+Anthropic (HH-RLHF): two whole transcripts that should differ in the last answer alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from os.path import commonprefix
 
-from dualign.data.formats.source import Format, RowError, Values, flag, given, made, text, unpacked
-from dualign.data.formats.turns import (
+from dualign.data.cells import RowError, Values, flag, given, text, unpacked
+from dualign.data.preferences import NO_PROMPT, Answer, Format, PreferenceRow, made
+from dualign.data.turns import (
+    LAST_ANSWER,
     check_attached,
-    compared,
     is_parts,
     opens_a_conversation,
     prompt_of,
     spoken,
+    transcript_turns,
     turns,
 )
-from dualign.data.preferences import Answer, Fault, PreferenceRow
-from dualign.records import Turn
+from dualign.records import Prompt, Turn
 
 PAIR = ("chosen", "rejected")
 RESPONSES = ("chosen_response", "rejected_response")
@@ -130,34 +133,51 @@ def _overlap(said: Sequence[Turn], answer: Sequence[Turn]) -> int:
     return next((count for count in range(longest, 0, -1) if said[-count:] == answer[:count]), 0)
 
 
-def read_pair(
-    values: Values, line: int, *, prompt: str | None = "prompt", names: Sequence[str] = PAIR
-) -> PreferenceRow | Fault:
+def compared(chosen: Sequence[Turn], rejected: Sequence[Turn]) -> PreferenceRow:
+    """Return the row of two transcripts that differ in their last turn.
+
+    Raises:
+        RowError: they part before it, one does not end with the assistant, or their prompt is no conversation.
+    """
+    for transcript, name in ((chosen, "chosen"), (rejected, "rejected")):
+        if transcript[-1].role != "assistant":
+            raise RowError("wrong role", f"{name} ends with the role {transcript[-1].role!r}; 'assistant' is needed")
+    both = list(zip(chosen[:-1], rejected[:-1], strict=False))
+    shared = next((number for number, (ours, theirs) in enumerate(both) if ours != theirs), len(both))
+    if shared == 0:
+        raise RowError(NO_PROMPT, "chosen and rejected share no turn")
+    if len(chosen) != shared + 1 or len(rejected) != shared + 1:
+        lengths = f"{len(chosen)} and {len(rejected)} turns"
+        raise RowError("parting transcripts", f"the transcripts part at turn {shared + 1} of {lengths}")
+    return made(prompt_of(chosen[:-1]), [Answer(chosen[-1].text), Answer(rejected[-1].text)], better=0)
+
+
+def read_pair(values: Values, *, prompt: str | None = "prompt", names: Sequence[str] = PAIR) -> PreferenceRow:
     """Return the row of a conversation and two answers to it, the better one first."""
     said = asked(values, prompt) if prompt is not None else []
     chosen, rejected = transcripts(values, said, prompt, names)
-    return compared(line, chosen, rejected)
+    return compared(chosen, rejected)
 
 
-def read_outputs(values: Values, line: int) -> PreferenceRow | Fault:
+def read_outputs(values: Values) -> PreferenceRow:
     """Return the row of an instruction whose outputs are a list of two, the better one first."""
     outputs = unpacked(values, "output")
     if not isinstance(outputs, list) or len(outputs) != 2:
         raise RowError("not a text", "output is no list of two answers, the better one first")
-    return read_pair({**values, **dict(zip(PAIR, outputs, strict=True))}, line, prompt="instruction")
+    return read_pair({**values, **dict(zip(PAIR, outputs, strict=True))}, prompt="instruction")
 
 
-def read_request(values: Values, line: int) -> PreferenceRow | Fault:
+def read_request(values: Values) -> PreferenceRow:
     """Return the row of a request, an object that holds messages, and two answers to it, the preferred one first."""
     request = unpacked(values, "input")
     if not isinstance(request, Mapping):
         raise RowError("not a text", f"input is {given(values, 'input')}; an object with messages is needed")
     check_attached(request)
     answers = (values.get("preferred_output"), values.get("non_preferred_output"))
-    return read_pair({"prompt": request.get("messages"), **dict(zip(PAIR, answers, strict=True))}, line)
+    return read_pair({"prompt": request.get("messages"), **dict(zip(PAIR, answers, strict=True))})
 
 
-def read_judged(values: Values, line: int, *, prompt: str, answer: str | None, label: str) -> PreferenceRow | Fault:
+def read_judged(values: Values, *, prompt: str, answer: str | None, label: str) -> PreferenceRow:
     """Return the row of one answer and whether it is one to give (KTO); without a column the last turn is it."""
     desirable = flag(values, label)
     if answer is None:
@@ -166,148 +186,209 @@ def read_judged(values: Values, line: int, *, prompt: str, answer: str | None, l
         (talk,) = transcripts(values, asked(values, prompt), prompt, (answer,))
     if talk[-1].role != "assistant":
         raise RowError("wrong role", f"{answer or prompt} ends with the role {talk[-1].role!r}; 'assistant' is needed")
-    return made(line, prompt_of(talk[:-1]), [Answer(talk[-1].text, desirable=desirable)])
+    return made(prompt_of(talk[:-1]), [Answer(talk[-1].text, desirable=desirable)])
 
 
-def of_messages(rows: Sequence[Values]) -> bool:
-    """Return whether most rows hold messages as answers, and not texts; of as many the first row decides."""
-    answers = [answer for row in rows if holds(answer := row.get("chosen"))]
-    return _most([not isinstance(answer, str) and not is_parts(answer) for answer in answers])
-
-
-def whole(rows: Sequence[Values]) -> bool:
-    """Return whether most answers of messages are whole conversations."""
-    answers = [answer for row in rows if holds(answer := row.get("chosen")) and not isinstance(answer, str)]
-    return _most([opens_a_conversation(answer) for answer in answers])
-
-
-def _most(votes: Sequence[bool]) -> bool:
+def _usually(rows: Sequence[Values], name: str, kind: Callable[[object], bool]) -> bool:
+    """Return whether most cells of a column that say anything are of a kind; of as many the first one decides."""
+    votes = [kind(cell) for row in rows if holds(cell := row.get(name))]
     return 2 * sum(votes) > len(votes) or (bool(votes) and votes[0] and 2 * sum(votes) == len(votes))
 
 
-def _asked_by(prompt: str) -> Callable[[Sequence[Values]], bool]:
-    return lambda rows: named_prompt(rows) == prompt
+def _talk(cell: object) -> bool:
+    """Return whether a cell that says anything holds messages, and no text."""
+    return not isinstance(cell, str) and not is_parts(cell)
 
 
-def _talk(value: object) -> bool:
-    """Return whether a prompt's cell holds messages."""
-    return isinstance(value, list) and not is_parts(value)
+def _whole(rows: Sequence[Values]) -> bool:
+    """Return whether most answers of messages are whole conversations."""
+    return _usually([row for row in rows if not isinstance(row.get("chosen"), str)], "chosen", opens_a_conversation)
 
 
 def _explicit_chat(rows: Sequence[Values]) -> bool:
     """Return whether prompt or answers are messages; beside whole conversations a plain prompt only repeats them."""
-    if _most([_talk(prompt) for row in rows if holds(prompt := row.get("prompt"))]):
-        return True
-    return of_messages(rows) and not whole(rows) and named_prompt(rows) == "prompt"
+    of_messages = _usually(rows, "chosen", _talk) and not _whole(rows) and named_prompt(rows) == "prompt"
+    return of_messages or _usually(rows, "prompt", _talk)
 
 
 def _implicit_chat(rows: Sequence[Values]) -> bool:
+    """Return whether answers are messages without a prompt, or whole conversations beside a plain one."""
     name = named_prompt(rows)
-    repeated = whole(rows) and not (name and _most([_talk(said) for row in rows if holds(said := row.get(name))]))
-    return of_messages(rows) and (name is None or repeated)
+    alone = name is None or (_whole(rows) and not _usually(rows, name, _talk))
+    return alone and _usually(rows, "chosen", _talk)
 
 
-def _explicit_plain(rows: Sequence[Values]) -> bool:
-    return named_prompt(rows) in ("prompt", None)
+def read_implicit(values: Values) -> PreferenceRow:
+    """Return the row of two texts whose common words are the prompt.
+
+    The prompt ends at the last space that both texts share, and the answers keep that space: cut inside a word, the
+    answers would not open with a token that a model can say. Texts without spaces need a prompt of their own.
+
+    Raises:
+        RowError: a column is called as prompts are, and then what both texts open with is none.
+    """
+    if names := like_a_prompt([values]):
+        raise RowError("several prompts", f"{names[0]!r} may be the prompt; map it (prompt={names[0]}) or rename it")
+    chosen, rejected = (text(values, name) for name in PAIR)
+    if chosen == rejected:
+        raise RowError("identical pair", "chosen and rejected are the same text")
+    length = shared_words(chosen, rejected)
+    if not length:
+        raise RowError(NO_PROMPT, "chosen and rejected do not open with the same words")
+    return made(Prompt(chosen[:length]), [Answer(chosen[length:]), Answer(rejected[length:])], better=0)
 
 
-def _outputs(rows: Sequence[Values]) -> bool:
-    return any(isinstance(unpacked(row, "output"), list) for row in rows)
+def shared_words(first: str, second: str) -> int:
+    """Return how many characters the two texts share up to the end of their last common whole word."""
+    head = commonprefix([first, second])
+    whole = head.rstrip()
+    if whole != head:
+        return len(whole)
+    before = whole.rsplit(None, 1)
+    return len(before[0]) if len(before) == 2 else 0
 
 
-def _pairs(name: str, says: str, prompt: str, *more: str, names: tuple[str, str] = PAIR) -> Format:
+def read_transcripts(values: Values) -> PreferenceRow:
+    """Return the row of two transcripts; their common turns are the prompt with its history."""
+    chosen, rejected = (transcript_turns(text(values, name)) for name in PAIR)
+    return compared(chosen, rejected)
+
+
+def _transcripts(rows: Sequence[Values]) -> bool:
+    """Return whether any row holds a transcript, and none a prompt of its own."""
+    said = [row.get("chosen") for row in rows]
+    marked = any(isinstance(one, str) and one.lstrip().startswith("Human:") and LAST_ANSWER in one for one in said)
+    return marked and not any("prompt" in row for row in rows)
+
+
+def _processed_hh(rows: Sequence[Values]) -> bool:
+    """Return whether any answer is an object with a text and no role."""
+    said = [unpacked(row, "chosen") for row in rows]
+    return any(isinstance(one, Mapping) and "text" in one and "role" not in one for one in said)
+
+
+def _processed_hh_answer(values: Values, name: str) -> Answer:
+    value = values.get(name)
+    if not isinstance(value, Mapping):
+        raise RowError("not a text", f'{name} is {given(values, name)}; an object {{"text": ...}} is needed')
+    return Answer(text({f"the text of {name}": value.get("text")}, f"the text of {name}"))
+
+
+def read_processed_hh(values: Values) -> PreferenceRow:
+    """Return the row of one context and its two answers."""
+    answers = [_processed_hh_answer(values, name) for name in PAIR]
+    return made(prompt_of(turns(values, "context")), answers, better=0)
+
+
+def _pairs(
+    name: str,
+    says: str,
+    prompt: str,
+    *more: str,
+    names: tuple[str, str] = PAIR,
+    recognise: Callable[[Sequence[Values]], bool] | None = None,
+) -> Format:
     return Format(
         name,
         says,
         (prompt, *names),
         partial(read_pair, prompt=prompt, names=names),
-        _asked_by(prompt),
+        recognise or (lambda rows: named_prompt(rows) == prompt),
         options=(*more, "history"),
         texts=more,
         either=(prompt, *names),
     )
 
 
-def _judged(name: str, says: str, prompt: str, answer: str | None, label: str, *more: str) -> Format:
+def _judged(name: str, prompt: str, answer: str | None, label: str, *more: str) -> Format:
+    kind = "conversations whose last answer is" if answer is None else "single answers,"
     said = (prompt,) if answer is None else (prompt, answer)
-    reading = partial(read_judged, prompt=prompt, answer=answer, label=label)
-    options = more if answer is None else (*more, "history")
-    return Format(name, says, (*said, label), reading, _asked_by(prompt), options=options, texts=more, either=said)
-
-
-TRL_CHAT_EXPLICIT = Format(
-    "trl-chat-explicit",
-    "pairs of messages after a conversation, chosen first",
-    ("prompt", *PAIR),
-    read_pair,
-    _explicit_chat,
-    options=("history",),
-    either=("prompt", *PAIR),
-)
-TRL_CHAT_IMPLICIT = Format(
-    "trl-chat-implicit",
-    "pairs of conversations, chosen first; their common turns are the prompt",
-    PAIR,
-    partial(read_pair, prompt=None),
-    _implicit_chat,
-    options=("prompt",),
-    either=PAIR,
-)
-TRL_PLAIN_EXPLICIT = Format(
-    "trl-plain-explicit",
-    "pairs of texts after a prompt, chosen first",
-    ("prompt", *PAIR),
-    read_pair,
-    _explicit_plain,
-    options=("history",),
-    either=("prompt", *PAIR),
-)
-CONTEXT_MESSAGES = _pairs("openrlhf-messages", "pairs after messages, chosen first", "context_messages")
-CONVERSATIONS = _pairs("sharegpt-pairs", "pairs after a conversation, chosen first", "conversations")
-MESSAGES = _pairs("messages-pairs", "pairs after messages, chosen first", "messages")
-INSTRUCTION = _pairs("alpaca-pairs", "pairs after an instruction and its input, chosen first", "instruction", "input")
-RESPONSE_PAIRS = tuple(
-    _pairs(name, "pairs of responses, the chosen one first", prompt, *more, names=RESPONSES)
-    for name, prompt, *more in (
-        ("argilla-pairs", "instruction", "input"),
-        ("response-pairs", "prompt"),
+    return Format(
+        name,
+        f"{kind} labelled true (desirable) or false",
+        (*said, label),
+        partial(read_judged, prompt=prompt, answer=answer, label=label),
+        lambda rows: named_prompt(rows) == prompt,
+        options=more if answer is None else (*more, "history"),
+        texts=more,
+        either=said,
     )
+
+
+TRANSCRIPTS = (
+    Format(
+        "pku-processed-hh",
+        "pairs after a context of turns, chosen first",
+        ("context", *PAIR),
+        read_processed_hh,
+        _processed_hh,
+    ),
+    Format("hh-rlhf", "pairs of transcripts, chosen first", PAIR, read_transcripts, _transcripts, texts=PAIR),
 )
-QUESTION = _pairs("question-pairs", "pairs after a question, chosen first", "question")
-QUERY = _pairs("query-pairs", "pairs after a query, chosen first", "query")
-INPUT = _pairs("input-pairs", "pairs after an input, chosen first", "input")
-CONTEXT = _pairs("context-pairs", "pairs after a context, chosen first", "context")
-OUTPUTS = Format(
-    "alpaca-outputs",
-    "two outputs to an instruction and its input, the better one first",
-    ("instruction", "output"),
-    read_outputs,
-    _outputs,
-    options=("input", "history"),
-    texts=("instruction", "input"),
-)
-REQUEST = Format(
-    "openai-pairs",
-    "pairs of messages after those of a request, the preferred one first",
-    ("input", "preferred_output", "non_preferred_output"),
-    read_request,
-    either=("preferred_output", "non_preferred_output"),
+PAIRS = (
+    _pairs(
+        "trl-chat-explicit",
+        "pairs of messages after a conversation, chosen first",
+        "prompt",
+        recognise=_explicit_chat,
+    ),
+    Format(
+        "trl-chat-implicit",
+        "pairs of conversations, chosen first; their common turns are the prompt",
+        PAIR,
+        partial(read_pair, prompt=None),
+        _implicit_chat,
+        options=("prompt",),
+        either=PAIR,
+    ),
+    _pairs(
+        "trl-plain-explicit",
+        "pairs of texts after a prompt, chosen first",
+        "prompt",
+        recognise=lambda rows: named_prompt(rows) in ("prompt", None),
+    ),
+    _pairs("openrlhf-messages", "pairs after messages, chosen first", "context_messages"),
+    _pairs("sharegpt-pairs", "pairs after a conversation, chosen first", "conversations"),
+    _pairs("messages-pairs", "pairs after messages, chosen first", "messages"),
+    _pairs("alpaca-pairs", "pairs after an instruction and its input, chosen first", "instruction", "input"),
+    _pairs("argilla-pairs", "pairs of responses, the chosen one first", "instruction", "input", names=RESPONSES),
+    _pairs("response-pairs", "pairs of responses, the chosen one first", "prompt", names=RESPONSES),
+    _pairs("question-pairs", "pairs after a question, chosen first", "question"),
+    _pairs("query-pairs", "pairs after a query, chosen first", "query"),
+    _pairs("input-pairs", "pairs after an input, chosen first", "input"),
+    _pairs("context-pairs", "pairs after a context, chosen first", "context"),
+    Format(
+        "alpaca-outputs",
+        "two outputs to an instruction and its input, the better one first",
+        ("instruction", "output"),
+        read_outputs,
+        lambda rows: any(isinstance(unpacked(row, "output"), list) for row in rows),
+        options=("input", "history"),
+        texts=("instruction", "input"),
+    ),
+    Format(
+        "openai-pairs",
+        "pairs of messages after those of a request, the preferred one first",
+        ("input", "preferred_output", "non_preferred_output"),
+        read_request,
+        either=("preferred_output", "non_preferred_output"),
+    ),
 )
 JUDGED = (
-    _judged("kto", "single answers, labelled true (desirable) or false", "prompt", "completion", "label"),
-    _judged("kto-response", "single answers, labelled true or false", "prompt", "response", "label"),
-    _judged("kto-question", "single answers, labelled true or false", "question", "completion", "label"),
-    _judged("kto-input", "single answers, labelled true or false", "input", "output", "label"),
-    _judged(
-        "kto-instruction", "single answers, labelled true or false", "instruction", "completion", "label",
-        "input",
-    ),
-    _judged(
-        "kto-alpaca", "single answers, labelled true or false", "instruction", "output", "kto_tag", "input"
-    ),
-    _judged("kto-messages", "conversations whose last answer is labelled true or false", "messages", None, "label"),
-    _judged(
-        "kto-sharegpt", "conversations whose last answer is labelled true or false", "conversations", None, "kto_tag"
-    ),
-)  # fmt: skip
+    _judged("kto", "prompt", "completion", "label"),
+    _judged("kto-response", "prompt", "response", "label"),
+    _judged("kto-question", "question", "completion", "label"),
+    _judged("kto-input", "input", "output", "label"),
+    _judged("kto-instruction", "instruction", "completion", "label", "input"),
+    _judged("kto-alpaca", "instruction", "output", "kto_tag", "input"),
+    _judged("kto-messages", "messages", None, "label"),
+    _judged("kto-sharegpt", "conversations", None, "kto_tag"),
+)
 """What KTO is trained on; false marks an answer that is not to be imitated."""
+TRL_PLAIN_IMPLICIT = Format(
+    "trl-plain-implicit",
+    "pairs of texts, chosen first; the words that both open with are the prompt",
+    PAIR,
+    read_implicit,
+    either=PAIR,
+)

@@ -1,113 +1,39 @@
 """Which format rows are of, said by their columns; and what to say where they are of none."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from dualign.data import table_files
-from dualign.data.formats.chat_forms import (
-    CONTEXT,
-    CONTEXT_MESSAGES,
-    CONVERSATIONS,
-    INPUT,
-    INSTRUCTION,
-    JUDGED,
-    MESSAGES,
-    OUTPUTS,
-    QUERY,
-    QUESTION,
-    REQUEST,
-    RESPONSE_PAIRS,
-    TRL_CHAT_EXPLICIT,
-    TRL_CHAT_IMPLICIT,
-    TRL_PLAIN_EXPLICIT,
-    like_a_prompt,
-    named_prompt,
-)
-from dualign.data.formats.preference import HELPSTEER, HH_RLHF, INTERNAL, SCORED_PAIRS, TRL_PLAIN_IMPLICIT, to_values
-from dualign.data.formats.safety import (
+from dualign.data.cells import RowError, Values, column_text, encodable, given, literal
+from dualign.data.formats.chat_forms import JUDGED, PAIRS, TRANSCRIPTS, TRL_PLAIN_IMPLICIT, like_a_prompt, named_prompt
+from dualign.data.formats.labelled import (
     BEAVERTAILS,
     BEAVERTAILS_EVALUATION,
-    PKU_PROCESSED_HH,
+    HELPSTEER,
+    INTERNAL,
     PKU_SAFERLHF,
     PKU_SAFERLHF_QA,
     PKU_SAFERLHF_V0,
     SAFERLHF_V,
     SAFETY_PAIRS,
+    SCORED_PAIRS,
 )
-from dualign.data.formats.source import (
+from dualign.data.preferences import (
+    NO_PROMPT,
     READING_RULES,
     UNREADABLE,
+    Fault,
     Format,
     PreferenceError,
-    RowError,
-    Values,
-    literal,
-    local_file,
+    PreferenceFile,
+    PreferenceRow,
     refusal,
 )
-from dualign.data.formats.turns import ATTACHED, check_attached, mixed, with_messages, with_system
-from dualign.data.preferences import Fault, PreferenceFile, PreferenceRow
-from dualign.data.prompts import column_text
-from dualign.data.rows import TEXTUAL
-from dualign.data.table_files import Row, encodable, ending, read_rows
-from dualign.errors import DataError, UsageError, nearest
-from dualign.runs.store import write_bytes
-
-
-def recognised(rows: Sequence[Row], names: Iterable[str], formats: Iterable[Format]) -> Format | None:
-    """Return the first format whose needed columns are all there and that knows the rows, or none."""
-    present, values = set(names), [row.values for row in rows]
-    return next((known for known in formats if present.issuperset(known.needs) and known.recognise(values)), None)
-
-
-def renamed(rows: Sequence[Row], where: str, columns: Mapping[str, str], formats: Iterable[Format]) -> list[Row]:
-    """Return the rows with each column, or what a path leads to, under the name it is read as.
-
-    Raises:
-        UsageError: no format reads a column of that name, or one column is to be read as two.
-        DataError: the file has no such column.
-    """
-    formats = list(formats)
-    known = list(dict.fromkeys(name for kind in formats if not kind.refusal for name in (*kind.needs, *kind.options)))
-    for read in columns:
-        if not any(kind.reads(read) for kind in formats):
-            raise UsageError(f"columns: no format reads {read!r}; {nearest(read, known)}")
-    return table_files.renamed(rows, where, columns)
-
-
-def unknown(rows: Sequence[Row], names: Sequence[str], where: str, formats: Iterable[Format]) -> PreferenceError:
-    """Return the error of columns that are no known format; it names the closest one if most of that is there."""
-    values = [row.values for row in rows]
-    readable = [known for known in formats if not known.refusal and known.recognise(values)]
-    closest = min(readable, key=lambda known: len(_absent(known, names)) / len(known.needs))
-    absent = _absent(closest, names)
-    if 2 * len(absent) <= len(closest.needs):
-        return missing(rows, names, where, closest, absent)
-    given = ", ".join(repr(name) for name in names) or "none"
-    likely = (like_a_prompt(values) or ["NAME"])[0]
-    asked = "" if named_prompt(values) else f", prompt={likely}"
-    answers = "completion=NAME, label=NAME" if {"label", "kto_tag"} & set(names) else "chosen=NAME, rejected=NAME"
-    what = f"columns {given} are no known format of preferences; map them ({answers}{asked})"
-    return refusal(where, (Fault("missing column", rows[0].line, what),))
-
-
-def missing(
-    rows: Sequence[Row], names: Sequence[str], where: str, known: Format, absent: Sequence[str]
-) -> PreferenceError:
-    """Return the error of a file without columns that its format needs."""
-    free = [name for name in names if not known.reads(name)]
-    lacks = "; ".join(f"no column {name!r}, {nearest(name, free)}" for name in absent)
-    likely = like_a_prompt([row.values for row in rows]) if absent[0] == "prompt" else []
-    what = f"read as {known.name}, the file has {lacks} (columns may be mapped: {absent[0]}={(likely or ['NAME'])[0]})"
-    return refusal(where, (Fault("missing column", rows[0].line, what),))
-
-
-def _absent(known: Format, names: Iterable[str]) -> list[str]:
-    present = set(names)
-    return [name for name in known.needs if name not in present]
-
+from dualign.data.table_files import Row, local_file
+from dualign.data.tables import Source, Table, check_readable, read_table, renamed
+from dualign.data.turns import ATTACHED, PYTHON, SYSTEM, as_messages, check_attached, is_parts, with_system
+from dualign.errors import UsageError, nearest
 
 FORMATS: dict[str, Format] = {
     known.name: known
@@ -121,40 +47,27 @@ FORMATS: dict[str, Format] = {
         *HELPSTEER,
         BEAVERTAILS,
         SAFETY_PAIRS,
-        PKU_PROCESSED_HH,
-        HH_RLHF,
-        TRL_CHAT_EXPLICIT,
-        TRL_CHAT_IMPLICIT,
-        TRL_PLAIN_EXPLICIT,
-        CONTEXT_MESSAGES,
-        CONVERSATIONS,
-        MESSAGES,
-        INSTRUCTION,
-        *RESPONSE_PAIRS,
-        QUESTION,
-        QUERY,
-        INPUT,
-        CONTEXT,
-        OUTPUTS,
-        REQUEST,
+        *TRANSCRIPTS,
+        *PAIRS,
         *JUDGED,
         TRL_PLAIN_IMPLICIT,
         BEAVERTAILS_EVALUATION,
     )
 }
 """From the most particular to the most general; the first that fits is taken."""
-
-NO_PROMPT = "no common prompt"  # of one row: that row is left out; of all rows: the file is refused
+READ_AS = [name for known in FORMATS.values() if not known.refusal for name in (*known.needs, *known.options)]
+READ_AS += [*SYSTEM, *SCORED_PAIRS.more]
+"""Names that columns may be renamed to."""
 
 
 def read_preferences(
-    path: str | Path, *, format: str | None = None, columns: Mapping[str, str] | None = None
+    source: Source, *, format: str | None = None, columns: Mapping[str, str] | None = None
 ) -> PreferenceFile:
-    """Return what a preference file holds: its rows, and the faults of the rows that were left out.
+    """Return what preference data hold: their rows, and the faults of the rows that were left out.
 
     Args:
-        path: JSONL, JSON list, CSV, TSV or Parquet, also gzipped; a folder with one such file; or
-            ``org/name@revision``, a data set of the Hub that is in the local cache.
+        source: JSONL, JSON list, CSV, TSV or Parquet, also gzipped; a folder with one such file; ``org/name@revision``,
+            a data set of the Hub that is in the local cache; or rows in memory (``table_files.in_memory``).
         format: a name of ``FORMATS``; none: recognised by the columns.
         columns: column of the file by the name that a format knows it by, ``{"chosen": "good_answer"}``.
 
@@ -164,47 +77,95 @@ def read_preferences(
         DataError: the file is broken, of no known format, or a row breaks a rule that refuses the file
             (``PreferenceError``, with every such row in its ``faults``).
     """
-    file = local_file(path)
-    rows = read_rows(file)
-    return preference_file(rows, str(path), format=format, columns=columns, textual=ending(file) in TEXTUAL)
+    return preference_file(preference_table(source), format=format, columns=columns)
+
+
+def preference_table(source: Source) -> Table:
+    """Return the rows of preference data as they stand, under the name that was given."""
+    return read_table(local_file(source), named=str(source)) if isinstance(source, str | Path) else read_table(source)
 
 
 def preference_file(
-    rows: Sequence[Row],
-    where: str,
-    *,
-    format: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    textual: bool = False,
+    table: Table, *, format: str | None = None, columns: Mapping[str, str] | None = None
 ) -> PreferenceFile:
-    """Return the preferences of rows that were read from ``where``; other arguments and errors as above.
-
-    ``textual``: every cell is a text, so that labels are read from what their texts say.
-    """
-    if not rows:
-        raise DataError(f"{where}: has no rows")
-    rows = renamed(rows, where, columns or {}, FORMATS.values())
-    rows = with_messages(rows, FORMATS.values())
-    names = list(dict.fromkeys(name for row in rows for name in row.values))
-    known = FORMATS.get(format) if format else recognised(rows, names, FORMATS.values())
-    if format and known is None:
-        raise UsageError(f"unknown format {format!r}; {nearest(format, FORMATS)}")
-    if known is None:
-        raise unknown(rows, names, where, FORMATS.values())
-    if known.refusal:
-        raise refusal(where, (Fault("refused format", rows[0].line, known.refusal),), known.name)
-    if absent := [name for name in known.needs if name not in names]:
-        raise missing(rows, names, where, known, absent)
-    apart = mixed(rows, known)
-    read = _settled([apart.get(row.line) or _read(row, known, textual) for row in rows], where, known.name)
+    """Return the preferences of rows that were read; other arguments and errors as above."""
+    check_readable(columns or {}, READ_AS, unknown="no format reads")
+    table = _with_messages(renamed(table, columns or {}))
+    names = table.columns
+    known = _format(table, names, format)
+    apart = mixed(table.rows, known)
+    read = [apart.get(row.line) or _read(row, known, textual=table.textual) for row in table.rows]
+    faults = tuple(row for row in read if isinstance(row, Fault))
+    _check_faults(table, known, faults)
     return PreferenceFile(
-        path=where,
+        path=table.name,
         format=known.name,
         rows=tuple(row for row in read if isinstance(row, PreferenceRow)),
-        faults=tuple(row for row in read if isinstance(row, Fault)),
-        total=len(rows),
+        faults=tuple(replace(one, rule="parting transcripts") if one.rule == NO_PROMPT else one for one in faults),
+        total=len(table.rows),
         columns={name: (columns or {}).get(name, name) for name in names if known.reads(name)},
     )
+
+
+def _format(table: Table, names: Sequence[str], format: str | None) -> Format:
+    """Return the format of that name, or the first whose needed columns are all there and that knows the rows.
+
+    Raises:
+        UsageError: there is no such name.
+        PreferenceError: the rows are of no format, of another, or of one that is refused.
+    """
+    if format and format not in FORMATS:
+        raise UsageError(f"unknown format {format!r}; {nearest(format, FORMATS)}")
+    present, values = set(names), [row.values for row in table.rows]
+    fitting = (known for known in FORMATS.values() if present.issuperset(known.needs) and known.recognise(values))
+    known = FORMATS[format] if format else next(fitting, None)
+    if known is None:
+        raise _unknown(table, names)
+    if known.refusal:
+        raise refusal(table, (Fault("refused format", table.rows[0].line, known.refusal),), known.name)
+    if absent := [name for name in known.needs if name not in names]:
+        raise _missing(table, names, known, absent)
+    return known
+
+
+def _unknown(table: Table, names: Sequence[str]) -> PreferenceError:
+    """Return the error of columns that are no known format; it names the closest one if most of that is there."""
+    values = [row.values for row in table.rows]
+    readable = [known for known in FORMATS.values() if not known.refusal and known.recognise(values)]
+    lacks = {known.name: [name for name in known.needs if name not in names] for known in readable}
+    closest = min(readable, key=lambda known: len(lacks[known.name]) / len(known.needs))
+    if 2 * len(absent := lacks[closest.name]) <= len(closest.needs):
+        return _missing(table, names, closest, absent)
+    shown = ", ".join(repr(name) for name in names) or "none"
+    asked = "" if named_prompt(values) else f", prompt={(like_a_prompt(values) or ['NAME'])[0]}"
+    answers = "completion=NAME, label=NAME" if {"label", "kto_tag"} & set(names) else "chosen=NAME, rejected=NAME"
+    what = f"columns {shown} are no known format of preferences; map them ({answers}{asked})"
+    return refusal(table, (Fault("missing column", table.rows[0].line, what),))
+
+
+def _missing(table: Table, names: Sequence[str], known: Format, absent: Sequence[str]) -> PreferenceError:
+    """Return the error of a file without columns that its format needs."""
+    free = [name for name in names if not known.reads(name)]
+    lacks = "; ".join(f"no column {name!r}, {nearest(name, free)}" for name in absent)
+    likely = like_a_prompt([row.values for row in table.rows]) if absent[0] == "prompt" else []
+    what = f"read as {known.name}, the file has {lacks} (columns may be mapped: {absent[0]}={(likely or ['NAME'])[0]})"
+    return refusal(table, (Fault("missing column", table.rows[0].line, what),))
+
+
+def _check_faults(table: Table, known: Format, faults: tuple[Fault, ...]) -> None:
+    """Check that nothing refuses the file.
+
+    Raises:
+        PreferenceError: a row breaks a rule of errors, no row at all has a common prompt, or none can be read.
+    """
+    if errors := tuple(one for one in faults if READING_RULES[one.rule] == "error" and one.rule != NO_PROMPT):
+        raise refusal(table, errors, known.name)
+    if len(faults) < len(table.rows):
+        return
+    if apart := tuple(one for one in faults if one.rule == NO_PROMPT):
+        raise refusal(table, apart, known.name)
+    if unread := tuple(replace(one, rule="no readable row") for one in faults if one.rule in UNREADABLE):
+        raise refusal(table, unread, known.name)
 
 
 def describe(file: PreferenceFile) -> str:
@@ -214,29 +175,31 @@ def describe(file: PreferenceFile) -> str:
     return f"{file.path}: {file.format} ({FORMATS[file.format].says}; columns {columns}), {counts}"
 
 
-def _read(row: Row, known: Format, textual: bool) -> PreferenceRow | Fault:
+def _read(row: Row, known: Format, *, textual: bool) -> PreferenceRow | Fault:
     """Return the row with the columns that the format does not read as columns of its prompt, or what is wrong."""
-    values = _literals(row.values, known) if textual else row.values
+    values: Values = row.values
+    if textual:
+        values = {
+            name: literal(value) if isinstance(value, str) and known.labels(name) else value
+            for name, value in values.items()
+        }
     try:
         check_attached({name: value for name, value in values.items() if not known.reads(name)})
-        read = known.read_row(values, row.line)
-        if isinstance(read, Fault):
-            return read
-        read = replace(read, prompt=with_system(read.prompt, values)) if known.systems else read
+        read = known.read_row(values)
+        prompt = with_system(read.prompt, values) if known.systems else read.prompt
     except RowError as error:
         return Fault(error.rule, row.line, error.what)
     others = {name: text for name, value in values.items() if (text := _extra(name, value, known)) is not None}
     named = others.pop("split", None)
-    prompt = replace(read.prompt, columns={**others, **read.prompt.columns}) if others else read.prompt
-    return replace(read, prompt=prompt, split=named if read.split is None else read.split)
-
-
-def _literals(values: Values, known: Format) -> Values:
-    """Return the cells of a file of texts with every label as what its text stands for."""
-    return {
-        name: literal(value) if isinstance(value, str) and known.labels(name) else value
-        for name, value in values.items()
-    }
+    if others:
+        prompt = replace(prompt, columns={**others, **prompt.columns})
+    return replace(
+        read,
+        line=read.line or row.line,
+        prompt=prompt,
+        split=named if read.split is None else read.split,
+        raw=Row(row.line, values),
+    )
 
 
 def _extra(name: str, value: object, known: Format) -> str | None:
@@ -246,80 +209,46 @@ def _extra(name: str, value: object, known: Format) -> str | None:
     return text if text is not None and encodable(name + text) else None
 
 
-def _settled(read: Sequence[PreferenceRow | Fault], where: str, format: str) -> list[PreferenceRow | Fault]:
-    """Return what was read once nothing in it refuses the file.
+TEXT, MESSAGES, PRINTED = "a text", "a list of messages", "messages as Python prints them"
+EITHER = {name for known in FORMATS.values() for name in known.either}
 
-    Raises:
-        PreferenceError: a row breaks a rule of errors, no row at all has a common prompt, or none can be read.
+
+def _with_messages(table: Table) -> Table:
+    """Return the table with the messages wherever a cell holds them as JSON, in any kind of file.
+
+    Only columns that some format reads as texts or messages are looked at.
     """
-    faults = [row for row in read if isinstance(row, Fault)]
-    errors = tuple(fault for fault in faults if READING_RULES[fault.rule] == "error" and fault.rule != NO_PROMPT)
-    if errors:
-        raise refusal(where, errors, format)
-    apart = tuple(fault for fault in faults if fault.rule == NO_PROMPT)
-    if apart and len(faults) == len(read):
-        raise refusal(where, apart, format)
-    unread = tuple(replace(fault, rule="no readable row") for fault in faults if fault.rule in UNREADABLE)
-    if unread and len(faults) == len(read):
-        raise refusal(where, unread, format)
-    return [_left_out(row) if isinstance(row, Fault) else row for row in read]
+    rows = []
+    for row in table.rows:
+        texts = {name: value for name, value in row.values.items() if name in EITHER and isinstance(value, str)}
+        rows.append(Row(row.line, {**row.values, **{name: as_messages(value) for name, value in texts.items()}}))
+    return replace(table, rows=rows)
 
 
-def _left_out(fault: Fault) -> Fault:
-    return replace(fault, rule="parting transcripts") if fault.rule == NO_PROMPT else fault
+def mixed(rows: Sequence[Row], known: Format) -> dict[int, Fault]:
+    """Return the faults, by line, of rows with a text in a column that holds messages in most rows, or vice versa.
 
-
-def _schema() -> Any:
-    import pyarrow as pa
-
-    column = pa.struct([("name", pa.string()), ("value", pa.string())])
-    turn = pa.struct([("role", pa.string()), ("text", pa.string())])
-    prompt = [("text", pa.string()), ("id", pa.string()), ("columns", pa.list_(column)), ("history", pa.list_(turn))]
-    answer = [
-        ("text", pa.string()),
-        ("safe", pa.bool_()),
-        ("severity", pa.int64()),
-        ("categories", pa.list_(pa.string())),
-        ("reward", pa.float64()),
-        ("cost", pa.float64()),
-        ("desirable", pa.bool_()),
-    ]
-    return pa.schema(
-        [
-            ("line", pa.int64()),
-            ("prompt", pa.struct(prompt)),
-            ("answers", pa.list_(pa.struct(answer))),
-            ("better", pa.int64()),
-            ("safer", pa.int64()),
-            ("split", pa.string()),
-        ]
-    )
-
-
-def write_parquet(rows: Iterable[PreferenceRow], path: str | Path) -> Path:
-    """Return ``path`` once it holds the rows.
-
-    Raises:
-        DataError: a text has no form in UTF-8.
-        StorageError: the disk refused; what was at ``path`` before is still there.
+    Messages as Python prints them are neither.
     """
-    import pyarrow
-    import pyarrow.parquet
+    found: dict[int, Fault] = {}
+    for name in known.either:
+        kinds = [_kind(row.values.get(name)) for row in rows]
+        usual = Counter(kind for kind in kinds if kind in (TEXT, MESSAGES)).most_common(1)
+        for row, kind in zip(rows, kinds, strict=True):
+            if kind == PRINTED:
+                printed = f"{PRINTED} ({str(row.values[name])[:12]!r}); write them as JSON"
+                what = f"{name} holds {printed}"
+                found.setdefault(row.line, Fault("not a text", row.line, what))
+            elif kind and usual and kind != usual[0][0]:
+                what = f"{name} is {given(row.values, name)}; {usual[0][0]} is needed, as in most rows"
+                found.setdefault(row.line, Fault("mixed plain and chat", row.line, what))
+    return found
 
-    sink = pyarrow.BufferOutputStream()
-    try:
-        table = pyarrow.Table.from_pylist([to_values(row) for row in rows], schema=_schema())
-    except UnicodeEncodeError as error:
-        raise DataError(f"{path}: a row holds half of a character (a lone surrogate): {error.reason}") from None
-    pyarrow.parquet.write_table(table, sink, compression="zstd")
-    return write_bytes(Path(path), sink.getvalue().to_pybytes())
 
-
-def read_parquet(path: str | Path) -> tuple[PreferenceRow, ...]:
-    """Return the rows that ``write_parquet`` wrote.
-
-    Raises:
-        MissingError: there is no such file.
-        DataError: a damaged file, or one of other columns.
-    """
-    return read_preferences(path, format=INTERNAL.name).rows
+def _kind(value: object) -> str:
+    """Return what a cell holds: a text, messages, or messages as Python prints them; empty: none of these."""
+    if isinstance(value, str) and PYTHON.fullmatch(value):
+        return PRINTED
+    if isinstance(value, str) or is_parts(value):
+        return TEXT
+    return MESSAGES if isinstance(value, list | Mapping) and value else ""

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dualign.data.formats.safety import grouped
-from dualign.data.preferences import Answer, PreferenceRow
+from dualign.data.preferences import Answer, PreferenceRow, grouped
 from dualign.errors import DataError
 from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt, normalise_prompt

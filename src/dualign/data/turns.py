@@ -1,14 +1,14 @@
-"""Conversations: messages of any dialect to turns, turns to a prompt with its history, two transcripts to a pair."""
+"""Conversations: messages of any dialect to turns, and turns to a prompt with its history, or to an answer.
+
+A cell may hold a text, messages, or messages as JSON text.
+"""
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from dualign.data.formats.source import SYSTEM, Format, RowError, Values, given, literal, made
-from dualign.data.preferences import Answer, Fault, PreferenceRow
-from dualign.data.table_files import Row, encodable
+from dualign.data.cells import RowError, Values, given, literal, whole_text
 from dualign.records import Prompt, Turn
 
 Role = Literal["system", "user", "assistant"]
@@ -36,6 +36,10 @@ ATTACHED = {
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "image or sound"),
 }
 """Columns of what goes with a prompt beside its words, and the rule that rows break in which they are not empty."""
+SYSTEM = ("system", "system_prompt", "system_message")
+"""Columns that hold a system turn, whatever the format; the first that says anything counts."""
+PYTHON = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from|value)'\s*:.*\}\s*\]\s*", re.DOTALL)
+"""A list of messages as Python prints it. It is not read: NumPy prints such lists without commas, others cut them."""
 
 
 def turns(values: Values, name: str) -> list[Turn]:
@@ -113,10 +117,7 @@ def _turn(message: object, where: str) -> Turn:
 def _words(content: object, where: str) -> str:
     """Return the text of a message: as it stands, or its parts one after the other, as chat templates write them."""
     parts = content if isinstance(content, list) else [content]
-    words = "".join(_part(part, where) for part in parts)
-    if not encodable(words):
-        raise RowError("lone surrogate", f"{where} holds half of a character (a lone surrogate)")
-    return words
+    return whole_text("".join(_part(part, where) for part in parts), where)
 
 
 def _part(part: object, where: str) -> str:
@@ -186,55 +187,13 @@ def with_system(prompt: Prompt, values: Values) -> Prompt:
     return replace(prompt, id="", cluster="", history=(turn, *prompt.history)) if turn.text.strip() else prompt
 
 
-def compared(line: int, chosen: Sequence[Turn], rejected: Sequence[Turn]) -> PreferenceRow | Fault:
-    """Return the row of two transcripts that differ in their last turn, or the fault of two that part before it.
-
-    Raises:
-        RowError: a transcript that does not end with the assistant, or whose prompt is no conversation.
-    """
-    for transcript, name in ((chosen, "chosen"), (rejected, "rejected")):
-        if transcript[-1].role != "assistant":
-            raise RowError("wrong role", f"{name} ends with the role {transcript[-1].role!r}; 'assistant' is needed")
-    shared = 0
-    for ours, theirs in zip(chosen[:-1], rejected[:-1], strict=False):
-        if ours != theirs:
-            break
-        shared += 1
-    if shared == 0:
-        return Fault("no common prompt", line, "chosen and rejected share no turn")
-    if len(chosen) != shared + 1 or len(rejected) != shared + 1:
-        lengths = f"{len(chosen)} and {len(rejected)} turns"
-        return Fault("parting transcripts", line, f"the transcripts part at turn {shared + 1} of {lengths}")
-    return made(line, prompt_of(chosen[:-1]), [Answer(chosen[-1].text), Answer(rejected[-1].text)], better=0)
-
-
-TEXT, MESSAGES, PRINTED = "a text", "a list of messages", "messages as Python prints them"
-PYTHON = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from|value)'\s*:.*\}\s*\]\s*", re.DOTALL)
-"""A list of messages as Python prints it. It is not read: NumPy prints such lists without commas, others cut them."""
-
-
-def with_messages(rows: Sequence[Row], formats: Iterable[Format]) -> list[Row]:
-    """Return the rows with the messages wherever a cell holds them as JSON, in any kind of file.
-
-    Only columns that some format reads as texts or messages are looked at.
-    """
-    columns = {name for known in formats for name in known.either}
-    return [_row(row, columns) for row in rows]
-
-
-def _row(row: Row, columns: set[str]) -> Row:
-    cells = {name: value for name, value in row.values.items() if name in columns and isinstance(value, str)}
-    changed = {name: read for name, text in cells.items() if (read := cell(text)) is not text}
-    return Row(row.line, {**row.values, **changed}) if changed else row
-
-
-def cell(text: str) -> Any:
+def as_messages(text: str) -> Any:
     """Return the messages that a text holds as JSON, or the text."""
     value = literal(text) if text.lstrip().startswith(("[", "{")) else text
-    return value if _messages(value) else text
+    return value if _is_said(value) else text
 
 
-def _messages(value: object) -> bool:
+def _is_said(value: object) -> bool:
     """Return whether a value is a list of objects of which one is said by someone, or one message of a known speaker.
 
     An answer may be another JSON list or object.
@@ -247,31 +206,117 @@ def _messages(value: object) -> bool:
     return any("role" in entry or {"from", "value"} <= set(entry) for entry in value)
 
 
-def mixed(rows: Sequence[Row], known: Format) -> dict[int, Fault]:
-    """Return the faults, by line, of rows with a text in a column that holds messages in most rows, or vice versa.
+def read_cell(value: object, what: str = "cell") -> Any:
+    """Return what a cell says: the messages that its text holds as JSON, any other value as it is.
 
-    Messages as Python prints them are neither.
+    Raises:
+        RowError: messages as Python prints them, which NumPy does without commas.
     """
-    found: dict[int, Fault] = {}
-    for name in known.either:
-        kinds = [_kind(row.values.get(name)) for row in rows]
-        usual = Counter(kind for kind in kinds if kind in (TEXT, MESSAGES)).most_common(1)
-        for row, kind in zip(rows, kinds, strict=True):
-            if kind == PRINTED:
-                what = (
-                    f"{name} holds messages as Python prints them ({str(row.values[name])[:12]!r}); write them as JSON"
-                )
-                found.setdefault(row.line, Fault("not a text", row.line, what))
-            elif kind and usual and kind != usual[0][0]:
-                what = f"{name} is {given(row.values, name)}; {usual[0][0]} is needed, as in most rows"
-                found.setdefault(row.line, Fault("mixed plain and chat", row.line, what))
-    return found
-
-
-def _kind(value: object) -> str:
-    """Return what a cell holds: a text, messages, or messages as Python prints them; empty: none of these."""
     if isinstance(value, str) and PYTHON.fullmatch(value):
-        return PRINTED
-    if isinstance(value, str) or is_parts(value):
-        return TEXT
-    return MESSAGES if isinstance(value, list | Mapping) and value else ""
+        printed = f"messages as Python prints them ({value[:12]!r}); write them as JSON, or the file as JSONL"
+        raise RowError("mixed plain and chat", f"{what} holds {printed}")
+    return as_messages(value) if isinstance(value, str) else value
+
+
+def holds_messages(value: object) -> bool:
+    """Return whether a cell holds messages, as such or as JSON text.
+
+    Raises:
+        RowError: messages as Python prints them.
+    """
+    said = read_cell(value)
+    return bool(said) and isinstance(said, list | Mapping)
+
+
+def _said_by(value: object, what: str, role: Role) -> list[Turn]:
+    said = read_cell(value, what)
+    if isinstance(said, str):
+        return [Turn(role, whole_text(said, f"the {what}"))]
+    if said and isinstance(said, list | Mapping):
+        return spoken({what: said}, what, role)
+    held = "missing" if said is None else f"{type(said).__name__} {str(said)[:40]!r}"
+    raise RowError("not a text", f"the {what} is {held}; a text is needed")
+
+
+def as_prompt(value: object, what: str = "prompt") -> Prompt:
+    """Return the prompt of a text, or of messages that end with the user's turn; ``what`` names it in errors.
+
+    Raises:
+        RowError: neither, or turns that do not alternate.
+    """
+    return prompt_of(_said_by(value, what, "user"))
+
+
+def as_answer(value: object, what: str = "response") -> str:
+    """Return the answer of a text, or of one message of the assistant's.
+
+    Raises:
+        RowError: anything else.
+    """
+    turns = _said_by(value, what, "assistant")
+    if [turn.role for turn in turns] != ["assistant"]:
+        roles = ", ".join(turn.role for turn in turns[:5])
+        raise RowError("wrong role", f"the {what} holds turns of {roles}; one turn of the assistant is needed")
+    return turns[0].text
+
+
+def without_answer(value: object) -> Any:
+    """Return a transcript without the answer that it ends with: what a model is asked; other values as they are."""
+    said = read_cell(value, "conversation")
+    return said[:-1] if answer_of(said) is not None else value
+
+
+def answer_of(value: object) -> Any:
+    """Return the assistant's message that a transcript ends with, as a list of one, or none."""
+    said = read_cell(value, "conversation")
+    if not isinstance(said, list) or not said or not isinstance(said[-1], Mapping):
+        return None
+    return said[-1:] if ROLES.get(speaker(_first(said[-1], SPEAKERS))) == "assistant" else None
+
+
+def written(prompt: Prompt) -> str | list[dict[str, str]]:
+    """Return a prompt as tables hold it: its text, or with a history its messages; ``as_prompt`` reads it back."""
+    if not prompt.history:
+        return prompt.text
+    turns = (*prompt.history, Turn("user", prompt.text))
+    return [{"role": turn.role, "content": turn.text} for turn in turns]
+
+
+TRANSCRIPT_MARKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+LAST_ANSWER = "\n\nAssistant:"
+TRANSCRIPT_ROLES: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
+
+
+def marked_turns(said: str, marker: re.Pattern[str], roles: Mapping[str, Role]) -> tuple[str, list[Turn]]:
+    """Return what a text says before the first marker of a speaker, and the turns that the markers part."""
+    opening, *parts = marker.split(said)
+    return opening, [Turn(roles[who], words) for who, words in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def transcript_turns(transcript: str) -> list[Turn]:
+    """Return the turns of a transcript, whose last one is the answer.
+
+    Turns of one speaker in a row are one turn, joined by a blank line, so that speakers alternate.
+
+    Raises:
+        RowError: no Assistant marker, words before the first marker, or a turn of the Human after the answer.
+    """
+    start = transcript.rfind(LAST_ANSWER)
+    if start < 0:
+        raise RowError("wrong role", "a transcript has no turn of the Assistant; '\\n\\nAssistant:' marks it")
+    answer = transcript[start + len(LAST_ANSWER) :]
+    if (after := TRANSCRIPT_MARKER.search(answer)) is not None and after.start():
+        raise RowError("wrong role", "a transcript ends with a turn of the Human; the Assistant's is needed")
+    opening, said = marked_turns(transcript[:start], TRANSCRIPT_MARKER, TRANSCRIPT_ROLES)
+    if opening.strip():
+        raise RowError("wrong role", f"a transcript opens with {opening.strip()[:40]!r}; '\\n\\nHuman:' is needed")
+    joined: list[Turn] = []
+    for turn in (*said, Turn("assistant", answer)):
+        before = f"{joined.pop().text}\n\n" if joined and joined[-1].role == turn.role else ""
+        joined.append(Turn(turn.role, f"{before}{turn.text.strip()}".strip()))
+    return joined
+
+
+def said(prompt: Prompt) -> tuple[str, ...]:
+    """Return the texts of a prompt's turns, its own last."""
+    return (*(turn.text for turn in prompt.history), prompt.text)

@@ -213,7 +213,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(
     [
         (4, ["a"], "model: expected a folder, a hub id, or a loaded model"),
         ("nowhere", ["a"], "model 'nowhere'"),
-        (None, "one text", "prompts: prompts are needed, in a list or a table; given one text"),
+        (None, "one text", "prompts: rows are needed; given str"),
         (None, [], "prompts"),
         (None, [4], "prompts"),
         (None, {"train": ["a b c"]}, "no prompts for the split 'tune'"),

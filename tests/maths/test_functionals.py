@@ -8,8 +8,8 @@ from dualign.maths.functionals import (
     Rate,
     Relative,
     parse,
+    slice_mask,
 )
-from dualign.records import in_slice
 
 COSTS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 12.0])
 
@@ -85,8 +85,9 @@ def test_mistakes_are_named(text: str, message: str) -> None:
 
 def test_slices() -> None:
     columns = [{"label": "safe"}, {"label": "unsafe", "topic": "a"}, {"label": "unsafe"}]
-    assert [in_slice(row, {"label": "unsafe"}) for row in columns] == [False, True, True]
-    assert [in_slice(row, {"label": "unsafe", "topic": "a"}) for row in columns] == [False, True, False]
-    assert all(in_slice(row, {}) for row in columns)
-    assert not any(in_slice(row, {"lable": "unsafe"}) for row in columns)
+    assert slice_mask(columns, {"label": "unsafe"}).tolist() == [False, True, True]
+    assert slice_mask(columns, {"label": "unsafe", "topic": "a"}).tolist() == [False, True, False]
+    assert slice_mask(columns, {}).all()
+    with pytest.raises(ValueError, match=r"no prompt has a column 'lable'.*label.*topic"):
+        slice_mask(columns, {"lable": "unsafe"})
     assert set(FUNCTIONALS) == {"mean", "rate", "cvar", "relative"}

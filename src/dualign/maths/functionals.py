@@ -2,12 +2,12 @@
 
 Each is a transform of the costs of single responses whose *mean* is the bounded quantity, together with what
 the transform does to the cap; so one bound on means serves all. A slice is no transform: its population is
-the prompts of the slice (``records.in_slice``).
+the prompts of the slice (``slice_mask``).
 """
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -193,3 +193,16 @@ def parse(text: str) -> Functional:
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(FUNCTIONALS)}"
         raise ValueError(f"unknown functional {name!r}; {hint}")
     return FUNCTIONALS[name](arguments)
+
+
+def slice_mask(columns: Sequence[Mapping[str, str]], where: Mapping[str, str]) -> NDArray[np.bool_]:
+    """Return which prompts belong to the slice: every column of ``where`` has its value (no condition: all).
+
+    Raises:
+        ValueError: a column of ``where`` that no prompt has.
+    """
+    for name in where:
+        if not any(name in row for row in columns):
+            known = sorted({key for row in columns for key in row})
+            raise ValueError(f"slice: no prompt has a column {name!r}; the columns are {known}")
+    return np.array([all(row.get(name) == value for name, value in where.items()) for row in columns], dtype=bool)

@@ -247,8 +247,10 @@ def _requirements(
 
 
 def _functional(text: str) -> "Functional":
-    from dualign.maths.functionals import ConditionalValueAtRisk, parse
+    from dualign.maths.functionals import FUNCTIONALS, ConditionalValueAtRisk, parse
 
+    if (kind := text.strip().split(":")[0]) not in FUNCTIONALS:
+        raise ArgumentError(f"functional: unknown functional {kind!r}; {nearest(kind, FUNCTIONALS)}")
     try:
         functional = parse(text)
     except ValueError as error:

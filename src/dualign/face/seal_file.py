@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualign.certificate.certify import Observations, Opening, Seal, Terms, Units, certify, claim_of, seal
+from dualign.certificate.certify import Observations, certify, claim_of
+from dualign.certificate.claim import Opening, Seal, Terms, Units, seal
 from dualign.errors import DataError, MissingError
 from dualign.hashing import digest
 from dualign.records import Certificate

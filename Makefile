@@ -45,7 +45,7 @@ bench: bench-step              ## all benchmarks
 	$(BIN)/python bench/dual_rules.py
 
 docs: $(READY)                 ## regenerate docs/config.md from the field docstrings
-	$(BIN)/python -m dualign.config_document > docs/config.md
+	$(BIN)/python docs/config_page.py > docs/config.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -16,8 +16,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from dualign.maths.dual import fixed
 from dualign.maths.exact import FiniteProblem, expectations, log_policy, mean_costs, optimum
 from dualign.methods.c_dpo import RECIPES, relabelled
+from dualign.methods.options import Settings
 from dualign.methods.table import METHODS
 from dualign.protocols import Objective
 from dualign.records import FloatArray
@@ -81,7 +83,7 @@ def shortfall(world: World, loss: str, *, flips: bool, seed: int) -> float:
     problem: FiniteProblem = world.problem()
     multiplier = optimum(problem).multipliers
     backend = TabularBackend(world)
-    objective = relabelled(multiplier, problem.beta, loss=loss, labels="bernoulli", temperature=1.0)
+    objective = relabelled(multiplier, problem.beta, Settings(fixed(multiplier), multiplier, loss, "bernoulli"))
     asked = with_flips(objective) if flips else objective
     policy = backend.fit(
         world.groups(), objective=asked, reference=backend.reference, start=None, seed=seed, name="policy"
@@ -101,7 +103,7 @@ def bad_labels(worlds: list[World]) -> None:
     print(f"\n| {' | '.join(heads)} |\n| --- | ---: | ---: | ---: |")
     plain: dict[bool, FloatArray] = {}
     for loss in RECIPES:
-        if relabelled(np.zeros(1), 1.0, loss=loss, labels="soft", temperature=1.0).columns:
+        if relabelled(np.zeros(1), 1.0, Settings(fixed(np.zeros(1)), np.zeros(1), loss)).columns:
             continue  # its optimum is not the Gibbs policy that the shortfall is taken from
         found = {
             flips: np.array([shortfall(world, loss, flips=flips, seed=k) for k, world in enumerate(worlds)])

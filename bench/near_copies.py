@@ -15,7 +15,9 @@ from unittest import mock
 
 import numpy as np
 
-from dualign.certificate.certify import Costs, Requirement, Terms, certify
+from dualign.certificate.certify import certify
+from dualign.certificate.claim import Requirement, Terms
+from dualign.certificate.held_out import Costs
 from dualign.config import Config
 from dualign.job.inputs import load_splits, units
 from dualign.maths import bounds

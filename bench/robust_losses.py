@@ -17,15 +17,18 @@ import numpy as np
 from methods_on_worlds import FLIPPED, value, with_flips
 
 from dualign.job.demo import Truth, demo_config, learn, make_job
+from dualign.job.phases import OpenRun
 from dualign.job.search import prepare
+from dualign.maths.dual import fixed
 from dualign.methods.c_dpo import RECIPES, relabelled
+from dualign.methods.options import Settings
 from dualign.records import FloatArray
 from dualign.runs.journal import open_run
 
 
 def losses() -> list[str]:
     """Return the losses whose optimum under soft labels is the Gibbs policy, plain DPO first."""
-    made = {name: relabelled(np.zeros(1), 1.0, loss=name, labels="soft", temperature=1.0) for name in RECIPES}
+    made = {name: relabelled(np.zeros(1), 1.0, Settings(fixed(np.zeros(1)), np.zeros(1), name)) for name in RECIPES}
     return [name for name, objective in made.items() if not objective.columns]
 
 
@@ -33,15 +36,16 @@ def shortfalls(seed: int, run: Path) -> FloatArray:
     """Return ``[loss, labels]``: the shortfall under drawn labels, and under drawn and partly turned ones."""
     config = demo_config(seed, "assistant")
     journal = open_run(run, config.model_dump(mode="json"))
-    parts = learn(config, journal, print)
-    job = make_job(config, run, journal, print, parts)
-    search, truth = prepare(job), Truth.of(job, parts)
+    opened = OpenRun(config, journal)
+    parts = learn(opened)
+    search = prepare(make_job(opened, parts))
+    truth = Truth.of(search, parts)
     problem, multipliers = search.problem(), truth.believed.multipliers
     normalised = search.scale.multipliers(multipliers / truth.share)
     best = value(truth.learned, truth.believed.log_probs, multipliers)
     table = np.zeros((len(losses()), 2))
     for row, loss in enumerate(losses()):
-        drawn = relabelled(normalised, problem.beta, loss=loss, labels="bernoulli", temperature=1.0)
+        drawn = relabelled(normalised, problem.beta, Settings(fixed(normalised), normalised, loss, "bernoulli"))
         for column, objective in enumerate((drawn, with_flips(drawn))):
             policy = problem.backend.fit(
                 problem.groups, objective=objective, reference=problem.reference, start=None, seed=seed,

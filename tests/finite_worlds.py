@@ -5,17 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from dualign.maths.dual import (
-    DualRule,
-    DualState,
+from dualign.maths.dual import DualRule, DualState, Observation
+from dualign.maths.exact import (
     FiniteProblem,
-    Observation,
+    FloatArray,
+    attainable_costs,
     dual_gradient,
     dual_hessian,
     expectations,
     log_policy,
 )
-from dualign.maths.exact import FloatArray, attainable_costs
 
 
 def world(seed: int, *, constraints: int = 1, beta: float = 0.25) -> FiniteProblem:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dualign.config import Config
 from dualign.job.checks import constraints_of
-from dualign.job.job import Job
+from dualign.job.phases import Job
 from dualign.protocols import FitReport, Objective, Policy
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.runs.journal import open_run
@@ -141,7 +141,6 @@ def gibbs_job(run: Path, config: Config, *, shift: float = 0.0) -> Job:
     costs = [Score(1, shift), Score(2)][: len(constraints)]
     return Job(
         config=config,
-        run=run,
         journal=open_run(run, config.model_dump(mode="json")),
         backend_at=lambda folder: Gibbs(folder, np.array(spread)),
         reference=Policy("reference"),

@@ -9,19 +9,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dualign.certificate.certify import (
-    Costs,
+from dualign.certificate.certify import certify, checked_units
+from dualign.certificate.claim import (
+    Opening,
     Requirement,
     Seal,
     Terms,
     Units,
-    certify,
     prompts_hash,
     seal,
     spent_delta,
     state_claim,
 )
+from dualign.certificate.held_out import Costs
 from dualign.errors import DataError, UsageError
+from dualign.maths import bounds
 from dualign.maths.functionals import Rate, Relative, parse
 
 FIELDS = {
@@ -230,7 +232,7 @@ def test_costs_above_the_cap_count_as_the_cap_and_are_reported() -> None:
     at_cap[:6] = 50.0
     figures = one(replace(sample, costs=wild))
     assert figures["share_at_cap"] == 6 / 300
-    assert figures["upper_bound"] == one(replace(sample, costs=at_cap))["upper_bound"]
+    assert figures == one(replace(sample, costs=at_cap))
 
 
 def test_one_prompt_certifies_nothing() -> None:
@@ -305,6 +307,14 @@ def test_all_limits_must_pass_each_at_delta_and_printed_bounds_hold_together() -
     assert (figures["verdict"], figures["constraint"]) == ("NOT CERTIFIED", "length")
 
 
+@pytest.mark.parametrize(("name", "value"), [("betting_e_value", 19.9), ("betting_upper_bound", 0.01)])
+def test_the_e_value_and_the_bound_must_both_certify(name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a wealth of 20 = 1 / 0.05 certifies, with a bound at or below the limit 0
+    assert one(costs(-8))["verdict"] == "CERTIFIED"
+    monkeypatch.setattr(bounds, name, lambda *_, **__: value)
+    assert one(costs(-8))["verdict"] == "NOT CERTIFIED"
+
+
 # --- functionals --------------------------------------------------------------------------------------
 
 
@@ -324,6 +334,18 @@ def test_clopper_pearson_refuses_several_responses_a_prompt() -> None:
     sample = Costs(["a", "a", "b", "b"], np.zeros(4))
     with pytest.raises(UsageError, match="one response a prompt"):
         one(sample, Terms({"cost": Requirement(0.1, functional=Rate())}, method="clopper-pearson"))
+
+
+@pytest.mark.parametrize(
+    "requirement", [Requirement(0.5, 1.0), Requirement(0.5, functional=Rate(), floor=0.1)], ids=["a size", "a floor"]
+)
+def test_clopper_pearson_refuses_what_is_no_count_of_events(requirement: Requirement) -> None:
+    sample = Costs(["a", "b", "c"], np.array([0.0, 1.0, 7.0]))  # the cap would make an event of the last
+    terms = Terms({"cost": requirement}, method="clopper-pearson")
+    for test in (checked_units, certify):
+        with pytest.raises(UsageError, match="needs a cost of 0 or 1"):
+            test({"policy": {"cost": sample}}, terms)
+    assert certify({"policy": {"cost": sample}}, replace(terms, method="betting")).verdict == "NOT CERTIFIED"
 
 
 def test_cvar_is_tested_through_its_frozen_threshold() -> None:
@@ -380,11 +402,19 @@ def test_another_ladder_or_other_prompts_are_invalid() -> None:
 
 
 def test_a_second_opening_pays() -> None:
-    assert [spent_delta(0.05, j) for j in (None, 1, 2)] == pytest.approx([0.05, 0.045, 0.0045])
+    assert [spent_delta(0.05, j) for j in (1, 2)] == pytest.approx([0.045, 0.0045])
+    assert one(costs(-1.3))["delta_spent"] == 0.05  # opened once and never again
     assert sum(spent_delta(0.05, j) for j in range(1, 30)) == pytest.approx(0.05)
-    first, second = (one(costs(-1.3), opening=j) for j in (1, 2))
+    first, second = (one(costs(-1.3), opening=Opening(j)) for j in (1, 2))
     assert second["upper_bound"] > first["upper_bound"]  # type: ignore[operator]
     assert (first["verdict"], second["verdict"]) == ("CERTIFIED", "NOT CERTIFIED")
+
+
+def test_the_seal_stands_for_the_claim_and_the_prompts() -> None:
+    promise = Seal("the mean is at most 0", prompts_hash(["a", "b"]))
+    assert promise.hash == hashlib.sha256(f"{promise.prompts}\n{promise.claim}".encode()).hexdigest()
+    others = (replace(promise, claim="the mean is at most 1"), replace(promise, prompts=prompts_hash(["a"])))
+    assert len({promise.hash, *(other.hash for other in others)}) == 3
 
 
 def test_the_prompts_hash_knows_a_set() -> None:

@@ -7,14 +7,16 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dualign import errors
-from dualign.maths.dual import DUAL_RULES
+from dualign.maths.dual_rules import DUAL_RULES
 from dualign.maths.exact import expectations, optimum
+from dualign.methods.options import Settings
 from dualign.methods.table import METHODS
 from dualign.protocols import Policy, Problem
 from dualign.records import Evaluation
@@ -103,7 +105,7 @@ def test_every_row_of_a_table_has_the_cells_of_its_heading(page: Path) -> None:
 
 def test_the_mathematics_covers_the_tables() -> None:
     names = {f"{module}:{name}" for module, name in NAME.findall((ROOT / "docs/mathematics.md").read_text())}
-    for module in ("exact", "dual", "preference", "functionals", "bounds", "losses", "one_shot"):
+    for module in ("exact", "dual", "dual_rules", "preference", "functionals", "bounds", "losses", "one_shot"):
         assert any(name.startswith(f"dualign.maths.{module}:") for name in names), module
     from dualign.maths.losses import LABELS, LOSSES
 
@@ -147,7 +149,7 @@ def test_the_commands_of_the_table_are_those_of_the_command_line() -> None:
 
 
 def test_the_config_page_is_what_make_docs_writes() -> None:
-    done = subprocess.run([sys.executable, "-m", "dualign.config_document"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, ROOT / "docs/config_page.py"], capture_output=True, text=True, check=True)
     page = ROOT / "docs/config.md"
     assert page.exists(), "run make docs"
     assert page.read_text() == done.stdout, "docs/config.md is not up to date: run make docs"
@@ -182,9 +184,9 @@ def test_the_worked_example_is_a_method() -> None:
     exec(compile(method, "CONTRIBUTING.md", "exec"), space)
     from dualign.methods.table import Method
 
-    made = eval(row.strip(), {"Method": Method, "doubling": space["doubling"]})
+    made = eval(row.strip(), {"Method": Method, "doubling": SimpleNamespace(**space)})
     best = optimum(small_world(8, beta=0.5).problem()).multipliers[0]
-    run = made.run(exact_problem(8), rule=DUAL_RULES["bracket"](), start=np.array([best / 3]))
+    run = made.run(exact_problem(8), Settings(DUAL_RULES["bracket"](), np.array([best / 3])))
     tried = [float(iterate.multipliers[0]) for iterate in run]
     assert tried == pytest.approx([0, best / 3, 2 * best / 3, 4 * best / 3])
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from dualign.errors import ConfigError
-from dualign.strict import parse_yaml
+from dualign.strict import dump_yaml, parse_yaml
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,12 @@ def test_what_is_not_a_config_is_one_line(text: str, said: str) -> None:
 
 def test_the_two_halves_of_a_character_in_json_are_one() -> None:
     assert parse_yaml('{"a": "\\ud83d\\ude00 \\ufeffx"}', "f") == {"a": "\U0001f600 \ufeffx"}
+
+
+@pytest.mark.parametrize(
+    "text", ["1e-5", "1e400", ".5", "010", "no", "~", "", "true", "0x1F", "a: b", "- a", "é\n\x1b", " a "]
+)
+def test_a_text_that_looks_like_a_value_is_written_so_that_it_is_read_as_a_text(text: str) -> None:
+    value = {text: [text, 1e-05, 1e400, -3, None, True], "order": {"b": text, "a": 1}}
+    read = parse_yaml(dump_yaml(value), "x")
+    assert read == value and list(read["order"]) == ["b", "a"]

@@ -3,7 +3,6 @@
 What is listed here is all that a user needs; heavy parts are imported when they are used.
 """
 
-from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +18,6 @@ if TYPE_CHECKING:
     from dualign.face.trainer import CDPOConfig, CDPOTrainer
 
 __version__ = version("dualign")
-LATER = {
-    "aligning": ("Comparison", "align", "compare"),
-    "certifying": ("certify", "e_value", "upper_bound"),
-    "planning": ("Plan", "Solution", "plan", "solve"),
-    "run": ("Run", "TrainedPolicy", "load_run"),
-    "tasks": ("Limit",),
-    "trainer": ("CDPOConfig", "CDPOTrainer"),
-}
-"""Module of ``dualign.face`` -> the names of it that stand here, imported at their first use."""
 __all__ = [
     "CDPOConfig",
     "CDPOTrainer",
@@ -58,10 +48,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return a name of the face, imported now."""
-    for module, names in LATER.items():
-        if name in names:
-            return getattr(import_module(f"dualign.face.{module}"), name)
+    """Return a name of the face, whose modules are imported now."""
+    if name in __all__:
+        from dualign.face import aligning, certifying, planning, run, tasks, trainer
+
+        for module in (aligning, certifying, planning, run, tasks, trainer):
+            if name in vars(module):
+                return vars(module)[name]
     raise AttributeError(f"module 'dualign' has no attribute {name!r}")
 
 

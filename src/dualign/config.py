@@ -1,6 +1,6 @@
 """The config: pydantic models, strict, read from YAML. A leaf: imports no torch.
 
-``dualign.config_document`` makes docs/config.md from the field docstrings below.
+``docs/config_page.py`` makes docs/config.md from the field docstrings below.
 """
 
 from __future__ import annotations
@@ -9,12 +9,19 @@ import datetime
 import math
 import re
 import reprlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dualign.errors import ConfigError, MissingError, UsageError, nearest
 from dualign.strict import parse_yaml
@@ -43,29 +50,58 @@ SET_HERE = (
 """Names that are no keyword arguments of a chat template's own."""
 
 
-def check_template_arguments(arguments: Mapping[str, Any]) -> None:
-    """Check that each argument can be one that a chat template reads.
+def check_template_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return ``arguments``, each of which can be one that a chat template reads.
 
     Raises:
-        ValueError: it is set by the program.
+        ValueError: one is set by the program.
     """
     for name in arguments:
         if name in SET_HERE or not name.isidentifier():
             raise ValueError(f"{name!r} is no argument of a chat template; give those it reads, like enable_thinking")
+    return arguments
 
 
-def check_day(date: str) -> None:
-    """Check that ``date`` is a day as in ``2026-01-31``.
+def check_day(date: str | None) -> str | None:
+    """Return ``date``, which is none or a day as in ``2026-01-31``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no day.
     """
     try:
-        known = re.fullmatch(r"\d{4}-\d\d-\d\d", date, re.ASCII) and datetime.date.fromisoformat(date)
+        known = date is None or re.fullmatch(r"\d{4}-\d\d-\d\d", date, re.ASCII) and datetime.date.fromisoformat(date)
     except ValueError:
         known = None
     if not known:
         raise ValueError(f"should be a day such as 2026-01-31, given {date!r}")
+    return date
+
+
+def _check_start(start: Any) -> Any:
+    number = isinstance(start, int | float) and not isinstance(start, bool) and 0 <= start < math.inf
+    if start == "one-shot" or number:
+        return start
+    raise ValueError(f"should be a number of 0 or more, or one-shot, given {start!r}")
+
+
+def _check_folder(name: str) -> str:
+    if name in (".", ".."):
+        raise ValueError(f"should name a folder, given {name!r}")
+    return name
+
+
+class Mix(Section):
+    """Some examples of a warm start."""
+
+    count: int = Field(ge=1)
+    """How many examples."""
+    target: Literal["own", "demonstration"]
+    """``own``: the model's own sample to prompts of the train split; ``demonstration``: rows of the file."""
+    where: dict[str, str] = Field(default_factory=dict)
+    """Column values: with ``own``, of the prompts of the train split; with ``demonstration``, of the rows of the
+    file."""
+    keep: Literal["any", "complying", "refusing"] = "any"
+    """With ``own``: which of its samples may be imitated, judged by how they open."""
 
 
 class WarmStart(Section):
@@ -90,20 +126,6 @@ class WarmStart(Section):
     than ``max_new_tokens``."""
 
 
-class Mix(Section):
-    """Some examples of a warm start."""
-
-    count: int = Field(ge=1)
-    """How many examples."""
-    target: Literal["own", "demonstration"]
-    """``own``: the model's own sample to prompts of the train split; ``demonstration``: rows of the file."""
-    where: dict[str, str] = Field(default_factory=dict)
-    """Column values: with ``own``, of the prompts of the train split; with ``demonstration``, of the rows of the
-    file."""
-    keep: Literal["any", "complying", "refusing"] = "any"
-    """With ``own``: which of its samples may be imitated, judged by how they open."""
-
-
 class PolicySection(Section):
     """The model to align."""
 
@@ -120,30 +142,17 @@ class PolicySection(Section):
     """System prompt of the chat template; none: the template's own; empty: no text."""
     template: Literal["chat", "plain", "beaver"] = "chat"
     """How a prompt becomes tokens."""
-    template_arguments: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    template_arguments: Annotated[
+        dict[str, bool | int | float | str | None], AfterValidator(check_template_arguments)
+    ] = Field(default_factory=dict)
     """Keyword arguments of the chat template, such as ``enable_thinking: false``; part of the certificate's claim."""
-    template_date: str | None = None
+    template_date: Annotated[str | None, AfterValidator(check_day)] = None
     """The day (``2026-01-31``) that a chat template reads from the clock; none: the day on which the run began."""
     warm_start: list[WarmStart] = Field(default_factory=list)
     """Supervised stages before the job, in order."""
     max_prompt_tokens: int = Field(256, ge=1)
     """Longer prompts are dropped and counted. With ``sampling.max_new_tokens`` it must fit the model's positions; left
     out, it is what they leave, at most the default."""
-
-    @field_validator("template_arguments")
-    @classmethod
-    def of_the_template(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Check that no argument is one that is set here, rather than one that a template reads."""
-        check_template_arguments(arguments)
-        return arguments
-
-    @field_validator("template_date")
-    @classmethod
-    def a_day(cls, date: str | None) -> str | None:
-        """Check that the date is a day."""
-        if date is not None:
-            check_day(date)
-        return date
 
     @model_validator(mode="after")
     def one_origin(self) -> PolicySection:
@@ -257,7 +266,7 @@ class MethodSection(Section):
     """Method of the table that ``dualign methods`` prints."""
     dual: str | None = None
     """Dual rule; none: ``bracket`` for one limit, ``projected_newton`` for several."""
-    start: float | Literal["one-shot"] = "one-shot"
+    start: Annotated[float | Literal["one-shot"], BeforeValidator(_check_start)] = "one-shot"
     """First multiplier after 0: a number in raw units, or the one-shot estimate of the plan."""
     labels: Literal["soft", "bernoulli", "hard"] = "soft"
     """How relabelled pairs are read; ``hard`` has no finite optimum."""
@@ -277,15 +286,6 @@ class MethodSection(Section):
     """One more policy without training: the mix of the two on either side of the limit, measured like the others."""
     cost_only: float | None = Field(None, gt=0)
     """Normalised multiplier of one more policy for comparison, trained after the search; none: not trained."""
-
-    @field_validator("start", mode="before")
-    @classmethod
-    def number_or_plan(cls, start: Any) -> Any:
-        """Check that the start is a number or names the plan's estimate."""
-        number = isinstance(start, int | float) and not isinstance(start, bool) and 0 <= start < math.inf
-        if start == "one-shot" or number:
-            return start
-        raise ValueError(f"should be a number of 0 or more, or one-shot, given {start!r}")
 
 
 class TrainingSection(Section):
@@ -376,18 +376,10 @@ class CertificateSection(Section):
 class RunSection(Section):
     """The run directory."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    name: Annotated[str, AfterValidator(_check_folder)] = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """One path component."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of every stage."""
-
-    @field_validator("name")
-    @classmethod
-    def not_dots(cls, name: str) -> str:
-        """Check that the name is not that of this folder or the one above."""
-        if name in (".", ".."):
-            raise ValueError(f"should name a folder, given {name!r}")
-        return name
 
 
 class Config(Section):
@@ -409,9 +401,8 @@ class Config(Section):
     def distinct_names(cls, constraints: list[ConstraintSection]) -> list[ConstraintSection]:
         """Check that no two constraints share a name."""
         names = [constraint.name for constraint in constraints]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two constraints are named {name!r}")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two constraints are named {twice[0]!r}")
         return constraints
 
     @model_validator(mode="after")
@@ -561,23 +552,3 @@ def held_by(annotation: Any) -> list[type[Section]]:
     if inner:
         return [section for part in inner for section in held_by(part)]
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, Section) else []
-
-
-def sections_below(model: type[Section]) -> tuple[type[Section], ...]:
-    """Return the sections inside ``model`` at any depth, each once, in the order of the fields."""
-    found: dict[type[Section], None] = {}
-    for field in model.model_fields.values():
-        for section in held_by(field.annotation):
-            found |= dict.fromkeys((section, *sections_below(section)))
-    return tuple(found)
-
-
-WarmStart.model_rebuild()
-Config.model_rebuild()
-SECTIONS = sections_below(Config)
-"""Every section of the config but the whole."""
-
-
-def dump(config: Config) -> str:
-    """Return the config as YAML, defaults written out."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)

@@ -47,6 +47,12 @@ def inert_lines(text: str) -> str:
     return "\n".join(map(inert, text.split("\n")))
 
 
+def shown(text: str, longest: int = 40) -> str:
+    """Return ``text`` for a message: quoted, on one line, what does not print escaped, its beginning if it is long."""
+    line = " ".join(text[: 4 * longest].split())
+    return repr(line if len(line) <= longest and len(text) <= 4 * longest else line[:longest] + "…")
+
+
 def nearest(given: object, known: Iterable[str], *, most: int = 12) -> str:
     """Return the hint of a message about an unknown name: the nearest of those ``known``, else the first of them."""
     names = list(known)

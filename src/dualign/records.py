@@ -1,10 +1,9 @@
-"""Frozen rows that pass between the parts and go to disk. A leaf: imports nothing of ours, and no torch.
+"""Frozen rows that pass between the parts and go to disk. No torch.
 
 Sign rule of the whole toolkit: cost up is bad, ``violation = measured - limit``, positive is broken.
 Vectors over constraints follow the order of the ``constraints`` they were made for.
 """
 
-import hashlib
 import math
 import re
 import unicodedata
@@ -14,6 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dualign.errors import shown
+from dualign.hashing import digest
 
 FloatArray = NDArray[np.float64]
 WHOLE = re.compile(r"\A(-?[0-9]+)\.0+\Z")
@@ -27,7 +29,7 @@ def normalise_prompt(text: str) -> str:
 
 def prompt_id(text: str) -> str:
     """Return the 16 hexadecimal digits that stand for a prompt (SHA-256 of the normalised text)."""
-    return hashlib.sha256(normalise_prompt(text).encode()).hexdigest()[:16]
+    return digest(normalise_prompt(text))[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +76,6 @@ def in_slice(columns: Mapping[str, str], where: Mapping[str, str]) -> bool:
 def _spelt(value: str) -> str:
     lower = value.lower()
     return lower if lower in ("true", "false") else WHOLE.sub(r"\1", value)
-
-
-def shown(text: str, longest: int = 40) -> str:
-    """Return ``text`` for a message: quoted, on one line, what does not print escaped, its beginning if it is long."""
-    line = " ".join(text[: 4 * longest].split())
-    return repr(line if len(line) <= longest and len(text) <= 4 * longest else line[:longest] + "…")
 
 
 def named(prompt: Prompt) -> str:

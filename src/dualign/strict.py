@@ -114,6 +114,26 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: nested too deeply") from None
 
 
+class _CoreDumper(yaml.SafeDumper):
+    """Quotes every string that the YAML 1.2 reader would take for something else (``1e-5``)."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    try:
+        same = bool(parse_yaml(text, "text") == text)
+    except ConfigError:
+        same = False
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if same else '"')
+
+
+_CoreDumper.add_representer(str, _represent_text)
+
+
+def dump_yaml(value: object) -> str:
+    """Return the YAML that ``parse_yaml`` reads back as ``value``, keys in their order."""
+    return str(yaml.dump(value, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True))
+
+
 def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
     """Return the value of a JSON text.
 

@@ -5,6 +5,7 @@ import pytest
 
 from dualign.maths.dual import fixed
 from dualign.methods.b_dpo import COLUMN, with_mutual_information
+from dualign.methods.options import Settings
 from dualign.methods.table import METHODS
 from dualign.protocols import Policy, Problem
 from dualign.records import Evaluation
@@ -50,7 +51,7 @@ def test_the_method_trains_and_repeats(name: str, tmp_path) -> None:
             language_model(), tmp_path / str(attempt), adapter="full", max_steps=6, per_device_train_batch_size=3,
             gradient_accumulation_steps=2, learning_rate=3e-3,
         )  # fmt: skip
-        run = METHODS[name].run(problem(machine, groups(6, 3)), rule=fixed(np.zeros(1)), start=np.zeros(1))
+        run = METHODS[name].run(problem(machine, groups(6, 3)), Settings(fixed(np.zeros(1)), np.zeros(1)))
         policy = next(run).policy
         history = policy.report.history
         assert all(np.isfinite(row["loss"]) for row in history)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dualign.job.best_of import Choice, read_choice, select, write_choice
+from dualign.job.phases import Choice, read_choice, select, write_choice
 from dualign.protocols import Policy, Scores
 from dualign.records import Response
 

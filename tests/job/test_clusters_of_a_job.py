@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dualign.certificate.certify import Costs, Requirement, Terms, certify
+from dualign.certificate.certify import certify
+from dualign.certificate.claim import Requirement, Terms
+from dualign.certificate.held_out import Costs
 from dualign.config import Config
 from dualign.errors import ConfigError, DataError
 from dualign.job.inputs import load_splits, units

@@ -12,7 +12,7 @@ from command_line import dualign
 from dualign.config import Config, load_config
 from dualign.errors import ConfigError, DataError
 from dualign.job.pairs import GivenPairs, load_pairs
-from dualign.job.phases import scored_pairs
+from dualign.job.phases import training_answers
 from dualign.job.reading import job_reader
 from dualign.records import Group, Prompt, Response
 from dualign.runs.store import read_table
@@ -184,7 +184,7 @@ def test_what_is_scored_is_the_text_of_the_tokens_that_are_trained_on(tmp_path: 
 
 
 def test_two_answers_that_read_alike_and_end_differently_have_keys_of_their_own() -> None:
-    from dualign.job.phases import digest_of_groups
+    from dualign.job.policies import digest_of_groups
 
     def group(*, finished: bool) -> Group:
         both = (Response("ab", (3, 4, 2) if finished else (3, 4), finished=finished), Response("c", (5, 2)))
@@ -201,7 +201,7 @@ def test_scores_are_kept_with_how_an_answer_ends(tmp_path: Path) -> None:
     prompt = made.splits["train"][0]
     whole, other = Response("0", (3, 2)), Response("1", (5, 2))
     for given in (whole, Response("0", (3,), finished=False)):
-        found = scored_pairs(replace(made, pairs=[(prompt, given, other)])).responses[0]
+        found = training_answers(replace(made, pairs=[(prompt, given, other)])).responses[0]
         assert (found[0].finished, found[0].tokens, found[1]) == (given.finished, given.tokens, other)
 
 

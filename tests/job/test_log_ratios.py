@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dualign.job.best_of import write_choice
 from dualign.job.measurement import Scored
-from dualign.job.phases import RECORD, with_log_ratios
+from dualign.job.phases import RECORD, with_log_ratios, write_choice
 from dualign.models.sampler import TransformersSampler
 from dualign.protocols import Policy, Sampling
 from dualign.records import Prompt, Response

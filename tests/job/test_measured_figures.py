@@ -15,7 +15,7 @@ from dualign.job.measurement import (
     normalised,
     to_columns,
 )
-from dualign.job.run import run_job
+from dualign.job.results import run_job
 from dualign.job.search import prepare, rounds, tune_prompts
 from dualign.job.verdict import ladder, limits_met, preferred, safety
 from dualign.maths.functionals import parse
@@ -122,7 +122,7 @@ def test_rounds_aim_below_the_limit_by_the_margin(tmp_path: Path) -> None:
     job = gibbs_job(tmp_path / "run", gibbs_config([HARM], run={"seed": 1}))
     search = prepare(job)
     assert {prompt.columns["label"] for prompt in tune_prompts(job)} == {"risky"}
-    found = list(rounds(search, np.array([1.0])))
+    found = [one.normalised for one in rounds(search, np.array([1.0]))]
     assert not found[0].multipliers.any()
     last = found[-1].evaluation
     aim = search.limits / search.scale.cost_sds - search.margin(last)

@@ -73,6 +73,13 @@ def test_a_tail_is_refitted_on_the_policy_that_is_measured() -> None:
     assert found.costs == pytest.approx([1.0])
 
 
+def test_a_tail_is_that_of_the_slice() -> None:
+    # six costs of the slice, the worst half 7, 9 and 11; with the zeros outside the threshold would be lower
+    costs = np.array([[1.0, 3.0], [5.0, 7.0], [9.0, 11.0], [0.0, 0.0]])
+    found = evaluate(made(costs), [constraint(functional="cvar:0.5")], [parse("cvar:0.5")], beta=1.0)
+    assert found.costs == pytest.approx([9.0])
+
+
 def test_a_part_of_the_prompts_keeps_its_own_rows() -> None:
     kept = made(HARM).take([2, 0])
     assert [prompt.text for prompt in kept.prompts] == ["x2", "x0"]

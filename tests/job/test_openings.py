@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualign.job.best_of import write_choice
-from dualign.job.job import Job
-from dualign.job.openings import fingerprint, records
-from dualign.job.phases import scored
+from dualign.job.measurement import Scored
+from dualign.job.phases import Job, reference_answers, write_choice
 from dualign.job.search import Search, prepare
-from dualign.job.verdict import open_calibration
+from dualign.job.verdict import evidence_of, fingerprint, open_calibration, records
 from dualign.maths.functionals import parse
 from dualign.protocols import FitReport, Policy
 from dualign.records import Certificate, Evaluation, FloatArray, Iterate, Prompt, Response
@@ -171,6 +169,14 @@ def test_where_the_evidence_is_gone_the_certificate_is_invalid(tmp_path: Path, l
     assert not records(search.job.journal)
 
 
+@pytest.mark.parametrize("kept", ["opening-2", "evidence-1", "evidence-2"])
+def test_a_record_with_a_gap_is_invalid(tmp_path: Path, kept: str) -> None:
+    search = coin_search(tmp_path / "run")
+    search.job.journal.choice(kept, lambda: {"claim": "harm", "prompts": "0"})
+    found = open_calibration(search, [trained(search.job, 1)])
+    assert found.figures["reasons"] == ["the record of an earlier opening of the calibration prompts is gone"]
+
+
 @pytest.mark.parametrize("left", ["certificate.json", "MANIFEST.json", "nothing"])
 def test_what_else_tells_of_an_opening_makes_it_invalid_too(tmp_path: Path, left: str) -> None:
     search, run = coin_search(tmp_path / "run"), tmp_path / "run"
@@ -226,6 +232,18 @@ def relabelled(job: Job, labels: Sequence[str]) -> Job:
     return with_splits(job, calibration=[replace(prompt, columns={"label": label}) for prompt, label in marked])
 
 
+def test_the_evidence_knows_which_prompts_are_together_and_not_what_they_are_called() -> None:
+    def evidence(*clusters: str) -> str:
+        prompts = tuple(Prompt(f"question {k}", cluster=name) for k, name in enumerate(clusters))
+        size = len(prompts), 1
+        made = Scored(
+            prompts, ((Response("yes"),),) * len(prompts), np.zeros(size), np.zeros((*size, 1)), np.zeros(size)
+        )
+        return evidence_of([made], None)
+
+    assert evidence("x", "x", "y") == evidence("u", "u", "v") != evidence("x", "y", "y")
+
+
 def test_a_prompt_moved_from_slice_to_slice_is_another_set_of_prompts(tmp_path: Path) -> None:
     config = gibbs_config([{**FLIPS, "name": n, "where": {"label": n}} for n in ("risky", "benign")])
     job = replace(gibbs_job(tmp_path / "run", config), backend_at=lambda folder: Coins(), costs=(Heads(), Heads()))  # type: ignore[arg-type, return-value]
@@ -233,7 +251,9 @@ def test_a_prompt_moved_from_slice_to_slice_is_another_set_of_prompts(tmp_path: 
     search = prepare(job)
     rung = trained(job, 1)
     rung = replace(rung, evaluation=replace(rung.evaluation, costs=np.zeros(2), cost_errors=np.ones(2)))
-    assert open_calibration(search, [rung]).figures["opening"] == 1
+    figures = open_calibration(search, [rung]).figures
+    assert figures["opening"] == 1
+    assert [row["n_prompts"] for row in figures["constraints"].values()] == [20, 20]
     moved = replace(search, job=relabelled(job, ["risky"] * 30 + ["benign"] * 10))
     found = open_calibration(moved, [rung])
     assert found.verdict == "INVALID" and "not those that were sealed" in found.figures["reasons"][0]
@@ -243,9 +263,9 @@ def test_a_prompt_with_another_label_is_scored_anew(tmp_path: Path) -> None:
     search = coin_search(tmp_path / "run")
     job = replace(search.job, constraints=(replace(search.job.constraints[0], where={"label": "risky"}),))
     calibration = job.splits["calibration"]
-    before = scored(job, job.reference, calibration, 4, "calibration")
+    before = reference_answers(job, calibration, 4, "calibration")
     every = relabelled(job, ["risky"] * len(calibration))
-    after = scored(every, job.reference, every.splits["calibration"], 4, "calibration")
+    after = reference_answers(every, every.splits["calibration"], 4, "calibration")
     assert len(after.responses) == len(before.responses) and not before.costs.any(axis=(1, 2))[::2].any()
     assert [float(r.text[-1]) for row in after.responses for r in row] == after.costs.ravel().tolist()
 

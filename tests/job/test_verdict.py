@@ -56,6 +56,7 @@ HARM = {"name": "harm", "limit": 0.45, "cap": 1.0}
 
 def measured(run: Path, constraint: dict[str, object], multipliers: list[float], **splits: int) -> tuple:
     """Return a search and policies at those normalised multipliers, measured."""
+    from dualign.job.search import settings_of
     from dualign.methods.c_dpo import relabelled
 
     job = gibbs_job(run, gibbs_config([constraint], certificate={"responses_per_prompt": 2}))
@@ -63,7 +64,7 @@ def measured(run: Path, constraint: dict[str, object], multipliers: list[float],
     search = prepare(job)
     found = []
     for k, multiplier in enumerate(multipliers):
-        objective = relabelled(np.array([multiplier]), 0.3, loss="dpo", labels="soft", temperature=1.0)
+        objective = relabelled(np.array([multiplier]), 0.3, settings_of(job, np.array([multiplier])))
         policy = search.problem().backend.fit(
             search.groups(), objective=objective, reference=job.reference, start=None, seed=0, name=f"{k:02d}"
         )

@@ -13,7 +13,7 @@ from dualign.errors import ConfigError, DataError
 from dualign.job import reading
 from dualign.job.assembly import _shown_answers
 from dualign.job.entry import check_only, run_config
-from dualign.job.run import unfinished_warnings
+from dualign.job.results import unfinished_warnings
 from dualign.records import Prompt
 from dualign.runs.store import read_table
 from dualign.scorers.table import make_scorer

@@ -5,24 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dualign.maths.bracket import isotonic
-from dualign.maths.dual import (
-    DUAL_RULES,
-    DualRule,
-    FiniteProblem,
-    Observation,
-    Stopping,
-    bracket,
-    dual_value,
-    fixed,
-    gradient,
-    log_policy,
-    margin,
-    newton,
-    projected_newton,
-    select,
-)
-from dualign.maths.exact import optimum
+from dualign.maths.dual import DualRule, Observation, Stopping, fixed, gradient, margin, select
+from dualign.maths.dual_rules import DUAL_RULES, bracket, isotonic, newton
+from dualign.maths.exact import FiniteProblem, dual_value, log_policy, optimum
+from dualign.maths.projected_newton import projected_newton
 from finite_worlds import binding, drive, exact, world
 
 RULES = {"bracket": bracket(), "newton": newton(), "projected_newton": projected_newton(), "gradient": gradient(step=1)}

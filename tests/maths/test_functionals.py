@@ -8,7 +8,6 @@ from dualign.maths.functionals import (
     Rate,
     Relative,
     parse,
-    slice_mask,
 )
 
 COSTS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 12.0])
@@ -69,7 +68,6 @@ def test_cvar_without_its_threshold_refuses() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("men", "did you mean 'mean'"),
         ("quartile!", "known are mean, rate, cvar, relative"),
         ("cvar", "for example cvar:0.9"),
         ("cvar:x", "for example cvar:0.9"),
@@ -83,11 +81,5 @@ def test_mistakes_are_named(text: str, message: str) -> None:
         parse(text)
 
 
-def test_slices() -> None:
-    columns = [{"label": "safe"}, {"label": "unsafe", "topic": "a"}, {"label": "unsafe"}]
-    assert slice_mask(columns, {"label": "unsafe"}).tolist() == [False, True, True]
-    assert slice_mask(columns, {"label": "unsafe", "topic": "a"}).tolist() == [False, True, False]
-    assert slice_mask(columns, {}).all()
-    with pytest.raises(ValueError, match=r"no prompt has a column 'lable'.*label.*topic"):
-        slice_mask(columns, {"lable": "unsafe"})
+def test_the_table() -> None:
     assert set(FUNCTIONALS) == {"mean", "rate", "cvar", "relative"}

@@ -3,11 +3,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from dualign.methods.offline import one_shot_multipliers
 
 from dualign.errors import UsageError
-from dualign.maths.dual import DUAL_RULES, DualRule, DualState, Observation, gradient
+from dualign.maths.dual import DualRule, DualState, Observation, gradient
+from dualign.maths.dual_rules import DUAL_RULES
 from dualign.maths.exact import dual_gradient, expectations
 from dualign.methods.c_dpo import c_dpo, relabelled
+from dualign.methods.options import Settings
 from dualign.methods.table import METHODS
 from dualign.protocols import Policy, Problem
 from dualign.records import Evaluation
@@ -29,7 +32,7 @@ def problem() -> Problem:
 
 def test_two_rounds_of_the_paper_by_hand() -> None:
     # lambda_{k+1} = max(0, lambda_k + eta (E_k[c] - d)), and E_k[c] - d is minus the dual gradient at lambda_k.
-    run = c_dpo(problem(), rule=gradient(step=0.3), start=np.array([0.2]))
+    run = c_dpo(problem(), Settings(gradient(step=0.3), np.array([0.2])))
     found = [next(run) for _ in range(4)]
     second = 0.2 - 0.3 * dual_gradient(WORLD.problem(), np.array([0.2]))[0]
     third = second - 0.3 * dual_gradient(WORLD.problem(), np.array([second]))[0]
@@ -50,7 +53,7 @@ def asks_in_turn(order: list[float]) -> DualRule:
 
 
 def test_a_multiplier_that_was_evaluated_is_looked_up() -> None:
-    run = c_dpo(problem(), rule=asks_in_turn([0.0, 1.0, 0.0, 1.0, 2.0]), start=np.ones(1))
+    run = c_dpo(problem(), Settings(asks_in_turn([0.0, 1.0, 0.0, 1.0, 2.0]), np.ones(1)))
     iterates = []
     try:
         while True:
@@ -66,7 +69,7 @@ def test_the_margin_moves_what_the_rule_sees() -> None:
     aimed = replace(problem(), margin=lambda evaluation: np.array([0.25]))
     seen = []
     for asked in (problem(), aimed):
-        run = c_dpo(asked, rule=asks_in_turn([0.5]), start=np.ones(1))
+        run = c_dpo(asked, Settings(asks_in_turn([0.5]), np.ones(1)))
         next(run)
         with pytest.raises(StopIteration) as ended:
             next(run)
@@ -74,21 +77,28 @@ def test_the_margin_moves_what_the_rule_sees() -> None:
     assert seen[1] - seen[0] == pytest.approx(0.25)
 
 
+def test_a_dual_that_is_solved_at_once_ends_below_the_limit_by_the_references_margin() -> None:
+    # the gradient of the dual is limit - E[cost] at the multipliers found: nothing, or the margin
+    reference, of = expectations(WORLD.problem(), problem().reference.state).reward, []
+
+    def margin(evaluation: Evaluation) -> np.ndarray:
+        of.append(evaluation.reward)
+        return np.array([0.05])
+
+    for asked, below in ((problem(), 0.0), (replace(problem(), margin=margin), 0.05)):
+        found = one_shot_multipliers(asked)
+        assert found[0] > 0.1
+        assert dual_gradient(WORLD.problem(), found) == pytest.approx([below], abs=1e-6)
+    assert of == [reference]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_row_of_the_table_runs_alike(name: str) -> None:
     row = METHODS[name]
     assert row.name == name and row.source and row.needs
-    assert set(inspect.signature(row.run).parameters) == {
-        "problem",
-        "rule",
-        "start",
-        "loss",
-        "labels",
-        "temperature",
-        "options",
-    }
-    run = row.run(problem(), rule=DUAL_RULES["bracket"](), start=np.array([1.5]))
-    first, again = next(run), next(row.run(problem(), rule=DUAL_RULES["bracket"](), start=np.array([1.5])))
+    assert set(inspect.signature(row.algorithm).parameters) == {"problem", "settings"}
+    settings = Settings(DUAL_RULES["bracket"](), np.array([1.5]))
+    first, again = next(row.run(problem(), settings)), next(row.run(problem(), settings))
     assert np.all(first.multipliers >= 0)
     assert np.isfinite(first.evaluation.reward) and np.all(np.isfinite(first.evaluation.costs))
     assert np.array_equal(first.policy.state, again.policy.state)
@@ -97,7 +107,7 @@ def test_every_row_of_the_table_runs_alike(name: str) -> None:
 
 
 def test_unknown_losses_and_labels_name_the_nearest() -> None:
-    settings = {"loss": "dpo", "labels": "soft", "temperature": 1.0}
+    settings = Settings(gradient(step=0.3), np.zeros(1))
     for key, value, said in (("loss", "dpoo", "'dpo'"), ("labels", "sft", "'soft'"), ("temperature", -1.0, "above 0")):
         with pytest.raises(UsageError, match=said):
-            relabelled(np.zeros(1), 0.5, **{**settings, key: value})  # type: ignore[arg-type]
+            relabelled(np.zeros(1), 0.5, replace(settings, **{key: value}))  # type: ignore[arg-type]

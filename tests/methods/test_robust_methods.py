@@ -18,8 +18,9 @@ from dualign.maths.losses import (
     squared_norm_penalty,
     two_sided,
 )
-from dualign.methods.b_dpo import COLUMN, balanced, pair_spread, with_mutual_information
-from dualign.methods.recipe import Recipe, conservative, trained
+from dualign.methods.b_dpo import B_DPO, COLUMN, balanced, pair_spread, with_mutual_information
+from dualign.methods.options import Settings
+from dualign.methods.recipe import conservative
 from dualign.models.log_probs import TokenBatch
 from dualign.protocols import Problem, Side
 from dualign.records import Evaluation
@@ -110,16 +111,8 @@ def test_conservative_labels_have_a_finite_optimum_in_closed_form() -> None:
     )
     world = replace(raw, prompts=prompts)
     backend = TabularBackend(world)
-    options = {"smoothing": 0.1}
-    run = trained(
-        replace(problem(backend), groups=world.groups()),
-        conservative("dpo"),
-        rule=fixed(np.zeros(1)),
-        start=np.zeros(1),
-        labels="hard",
-        temperature=1.0,
-        options=options,
-    )
+    settings = Settings(fixed(np.zeros(1)), np.zeros(1), labels="hard", options={"smoothing": 0.1})
+    run = conservative("dpo").run(replace(problem(backend), groups=world.groups()), settings)
     moved = backend.table(next(run).policy) - backend.table(backend.reference)
     np.testing.assert_allclose(0.5 * np.abs(np.diff(moved, axis=1)), np.log(9), rtol=1e-6)
 
@@ -136,7 +129,7 @@ def test_b_dpo_loss_and_its_weights_by_hand() -> None:
 
     def loss(preferred: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         sides = Side(preferred, {COLUMN: information[0]}), Side(second, {COLUMN: information[1]})
-        return balanced(0.5, weights=logistic_weights, scale=norm_scale).loss(*sides)
+        return balanced(0.5, weights=logistic_weights, scale=norm_scale)(*sides)
 
     ratio, second, step = doubles(0.4, 0.4), doubles(-0.2, -0.2), 1e-5
     losses, margin = loss(ratio, second), 0.5 * scale * (one * ratio - other * second)
@@ -155,15 +148,7 @@ def test_b_dpo_minimises_its_loss() -> None:
     backend, multiplier = TabularBackend(WORLD), 0.8
     prepared = with_mutual_information(problem(backend))
     groups = prepared.groups
-    settings = Recipe("b-dpo", lambda beta, _: balanced(beta, weights=logistic_weights, scale=norm_scale))
-    run = trained(
-        prepared,
-        settings,
-        rule=fixed(np.array([multiplier])),
-        start=np.array([multiplier]),
-        labels="soft",
-        temperature=1.0,
-    )
+    run = B_DPO.run(prepared, Settings(fixed(np.array([multiplier])), np.array([multiplier])))
     found = backend.table(next(run).policy)
     reference = backend.table(backend.reference)
     for row, group in enumerate(groups):

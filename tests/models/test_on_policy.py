@@ -9,20 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from dualign.protocols import OnPolicyObjective, Practice
-from dualign.protocols import Policy, Scores
-from dualign.train.transformer import TransformerBackend
-from dualign.train import on_policy
-from dualign.train.on_policy import Stage, batch_at, practise
-from dualign.models.pair_store import encode_prompt
-from dualign.train.on_policy import recall
-from dualign.train.settings import TrainingSettings
-from dualign.train.weights import trained_weights
 from dualign.errors import UsageError
 from dualign.maths.policy_gradient import multiplier_step
-from dualign.records import FloatArray, Group, Prompt, Response
-from dualign.protocols import Sampling
+from dualign.models.pair_store import encode_prompt
 from dualign.models.sampler import TransformersSampler
+from dualign.protocols import OnPolicyObjective, Policy, Practice, Sampling, Scores
+from dualign.records import FloatArray, Group, Prompt, Response
+from dualign.train import on_policy
+from dualign.train.on_policy import Stage, batch_at, practise, recall
+from dualign.train.settings import TrainingSettings
+from dualign.train.transformer import TransformerBackend
+from dualign.train.weights import trained_weights
 from sampling_parts import PROMPTS, tiny_language_model
 
 REFERENCE = Policy("reference")

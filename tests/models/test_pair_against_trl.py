@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from dualign.protocols import Objective, Policy
-from dualign.models.pair_store import build_store
 from dualign.maths.losses import dpo, hard
+from dualign.models.pair_store import build_store
+from dualign.protocols import Objective, Policy
 from engine_parts import EOS, PAD, VOCABULARY, backend, groups, tiny_llama
 from engine_parts import language_model as wrapped
 

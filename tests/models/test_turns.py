@@ -4,11 +4,11 @@ from datetime import datetime
 
 import pytest
 
-from dualign.errors import DataError, UsageError
+from dualign.errors import DataError, UsageError, shown
 from dualign.models.language_model import LanguageModel, Wording, answer_text, answer_tokens, string_tokens
 from dualign.models.templates import read_template, response_tokens
 from dualign.models.turns import UNCHANGING_DAY, _directives, chat_text
-from dualign.records import Prompt, Turn, named, shown
+from dualign.records import Prompt, Turn, named
 from turn_families import CHATML, FAMILIES, GEMMA, byte_tokenizer
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"

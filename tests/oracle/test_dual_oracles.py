@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq, minimize
 
-from dualign.maths.dual import (
+from dualign.maths.dual import Stopping
+from dualign.maths.exact import (
     FiniteProblem,
-    Stopping,
+    attainable_costs,
     dual_gradient,
     dual_hessian,
     dual_value,
     expectations,
     log_policy,
-    projected_newton,
+    optimum,
 )
-from dualign.maths.exact import attainable_costs, optimum
 from dualign.maths.one_shot import from_problem, multiplier_error, one_shot
 from dualign.maths.preference import Scale, fit_scale, label_logit, relabel
+from dualign.maths.projected_newton import projected_newton
 from dualign.records import Group, Prompt
 from finite_worlds import binding, drive, exact, world
 

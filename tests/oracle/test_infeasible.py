@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from dualign.maths.dual import FiniteProblem, Stopping, bracket, newton, projected_newton
-from dualign.maths.exact import attainable_costs, optimum
+from dualign.maths.dual import Stopping
+from dualign.maths.dual_rules import bracket, newton
+from dualign.maths.exact import FiniteProblem, attainable_costs, optimum
+from dualign.maths.projected_newton import projected_newton
 from finite_worlds import drive, exact, world
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from dualign.job.retraining import retrained_rewards
+from dualign.job.policies import retrained_rewards
 from dualign.maths.adversarial import Comparisons, adversarial_policy, fit_linear_reward, table_reward
 from dualign.maths.exact import log_policy
 from dualign.protocols import Adversary

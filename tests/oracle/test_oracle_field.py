@@ -8,8 +8,8 @@ import torch
 
 from dualign.maths.dual import fixed
 from dualign.maths.exact import FiniteProblem, log_policy
-from dualign.maths.losses import bfpo_target, dpo, modpo, pd_dpo
-from dualign.methods.options import Options
+from dualign.maths.losses import bfpo_target, dpo, modpo
+from dualign.methods.options import Options, Settings
 from dualign.methods.table import METHODS
 from dualign.protocols import Problem
 from dualign.records import Evaluation
@@ -65,12 +65,12 @@ def test_no_multiplier_leaves_the_second_step_out() -> None:
 def test_the_two_forms_of_pd_dpo() -> None:
     values = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 50)))
     own, helpful, own_costly, helpful_costly = values
+    # the implied cost of an answer is beta log pi_r / pi_ref - beta log pi / pi_ref
+    implied = 0.3 * (helpful_costly - own_costly) - 0.3 * (helpful - own)
     for multiplier in (0.05, 1.0, 8.0):
-        found = pd_dpo((own, helpful), (own_costly, helpful_costly), beta=0.3, multiplier=multiplier)
+        found = -torch.nn.functional.logsigmoid(implied / multiplier)
         moved = dpo(own - helpful, own_costly - helpful_costly, beta=0.3 / multiplier)
         torch.testing.assert_close(found, moved, atol=1e-12, rtol=0)
-    start = pd_dpo((helpful, helpful), (helpful_costly, helpful_costly), beta=0.3, multiplier=2.0)
-    torch.testing.assert_close(start, torch.full_like(start, float(np.log(2))))
 
 
 def test_modpo_by_hand() -> None:
@@ -143,7 +143,7 @@ def fitted(world: World, name: str, labels: str) -> np.ndarray:
         return Evaluation(0.0, 0.0, np.zeros(1), np.zeros(1), np.zeros(1), 0.0, 0.0, 1)
 
     problem = Problem(backend, world.groups(), np.zeros(1), backend.reference, unread, 0.5, 0)
-    run = METHODS[name].run(problem, rule=fixed(np.zeros(1)), start=np.zeros(1), labels=labels)
+    run = METHODS[name].run(problem, Settings(fixed(np.zeros(1)), np.zeros(1), labels=labels))
     return backend.table(next(run).policy) - backend.table(backend.reference)
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from dualign.cli.train import report
 from dualign.errors import DataError, MissingError
-from dualign.report import build_report, summary_text
-from dualign.report.reading import figure, interval, measured, multiplier_label, read_run
+from dualign.report.build import build_report, summary_text
+from dualign.report.reading import figure, interval, measured, multipliers, read_run
 from dualign.report.sections import answer_pairs, comparison_rows, limit_rows, verdict_sentence
 from dualign.runs import store
 from report.run_fixture import make_run
@@ -150,8 +150,8 @@ def test_figures_show_what_their_error_allows() -> None:
     assert measured(-0.5, 0.02) == "−0.500 ± 0.039"
     assert measured(-0.0004, 0.02) == "0.000 ± 0.039"
     assert interval(-0.041, 0.015) == "−0.0410 to 0.0150"
-    assert multiplier_label({"harm": 0.5}) == "λ = 0.5"
-    assert multiplier_label({"harm": 0.5, "length": 0.0101}) == "λ = (0.5, 0.01)"
+    assert multipliers({"harm": 0.5}) == "0.5"
+    assert multipliers({"harm": 0.5, "length": 0.0101}) == "(0.5, 0.01)"
 
 
 def test_the_summary_fits_a_terminal(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_reports_and_runs_leave_torch_and_drawing_alone() -> None:
 
 def test_a_report_imports_no_torch(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    program = "import sys; from pathlib import Path; from dualign.report import build_report\n"
+    program = "import sys; from pathlib import Path; from dualign.report.build import build_report\n"
     program += "build_report(Path(sys.argv[1])); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program, str(run)], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -1,6 +1,8 @@
 """The journal: a phase is done once, damage is noticed, another config is refused."""
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,14 @@ def test_a_finished_phase_is_loaded(tmp_path: Path) -> None:
     assert store.verify(tmp_path) == []
 
 
+def test_another_name_is_another_phase_of_the_same_inputs(tmp_path: Path) -> None:
+    counter = Counter()
+    journal = open_run(tmp_path, CONFIG)
+    for name in ("sample", "score", "score"):
+        journal.phase(name, {"seed": 1}, counter.act, counter.load, target="data/tune")
+    assert counter.calls == 2
+
+
 def test_an_unfinished_phase_finds_its_checkpoint(tmp_path: Path) -> None:
     def fail(folder: Path) -> str:
         (folder / "checkpoint").mkdir()
@@ -70,6 +80,85 @@ def test_an_unfinished_phase_finds_its_checkpoint(tmp_path: Path) -> None:
     assert open_run(tmp_path, CONFIG).phase("fit", {}, go_on, go_on, target="fit") == "after 7"
     assert sorted(p.name for p in (tmp_path / "fit").iterdir()) == ["out", "phase.json"]
     assert list(tmp_path.glob("*.partial-*")) == []
+
+
+def test_a_kill_before_the_seal_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def act(folder: Path) -> str:
+        found.append((folder / "checkpoint").exists())
+        store.write_text(folder / "checkpoint" / "step", "7")
+        return store.write_text(folder / "out", "x").name
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("dualign.runs.journal._seal", killed)
+        open_run(tmp_path, CONFIG).phase("fit", {}, act, act, target="fit")
+    open_run(tmp_path, CONFIG).phase("fit", {}, act, act, target="fit")
+    assert found == [False, True]
+    assert not (tmp_path / "fit" / "checkpoint").exists()
+
+
+@pytest.fixture
+def unflushed(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
+    """Hold the folders in which a name was moved and is not on the disk yet, by inode.
+
+    Power may fail between any two steps, so that whatever is moved must be on the disk before: files and folders.
+    """
+    flushed: set[int] = set()
+    waiting: set[int] = set()
+    flush, rename, replace = os.fsync, Path.rename, Path.replace
+
+    def flushing(descriptor: int) -> None:
+        flush(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+        waiting.discard(os.fstat(descriptor).st_ino)
+
+    def moving(move: object) -> object:
+        def moved(self: Path, target: Path) -> Path:
+            lost = [path for path in (self, *self.rglob("*")) if path.stat().st_ino not in flushed]
+            assert not lost, f"{lost} may be lost behind {target}"
+            waiting.add(target.parent.stat().st_ino)
+            return Path(move(self, target))  # type: ignore[operator]
+
+        return moved
+
+    monkeypatch.setattr(os, "fsync", flushing)
+    monkeypatch.setattr(Path, "rename", moving(rename))
+    monkeypatch.setattr(Path, "replace", moving(replace))
+    yield waiting
+    assert flushed
+
+
+def test_content_is_on_the_disk_before_its_name_and_both_before_the_next_step(
+    tmp_path: Path, unflushed: set[int]
+) -> None:
+    def act(folder: Path) -> str:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "weights").write_bytes(b"written by a library, which flushes nothing")
+        return "made"
+
+    store.write_json(tmp_path / "alone" / "x.json", {})
+    assert not unflushed
+    journal = open_run(tmp_path / "run", CONFIG)
+    for seed in (1, 2):  # the second takes the place of the first
+        assert journal.phase("fit", {"seed": seed}, act, act, target="rounds/00") == "made"
+        assert not unflushed
+
+
+def test_an_event_is_on_the_disk_when_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, flush = open_run(tmp_path, CONFIG), os.fsync
+    sizes: list[int] = []
+
+    def flushing(descriptor: int) -> None:
+        flush(descriptor)
+        sizes.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", flushing)
+    journal.warn("low on space")
+    assert sizes == [(tmp_path / "events.jsonl").stat().st_size]
 
 
 @pytest.mark.parametrize("name", ["inner/value.txt", "phase.json"])
@@ -185,6 +274,19 @@ def test_a_kill_after_the_rename_and_before_the_manifest_costs_no_phase(
     assert store.verify(tmp_path) == []
 
 
+def test_a_kill_before_the_rename_is_no_loss_to_be_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = Counter()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", killed)
+        once(tmp_path, counter)
+    assert once(tmp_path, counter) == "forty-two"
+    assert counter.calls == 1 and warnings(tmp_path) == []
+
+
 def test_a_lost_folder_is_made_again(tmp_path: Path) -> None:
     counter = Counter()
     once(tmp_path, counter)
@@ -238,6 +340,35 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_choices_are_made_once(tmp_path: Path) -> None:
     assert open_run(tmp_path, CONFIG).choice("dtype", lambda: "float32") == "float32"
     assert open_run(tmp_path, CONFIG).choice("dtype", lambda: "bfloat16") == "float32"
+
+
+def test_a_choice_that_was_told_is_kept_though_a_kill_came_before_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    journal = open_run(tmp_path, CONFIG)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Journal, "_save", killed)
+        journal.choice("dtype", lambda: "float32")
+    assert open_run(tmp_path, CONFIG).choice("dtype", lambda: "bfloat16") == "float32"
+
+
+def test_an_event_that_was_edited_changes_no_choice_that_the_state_holds(tmp_path: Path) -> None:
+    open_run(tmp_path, CONFIG).choice("threads", lambda: 2)
+    events = tmp_path / "events.jsonl"
+    events.write_text(events.read_text().replace('"value": 2', '"value": 64'))
+    assert [event["value"] for event in read_events(tmp_path)] == [64]
+    assert open_run(tmp_path, CONFIG).choice("threads", lambda: 99) == 2
+
+
+def test_what_a_kill_left_behind_is_cleared(tmp_path: Path) -> None:
+    once(tmp_path, Counter())
+    store.write_text(tmp_path / "data" / f"tune{store.REPLACED}0a1b2c3d" / "x", "of the phase before")
+    (tmp_path / "data" / f"{store.TEMPORARY}0a1b-x").write_text("half")
+    open_run(tmp_path, CONFIG)
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["tune"]
 
 
 def test_targets_stay_inside_and_apart(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from dualign.data.prompts import load_demonstrations
 from dualign.errors import DataError, MissingError
 from dualign.job.measurement import Scored
-from dualign.job.run import unread
+from dualign.job.results import unread
 from dualign.maths.agreement import clustered_auc, wilson
 from dualign.protocols import words_read
 from dualign.records import Prompt, Response
@@ -86,12 +85,10 @@ def test_every_scorer_says_how_many_words_it_reads():
 
 def test_answers_that_a_scorer_does_not_read_whole_are_counted():
     made = Scored((Prompt("x"),), ((Response("one two three"), Response("one")),), *[np.zeros((1, 2))] * 3)
-    job = SimpleNamespace(reward=Inner(None), names=["harm"], costs=[Inner(2)])
-    assert unread(job, made) == [
+    assert unread({"reward": Inner(None), "harm": Inner(2)}, made) == [
         "harm (inner) reads the first 2 words of an answer: 1 of 2 answers that are trained on have more"
     ]
-    job.costs = [Inner(3)]
-    assert unread(job, made) == []
+    assert unread({"reward": Inner(None), "harm": Inner(3)}, made) == []
 
 
 def test_labels_without_meaning_score_at_chance():

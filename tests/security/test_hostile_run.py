@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dualign.errors import DataError
-from dualign.report import build_report, summary_text
+from dualign.report.build import build_report, summary_text
 from dualign.runs import store
 from report.run_fixture import HOSTILE, make_run
 

@@ -5,12 +5,11 @@ import pytest
 import torch
 from scipy.special import expit
 
-from dualign.errors import DataError, ScorerError, UsageError
+from dualign.errors import DataError, ScorerError
 from dualign.maths.exact import dual_hessian, expectations, log_policy, optimum
 from dualign.protocols import Policy, Scorer
-from dualign.worlds import assistant, assistant_model, assistant_scores
-from dualign.worlds.assistant import build_assistant_world
-from dualign.worlds.assistant_model import language_model, reply_tokens
+from dualign.worlds import assistant, assistant_scores
+from dualign.worlds.assistant import build_assistant_world, language_model, reply_tokens
 from dualign.worlds.assistant_text import (
     FULL,
     QUICK,
@@ -189,14 +188,14 @@ def test_gradient_of_the_head_losses_vanishes_at_the_fit(signs):
         seed=0,
     )
     groups = ((0,), (1,), (2, 3), (6,))
-    weights = assistant_model._fit(
+    weights = assistant_scores._fit(
         said,
         labels=said.first_worse,
         signs=said.unsafe if signs else None,
         groups=groups,
         ridge=1.0,
     )
-    sides = [assistant_model.features(contexts, replies[:, side], groups) for side in (0, 1)]
+    sides = [assistant_scores.features(contexts, replies[:, side], groups) for side in (0, 1)]
 
     def loss(at):
         y = [side.matrix @ at for side in sides]
@@ -222,7 +221,7 @@ def test_learned_cost_has_the_hidden_zero_and_scale(demonstrated):
     assert (weights * (learned - hidden)).sum() == pytest.approx(0, abs=0.05)
     slope = np.cov(hidden.ravel(), learned.ravel(), aweights=weights.ravel())
     assert slope[0, 1] / slope[0, 0] == pytest.approx(1, abs=0.1)
-    believed = optimum(small.problem(prompts, log_reference, scores="learned", heads=heads, beta=truth.beta))
+    believed = optimum(small.problem(prompts, log_reference, heads=heads, beta=truth.beta))
     best = optimum(truth)
     lost = assistant.lagrangian(truth, best.multipliers, best.log_probs) - assistant.lagrangian(
         truth, best.multipliers, believed.log_probs
@@ -231,12 +230,6 @@ def test_learned_cost_has_the_hidden_zero_and_scale(demonstrated):
     report = heads.report
     assert report.reward_accuracy_ceiling - 0.05 < report.reward_accuracy
     assert report.cost_correlation > 0.95
-
-
-def test_learned_scores_need_heads(demonstrated):
-    world, prompts, log_reference, _ = demonstrated
-    with pytest.raises(UsageError, match="need heads"):
-        world.problem(prompts, log_reference, scores="learned", beta=0.5)
 
 
 @pytest.mark.parametrize("settings", [FULL, QUICK])

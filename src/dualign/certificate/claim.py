@@ -4,7 +4,6 @@ Equal claims are equal strings: every number is exact, every text of somebody el
 line. No torch.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dualign.errors import UsageError
+from dualign.hashing import digest
 from dualign.maths.functionals import Functional, Mean, Rate
 
 METHODS = ("betting", "clopper-pearson")
@@ -116,7 +116,7 @@ class Units:
         lists: dict[str, list[str]] = {}
         for prompt, unit in sorted(self.cluster_of.items()):
             lists.setdefault(unit, []).append(prompt)
-        return hashlib.sha256(json.dumps(sorted(lists.values())).encode()).hexdigest()
+        return digest(json.dumps(sorted(lists.values())))
 
     @property
     def in_words(self) -> str:
@@ -132,7 +132,7 @@ class Units:
         No cost, no name and no wording of the claim enters, so none can be tried until an order suits.
         """
         start = f"{seed or 0}\n{self.prompts}\n"
-        return [hashlib.sha256(f"{start}{unit}".encode()).hexdigest() for unit in units]
+        return [digest(start, unit) for unit in units]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +146,16 @@ class Seal:
     @property
     def hash(self) -> str:
         """Return the SHA-256 that stands for claim and prompts."""
-        return hashlib.sha256(f"{self.prompts}\n{self.claim}".encode()).hexdigest()
+        return digest(self.prompts, "\n", self.claim)
 
 
 def prompts_hash(prompt_ids: Iterable[str]) -> str:
     """Return the SHA-256 of the set of ``prompt_ids``; their order and repetition do not matter."""
-    return hashlib.sha256(json.dumps(sorted(set(prompt_ids))).encode()).hexdigest()
+    return digest(json.dumps(sorted(set(prompt_ids))))
 
 
 def asked(by_limit: Mapping[str, Iterable[str]]) -> set[str]:
-    """Return what is sealed of the prompts of each limit: their ids, and whose they are where limits have other ones.
+    """Return what is sealed: the ids of all prompts and, for each limit that is about some of them alone, which ones.
 
     A prompt that moves from the slice of one limit to that of another is another set of prompts for both.
     """
@@ -169,16 +169,13 @@ def seal(prompt_ids: Iterable[str], claim: str) -> Seal:
     return Seal(claim, prompts_hash(prompt_ids))
 
 
-def spent_delta(delta: float, opening: int | None) -> float:
-    """Return what the ``opening``-th look (from 1) may spend: ``0.9 * 0.1^(j-1) * delta``, which sums to delta.
-
-    None means that the split is opened once and never again, and spends all.
-    """
-    return delta if opening is None else _rounded(0.9 * 0.1 ** (opening - 1) * delta)
+def spent_delta(delta: float, opening: int) -> float:
+    """Return what the ``opening``-th look (from 1) may spend: ``0.9 * 0.1^(j-1) * delta``, which sums to delta."""
+    return _rounded(0.9 * 0.1 ** (opening - 1) * delta)
 
 
 def _rounded(value: float) -> float:
-    """Return twelve digits of a number that is printed, without the rounding of its last one."""
+    """Return ``value`` to twelve digits, so that no rounding error is printed."""
     return float(f"{value:.12g}")
 
 
@@ -221,20 +218,18 @@ def _limits(terms: Terms, policy: str | None = None) -> str:
 
 
 def _limit_in_words(name: str, requirement: Requirement, policy: str | None) -> str:
-    counted = []
-    if requirement.cap is not None:
-        counted.append(f"each above {_exact(requirement.cap)} counted as that")
-    if requirement.floor is not None:
-        counted.append(f"each below {_exact(requirement.floor)} counted as that")
-    ends = f" ({', '.join(counted)})" if counted else ""
+    ends = (("above", requirement.cap), ("below", requirement.floor))
+    counted = ", ".join(f"each {side} {_exact(end)} counted as that" for side, end in ends if end is not None)
     where = ", ".join(f"{quoted(key)} = {quoted(value)}" for key, value in requirement.where.items())
-    population = f" over prompts with {where}" if where else ""
-    scorer = f" by {quoted(requirement.scorer)}" if requirement.scorer else ""
-    answers = f" of the answers of {policy}" if policy else ""
-    said = name if _SIMPLE_NAME.fullmatch(name) else quoted(name)
-    against = f" against {requirement.against}" if requirement.against else ""
-    subject = f"the {requirement.functional.spec} of {said}{scorer}{answers}{against}{population}{ends}"
-    return f"{subject} is at most {_exact(requirement.limit)}"
+    return "".join((
+        f"the {requirement.functional.spec} of {name if _SIMPLE_NAME.fullmatch(name) else quoted(name)}",
+        f" by {quoted(requirement.scorer)}" if requirement.scorer else "",
+        f" of the answers of {policy}" if policy else "",
+        f" against {requirement.against}" if requirement.against else "",
+        f" over prompts with {where}" if where else "",
+        f" ({counted})" if counted else "",
+        f" is at most {_exact(requirement.limit)}",
+    ))  # fmt: skip
 
 
 def _conditions(terms: Terms, unit: str) -> str:
@@ -244,7 +239,7 @@ def _conditions(terms: Terms, unit: str) -> str:
 
 
 def _cost_of_looking(terms: Terms, figures: Mapping[str, Any]) -> str:
-    """Return a sentence on the error probability, where it is not the claim's."""
+    """Return a sentence on the error probability of this opening, where it differs from the claim's."""
     family = figures.get("family")
     alone = f" For this cell alone, of {family['cells']} in its comparison." if family else ""
     if figures["delta_spent"] == terms.delta:
@@ -299,36 +294,26 @@ def check_terms(terms: Terms) -> None:
 
 
 def _check_requirement(name: str, requirement: Requirement) -> None:
-    cap = requirement.counted_cap
+    limit, cap, floor = requirement.limit, requirement.counted_cap, requirement.floor
     if requirement.cap is not None and not math.isfinite(requirement.cap):
         raise UsageError(f"cap of {name}: must be a finite number; given {requirement.cap}")
     if not math.isfinite(cap):
         raise UsageError(f"cap of {name}: missing; costs must have a largest value that counts, as {name}=50")
-    if not math.isfinite(requirement.limit) or requirement.limit >= cap:
-        raise UsageError(
-            f"limit of {name}: must be a finite number below its cap {cap:g}, or every policy meets it; "
-            f"given {requirement.limit:g}"
-        )
-    if isinstance(requirement.functional, Rate) and requirement.limit < 0:
-        raise UsageError(f"limit of {name}: a rate is never below 0; given {requirement.limit:g}")
-    floor = requirement.floor
-    if floor is not None and not (math.isfinite(floor) and floor < requirement.limit):
-        raise UsageError(f"floor of {name}: must be a finite number below its limit {requirement.limit:g}; "
-                         f"given {floor:g}")  # fmt: skip
+    if not math.isfinite(limit) or limit >= cap:
+        must = f"must be a finite number below its cap {cap:g}, or every policy meets it"
+        raise UsageError(f"limit of {name}: {must}; given {limit:g}")
+    if isinstance(requirement.functional, Rate) and limit < 0:
+        raise UsageError(f"limit of {name}: a rate is never below 0; given {limit:g}")
+    if floor is not None and not (math.isfinite(floor) and floor < limit):
+        raise UsageError(f"floor of {name}: must be a finite number below its limit {limit:g}; given {floor:g}")
 
 
 def quoted(text: str) -> str:
     """Return ``text`` in quotation marks: one line, bounded, nothing in it that could drive a terminal."""
-    shown = text
     if len(text) > LONGEST_TEXT:
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        shown = f"{text[: LONGEST_TEXT - 40]}... (SHA-256 {digest[:16]})"
-    return _escaped(json.dumps(shown, ensure_ascii=False))
-
-
-def _escaped(text: str) -> str:
-    """Return ``text`` on one line, every character that is not printable written as its escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        text = f"{text[: LONGEST_TEXT - 40]}... (SHA-256 {digest(text)[:16]})"
+    said = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
 
 
 def _exact(value: float) -> str:

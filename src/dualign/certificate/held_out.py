@@ -1,4 +1,4 @@
-"""Held-out costs as they count in a certificate, and what to look at before relying on its verdict. No torch."""
+"""Held-out costs as a certificate counts them, and the warnings that it gives about them. No torch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dualign.certificate.claim import Requirement, Terms, Units, quoted
+from dualign.certificate.claim import Requirement, Units, quoted
 from dualign.maths import estimates
 from dualign.maths.functionals import Rate
 from dualign.records import FloatArray
 
 FEW = 0.05
-"""Share of the units that should not carry a certificate alone."""
+"""A certificate that rests on fewer units than this share of them is warned of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,12 @@ class Costs:
 class Measured:
     """The costs of one policy under one limit, as they count."""
 
+    costs: Costs
+    requirement: Requirement
+    transformed: FloatArray
+    """Shape ``[response]``: the functional's terms, in the order of prompts and values."""
     values: FloatArray
-    """Shape ``[response]``: transformed, between floor and cap, in the order of prompts and values."""
+    """Shape ``[response]``: ``transformed`` between floor and cap."""
     ids: NDArray[np.str_]
     """Shape ``[response]``: prompt of each value."""
     prompt_means: FloatArray
@@ -46,64 +50,64 @@ class Measured:
     units: list[str]
     """Smallest prompt of each unit, in the order of ``means``."""
 
+    @property
+    def events(self) -> int | None:
+        """Return the number of events, where each unit is one or none; else None."""
+        single = self.means.size == self.values.size and self.requirement.counted_cap == 1.0
+        return int(np.count_nonzero(self.values)) if single and np.isin(self.values, (0.0, 1.0)).all() else None
+
+    @property
+    def responses(self) -> NDArray[np.intp]:
+        """Return the number of responses of each prompt."""
+        return np.unique(self.ids, return_counts=True)[1]
+
 
 def measured(costs: Costs, requirement: Requirement, units: Units, seed: int | None) -> Measured:
     """Return the costs as they count, one value a unit of independence in the order of the bets."""
     transformed = requirement.functional.transform(costs.costs, costs.reference)
-    floor = -math.inf if requirement.floor is None else requirement.floor
-    counted = np.clip(transformed, floor, requirement.counted_cap)
     prompts = np.asarray(costs.prompts, dtype=np.str_)
     order = np.lexsort((transformed, prompts))
-    values, ids = counted[order], prompts[order]
+    transformed, ids = transformed[order], prompts[order]
+    floor = -math.inf if requirement.floor is None else requirement.floor
+    values = np.clip(transformed, floor, requirement.counted_cap)
     names, place = np.unique(ids, return_inverse=True)
     prompt_means = estimates.prompt_means(values, place)
     kept, unit_place = np.unique([units.cluster_of[str(name)] for name in names], return_inverse=True)
     means = estimates.prompt_means(prompt_means, unit_place)
     by_hash = np.argsort(units.places(map(str, kept), seed))
-    return Measured(values, ids, prompt_means, means[by_hash], [str(kept[k]) for k in by_hash])
+    in_order = [str(kept[k]) for k in by_hash]
+    return Measured(costs, requirement, transformed, values, ids, prompt_means, means[by_hash], in_order)
 
 
-def cautions(
-    by_name: Mapping[str, Costs], figures: Mapping[str, Mapping[str, Any]], terms: Terms, units: Units
-) -> list[str]:
-    """Return what a reader should look at before relying on the verdict, or wondering at it."""
-    found = []
-    for name, requirement in terms.requirements.items():
-        costs, row = by_name[name], figures[name]
-        counted = measured(costs, requirement, units, terms.seed)
-        said = [
-            _few_carry_it(counted, row),
-            _unequal_responses(counted),
-            _cap_below_all(costs, requirement),
-            _always_above(costs, requirement),
-            _means_differ(counted, row),
-        ]
-        found += [f"{name}: {line}" for line in said if line]
-    return found
+def cautions(counted: Mapping[str, Measured], figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the warnings that a reader should see before relying on the verdict."""
+    looks = (_few_carry_it, _unequal_responses, _cap_below_all, _always_above, _means_differ)
+    return [
+        f"{name}: {line}" for name, costs in counted.items() for look in looks if (line := look(costs, figures[name]))
+    ]
 
 
 def _few_carry_it(counted: Measured, row: Mapping[str, Any]) -> str | None:
-    """Return the units without whose very low costs the mean would be above the limit; none where none carry it."""
+    """Return a warning where the mean would lie above the limit without the lowest costs of a few units."""
     means, limit = counted.means, row["limit"]
     if not row["passed"] or means.size < 2:
         return None
     ranks = np.argsort(means, kind="stable")
-    few = math.ceil(FEW * means.size)
-    for count in range(1, few + 1):
-        raised = np.maximum(means, means[ranks[count]])
-        if raised.mean() > limit:
+    for count in range(1, math.ceil(FEW * means.size) + 1):
+        raised = np.maximum(means, means[ranks[count]]).mean()
+        if raised > limit:
             names = ", ".join(quoted(counted.units[k]) for k in ranks[:count][:5])
             return (
                 f"{count} of {means.size} {row['unit']}s carry the certificate (lowest cost "
                 f"{means[ranks[0]]:.4g}; {names}{', ...' if count > 5 else ''}): with the next lowest cost in their "
-                f"place the mean is {raised.mean():.4g}, above the limit {limit:g}; a floor (--floor, or floor in the "
+                f"place the mean is {raised:.4g}, above the limit {limit:g}; a floor (--floor, or floor in the "
                 "config), fixed before opening, bounds what one can pay for"
             )
     return None
 
 
-def _unequal_responses(counted: Measured) -> str | None:
-    counts = np.unique(counted.ids, return_counts=True)[1]
+def _unequal_responses(counted: Measured, _: Mapping[str, Any]) -> str | None:
+    counts = counted.responses
     if not counts.size or counts.min() == counts.max():
         return None
     return (
@@ -112,27 +116,27 @@ def _unequal_responses(counted: Measured) -> str | None:
     )
 
 
-def _cap_below_all(costs: Costs, requirement: Requirement) -> str | None:
-    if requirement.cap is None or not len(costs.costs):
+def _cap_below_all(counted: Measured, _: Mapping[str, Any]) -> str | None:
+    requirement = counted.requirement
+    if requirement.cap is None or not counted.values.size or isinstance(requirement.functional, Rate):
         return None
-    lowest = float(requirement.functional.transform(costs.costs, costs.reference).min())
-    if isinstance(requirement.functional, Rate) or lowest < requirement.counted_cap:
+    if counted.transformed.min() < requirement.counted_cap:
         return None
     return f"every cost is at or above the cap {requirement.cap:g}: nothing could be certified; is it in their units?"
 
 
-def _always_above(costs: Costs, requirement: Requirement) -> str | None:
-    functional = requirement.functional
-    if not isinstance(functional, Rate) or not len(costs.costs) or costs.costs.min() <= functional.threshold:
+def _always_above(counted: Measured, _: Mapping[str, Any]) -> str | None:
+    functional, costs = counted.requirement.functional, counted.costs.costs
+    if not isinstance(functional, Rate) or not len(costs) or costs.min() <= functional.threshold:
         return None
     return (
-        f"no cost is {functional.threshold:g} or less (the lowest is {costs.costs.min():.4g}), so that every response "
+        f"no cost is {functional.threshold:g} or less (the lowest is {costs.min():.4g}), so that every response "
         "counts as an event; rate:T counts costs above T, as rate:0.5"
     )
 
 
 def _means_differ(counted: Measured, row: Mapping[str, Any]) -> str | None:
-    """Return both means where clusters of unequal size make them differ by more than a standard error."""
+    """Return a warning where clusters of unequal size make the two means differ by more than a standard error."""
     if row["unit"] == "prompt" or not counted.means.size:
         return None
     over_units, over_prompts = float(counted.means.mean()), float(counted.prompt_means.mean())

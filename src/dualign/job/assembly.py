@@ -12,13 +12,14 @@ from dualign.config import Config
 from dualign.hashing import canonical_digest
 from dualign.job.checks import constraints_of, direction_of, scorer_specs
 from dualign.job.inputs import Inputs, read_inputs
-from dualign.job.job import Job, Tell
+from dualign.job.phases import Job, OpenRun, folder_made
 from dualign.job.reading import (
     Reader,
     claimed,
     dated,
     longest_prompt,
     model_name,
+    sampling_of,
     short_enough,
     template_notes,
     wording_of,
@@ -28,9 +29,8 @@ from dualign.models.compute import choose_compute
 from dualign.models.language_model import LanguageModel
 from dualign.models.loading import load_language_model
 from dualign.models.sampler import TransformersSampler
-from dualign.protocols import Direction, Policy, Sampling, Scorer
+from dualign.protocols import Policy, Scorer
 from dualign.records import Prompt
-from dualign.runs.journal import Journal
 from dualign.scorers.checked import checked, without_reasoning
 from dualign.scorers.lexical import trained
 from dualign.scorers.table import KINDS, make_scorer
@@ -39,36 +39,55 @@ from dualign.train.sft import Example
 from dualign.train.transformer import TransformerBackend
 
 
-def assemble(config: Config, inputs: Inputs, journal: Journal, tell: Tell) -> Job:
+def assemble(run: OpenRun, inputs: Inputs) -> Job:
     """Return the job: classifiers are trained, the model is loaded and warm-started, scorers are made.
 
     Raises:
         DualignError: any mistake that is seen only with weights, before anything expensive starts.
     """
-    constraints, functionals = constraints_of(config)
-    inputs = _with_model(config, inputs)
+    config, inputs = run.config, _with_model(run.config, inputs)
     for line in inputs.warnings:
-        tell(line)
-    specs, qualities = _trained(config, inputs, journal, tell)
-    model, splits, notes = _loaded(config, inputs, journal, tell)
-    made = {
-        name: make_scorer(spec, direction=_direction(name, spec), folder=inputs.base, tokenizer=model.tokenizer)
-        for name, spec in specs.items()
-    }
-    known = {**made, **inputs.scorers}
-    scorers = {name: _shown_answers(known[name], config, model) for name in scorer_specs(config)}
-    model, imitated = warm_start(config, model, inputs, splits["train"], journal, tell)
+        run.tell(line)
+    specs, qualities = _trained(run, inputs)
+    model, splits, notes = _loaded(run, inputs)
+    scorers = _scorers(config, inputs, specs, model)
+    model, imitated = warm_start(run, model, inputs, splits["train"])
     trained_on = {prompt.id for prompt in splits["train"]}
+    facts = {
+        "notes": [*inputs.notes, *notes],
+        "scorers": _scorer_facts(scorers, qualities),
+        "data_check": list(inputs.data_checks),
+        "warnings": list(inputs.warnings),
+    }
+    job = job_on(run, model, splits, scorers, facts, wording=[asdict(model.wording)], pretraining=imitated)
+    pairs = tuple(pair for pair in inputs.pairs if pair[0].id in trained_on)
+    return replace(job, pairs=pairs, decoding=claimed(model, config))
+
+
+def job_on(
+    run: OpenRun,
+    model: LanguageModel,
+    splits: Mapping[str, Sequence[Prompt]],
+    scorers: Mapping[str, Scorer],
+    facts: Mapping[str, Any],
+    *,
+    wording: Sequence[Any] = (),
+    pretraining: Sequence[Example] = (),
+) -> Job:
+    """Return the job of the config on a model that is ready, with the scorers of ``scorer_specs``.
+
+    ``wording``: how the model puts prompts into words, as far as its revision does not say.
+    """
+    config = run.config
+    constraints, functionals = constraints_of(config)
     return Job(
         config=config,
-        run=journal.run,
-        journal=journal,
-        backend_at=backend_factory(config, model, journal.run, pretraining=imitated),
+        journal=run.journal,
+        backend_at=backend_factory(config, model, run.folder, pretraining=pretraining),
         reference=Policy("reference"),
         identity=canonical_digest(
-            [model.revision, config.training.model_dump(), config.sampling.model_dump(), asdict(model.wording)]
+            [model.revision, config.training.model_dump(), config.sampling.model_dump(), *wording]
         ),
-        decoding=claimed(model, config),
         splits=splits,
         constraints=constraints,
         functionals=functionals,
@@ -76,20 +95,26 @@ def assemble(config: Config, inputs: Inputs, journal: Journal, tell: Tell) -> Jo
         costs=tuple(scorers[f"cost {constraint.name}"] for constraint in constraints),
         metrics={name.removeprefix("metric "): s for name, s in scorers.items() if name.startswith("metric ")},
         judges={name.removeprefix("judge "): s for name, s in scorers.items() if name.startswith("judge ")},
-        facts={
-            "notes": [*inputs.notes, *notes],
-            "scorers": _scorer_facts(scorers, qualities),
-            "data_check": list(inputs.data_checks),
-            "warnings": list(inputs.warnings),
-        },
-        pairs=tuple(pair for pair in inputs.pairs if pair[0].id in trained_on),
-        tell=tell,
+        facts=facts,
+        tell=run.tell,
     )
 
 
 def _with_model(config: Config, inputs: Inputs) -> Inputs:
     """Return the inputs, read anew with the model's tokenizer where that had to be fetched."""
     return read_inputs(config, inputs.base, fetch=True) if inputs.reader is None else inputs
+
+
+def _scorers(
+    config: Config, inputs: Inputs, specs: Mapping[str, Mapping[str, Any]], model: LanguageModel
+) -> dict[str, Scorer]:
+    """Return all scorers by name, those that are to see no reasoning behind what takes it from the answers."""
+    scorers = dict(inputs.scorers)
+    for name, spec in specs.items():
+        # a metric is of its kind's direction, a cost where the kind leaves it open
+        direction = direction_of(name) or KINDS[spec["kind"]].direction or "cost"
+        scorers[name] = make_scorer(spec, direction=direction, folder=inputs.base, tokenizer=model.tokenizer)
+    return {name: _shown_answers(scorers[name], config, model) for name in scorer_specs(config)}
 
 
 def _shown_answers(scorer: Scorer, config: Config, model: LanguageModel) -> Scorer:
@@ -100,33 +125,29 @@ def _shown_answers(scorer: Scorer, config: Config, model: LanguageModel) -> Scor
     return checked(scorer, shown=partial(without_reasoning, opened=opened))
 
 
-def warm_started(config: Config, inputs: Inputs, journal: Journal, tell: Tell) -> LanguageModel:
+def warm_started(run: OpenRun, inputs: Inputs) -> LanguageModel:
     """Return the model after the config's supervised stages: the reference of the job."""
-    inputs = _with_model(config, inputs)
+    inputs = _with_model(run.config, inputs)
     for line in inputs.notes:
-        tell(line)
-    model, splits, _ = _loaded(config, inputs, journal, tell)
-    return warm_start(config, model, inputs, splits["train"], journal, tell)[0]
+        run.tell(line)
+    model, splits, _ = _loaded(run, inputs)
+    return warm_start(run, model, inputs, splits["train"])[0]
 
 
-def _loaded(
-    config: Config, inputs: Inputs, journal: Journal, tell: Tell
-) -> tuple[LanguageModel, dict[str, list[Prompt]], list[str]]:
+def _loaded(run: OpenRun, inputs: Inputs) -> tuple[LanguageModel, dict[str, list[Prompt]], list[str]]:
     """Return the model as it is published, in the dtype of this machine, the prompts that fit it, and notes on both."""
-    model = dated(_model(config, inputs.reader), config, journal)
+    model = dated(_model(run.config, inputs.reader), run.config, run.journal)
     splits, dropped = short_enough(inputs.splits, model.template, model.max_prompt_tokens)
     for note in model.notes:
-        tell(f"warning: {note}")
+        run.tell(f"warning: {note}")
     notes = [dropped, *model.notes]
     if model.turns is not None:
         notes += template_notes(model.tokenizer, model.turns, model.wording)
         for note in model.turns.notes:
-            tell(f"note: {note}")
-    compute = journal.choice("compute", lambda: _compute(config, model))
-    tell(f"computing in {compute['dtype']} on {compute['threads']} thread(s)")
-    model = _in_dtype(model, compute)
+            run.tell(f"note: {note}")
+    model = _in_dtype(run, model)
     _check_head(model, splits)
-    return (model if config.policy.adapter is None else keep_merged(model, journal)), splits, notes
+    return (model if run.config.policy.adapter is None else keep_merged(model, run.journal)), splits, notes
 
 
 def _check_head(model: LanguageModel, splits: Mapping[str, Sequence[Prompt]]) -> None:
@@ -144,18 +165,13 @@ def backend_factory(
 ) -> Callable[[Path], TransformerBackend]:
     """Return what makes the backend that writes its policies into a folder; the reference is computed once a run."""
     training = config.training.model_dump(exclude={"beta", "dtype"})
-    sampling = config.sampling
 
     def backend_at(folder: Path) -> TransformerBackend:
         return TransformerBackend(
             model,
             training=TrainingSettings(**training),
             sampler=TransformersSampler(model),
-            sampling=Sampling(
-                temperature=sampling.temperature,
-                max_new_tokens=sampling.max_new_tokens,
-                batch_size=sampling.batch_size,
-            ),
+            sampling=sampling_of(config),
             folder=folder,
             cache=run / "reference" / "log-probs",
             pretraining=pretraining,
@@ -164,30 +180,23 @@ def backend_factory(
     return backend_at
 
 
-def _trained(
-    config: Config, inputs: Inputs, journal: Journal, tell: Tell
-) -> tuple[dict[str, dict[str, Any]], dict[str, Mapping[str, Any]]]:
+def _trained(run: OpenRun, inputs: Inputs) -> tuple[dict[str, dict[str, Any]], dict[str, Mapping[str, Any]]]:
     """Return the scorers' descriptions with every classifier trained, and the classifiers' quality."""
-    specs = {name: spec for name, spec in scorer_specs(config).items() if name not in inputs.scorers}
+    specs = {name: spec for name, spec in scorer_specs(run.config).items() if name not in inputs.scorers}
 
     def action(folder: Path) -> None:
         folder.joinpath("classifiers").mkdir(exist_ok=True)
         trained(specs, folder=inputs.base, out=folder / "classifiers")
 
-    journal.phase("train scorers", {"specs": specs}, action, lambda _: None, target="scorers")
-    done, qualities = trained(specs, folder=inputs.base, out=journal.run / "scorers" / "classifiers")
+    folder = folder_made(run.journal, "train scorers", {"specs": specs}, action, target="scorers")
+    done, qualities = trained(specs, folder=inputs.base, out=folder / "classifiers")
     for name, figures in qualities.items():
-        tell(
+        run.tell(
             f"classifier {name}: accuracy {figures['accuracy']:.3f} "
             f"[{figures['accuracy_low']:.3f}, {figures['accuracy_high']:.3f}], AUC {figures['auc']:.3f}, "
             f"{figures['rows']} rows, cross-validated"
         )
     return done, qualities
-
-
-def _direction(name: str, spec: Mapping[str, Any]) -> Direction:
-    """Return what a scorer is used as; a metric is of its kind's direction, a cost where the kind leaves it open."""
-    return direction_of(name) or KINDS[spec["kind"]].direction or "cost"
 
 
 def _scorer_facts(scorers: Mapping[str, Any], qualities: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -215,19 +224,17 @@ def _model(config: Config, reader: Reader | None = None) -> LanguageModel:
     return replace(model, max_prompt_tokens=longest_prompt(config, model.model.config))
 
 
-def _compute(config: Config, model: LanguageModel) -> dict[str, Any]:
-    """Return dtype and threads: by timing, unless the config says."""
-    found = asdict(choose_compute(model.model))
-    if config.training.dtype != "auto":
-        found["dtype"] = config.training.dtype
-    return found
-
-
-def _in_dtype(model: LanguageModel, compute: Mapping[str, Any]) -> LanguageModel:
-    """Return the model in the chosen dtype, with the threads set."""
+def _in_dtype(run: OpenRun, model: LanguageModel) -> LanguageModel:
+    """Return the model in the dtype and with the threads of this machine: by timing, once a run, or as configured."""
     import torch
 
-    torch.set_num_threads(int(compute["threads"]))
-    dtype = str(compute["dtype"])
+    def timed() -> dict[str, Any]:
+        asked = run.config.training.dtype
+        return asdict(choose_compute(model.model)) | ({} if asked == "auto" else {"dtype": asked})
+
+    compute = run.journal.choice("compute", timed)
+    dtype, threads = str(compute["dtype"]), int(compute["threads"])
+    run.tell(f"computing in {dtype} on {threads} thread(s)")
+    torch.set_num_threads(threads)
     model.model.to(getattr(torch, dtype))
     return replace(model, revision=f"{model.revision}-{dtype}")

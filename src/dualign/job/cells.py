@@ -21,8 +21,7 @@ from dualign.config import Config, load_config
 from dualign.errors import NONE_CERTIFIED, NOT_CERTIFIED, DualignError, UsageError
 from dualign.hashing import canonical_digest
 from dualign.job.checks import check
-from dualign.job.job import Tell
-from dualign.job.openings import FAMILY
+from dualign.job.phases import FAMILY, Tell
 from dualign.maths.estimates import standard_error
 from dualign.maths.functionals import Mean, Rate, parse
 from dualign.methods.options import filled, unknown

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from dualign.certificate.claim import Requirement, Terms, check_terms
 from dualign.config import Config, ConstraintSection
-from dualign.errors import ConfigError, UsageError
-from dualign.maths.dual import DUAL_RULES
-from dualign.maths.functionals import Functional, Mean, Rate, parse
+from dualign.errors import ConfigError, UsageError, nearest
+from dualign.maths.dual_rules import DUAL_RULES
+from dualign.maths.functionals import FUNCTIONALS, Functional, Mean, Rate, parse
 from dualign.methods.options import filled, unknown
 from dualign.methods.table import METHODS
 from dualign.records import Constraint
@@ -38,6 +38,8 @@ def constraints_of(config: Config) -> tuple[tuple[Constraint, ...], tuple[Functi
 def _functional(section: ConstraintSection, config: Config) -> Functional:
     """Return what the section bounds, after a look at whether its limit could ever be certified."""
     where = f"constraints.{section.name}"
+    if (kind := section.functional.strip().split(":")[0]) not in FUNCTIONALS:
+        raise ConfigError(f"{where}.functional: unknown functional {kind!r}; {nearest(kind, FUNCTIONALS)}")
     try:
         functional = parse(section.functional)
     except ValueError as error:

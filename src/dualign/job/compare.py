@@ -28,7 +28,7 @@ from dualign.job.cells import (
     read_outcome,
     run_cell,
 )
-from dualign.job.job import Tell
+from dualign.job.phases import Tell
 from dualign.maths.estimates import paired_difference, standard_error
 from dualign.report.compare_page import comma_separated, markdown, page
 from dualign.runs.lock import file_lock

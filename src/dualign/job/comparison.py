@@ -1,4 +1,4 @@
-"""Policies side by side on report prompts that nothing was chosen on: paired differences, and answers to read."""
+"""Policies side by side on report prompts that nothing was chosen on: differences, judges' words, answers to read."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from dualign.job.job import Job
-from dualign.job.judging import judge_column, where_of
 from dualign.job.measurement import Scored, slice_of
-from dualign.job.phases import score_rows, scored
-from dualign.maths.estimates import paired_difference
+from dualign.job.phases import Job, score_rows
+from dualign.job.search import Search
+from dualign.maths.agreement import spearman
+from dualign.maths.estimates import paired_difference, standard_error
 from dualign.protocols import Policy
 from dualign.records import FloatArray, Prompt
 from dualign.runs.store import write_json, write_table
@@ -25,14 +25,14 @@ def slice_name(prompt: Prompt) -> str:
     return next((prompt.columns[key] for key in SLICE_COLUMNS if key in prompt.columns), "all")
 
 
-def compare(job: Job, policies: Mapping[str, Policy]) -> list[dict[str, Any]]:
+def compare(search: Search, policies: Mapping[str, Policy]) -> list[dict[str, Any]]:
     """Return the paired differences of ``policies`` (role -> policy) on the report prompts; both files are written.
 
     Every policy answers each report prompt once; the first role is what the others are compared with, and
     ``selected`` is compared with each.
     """
-    prompts = job.splits["report"]
-    made = {role: scored(job, policy, prompts, 1, "report") for role, policy in policies.items()}
+    job, prompts = search.job, search.job.splits["report"]
+    made = {role: search.answers(policy, prompts, 1, "report") for role, policy in policies.items()}
     table = {role: metrics(job, answers) for role, answers in made.items()}
     rows = comparisons(prompts, table)
     write_json(job.run / "report" / "comparisons.json", rows, run=job.run)
@@ -48,11 +48,13 @@ def metrics(job: Job, made: Scored) -> dict[str, FloatArray]:
         rows = slice_of(made.prompts, constraint.where)
         values[rows] = made.costs[rows, :, i].mean(axis=1)
         table[f"cost_{constraint.name}"] = values
+    where = {constraint.name: constraint.where for constraint in job.constraints}
     for name, judge in job.judges.items():
-        rows = slice_of(made.prompts, where_of(job, name))
-        table[judge_column(name)] = np.full(len(made.prompts), np.nan)
+        values = np.full(len(made.prompts), np.nan)
+        rows = slice_of(made.prompts, where.get(name, {}))
         answers = [made.responses[k] for k in rows]
-        table[judge_column(name)][rows] = score_rows(judge, [made.prompts[k] for k in rows], answers).mean(axis=1)
+        values[rows] = score_rows(judge, [made.prompts[k] for k in rows], answers).mean(axis=1)
+        table[f"judge_{name}"] = values
     for name, scorer in job.metrics.items():
         table[name] = score_rows(scorer, made.prompts, made.responses).mean(axis=1)
     table["tokens"] = np.array([np.mean([len(r.tokens) for r in row]) for row in made.responses])
@@ -101,3 +103,32 @@ def _answers(
         for name in figures:
             figures[name] += [None if np.isnan(value) else float(value) for value in table[role][name]]
     return columns | figures
+
+
+def judge_figures(job: Job, answers: Mapping[str, list[Any]], policy: str = "selected") -> dict[str, dict[str, Any]]:
+    """Return what each judge says of one policy's answers to the report prompts, which it answered once each.
+
+    ``agreement`` is Spearman's correlation of both scores over these answers; NaN where one of them never varies.
+
+    Args:
+        job: whose judges.
+        answers: columns of ``report/answers.parquet``.
+        policy: role of the policy.
+    """
+    rows = [k for k, role in enumerate(answers["policy"]) if role == policy]
+    found = {}
+    for name, judge in job.judges.items():
+        trained_on = name if name == "reward" else f"cost_{name}"
+        pairs = [(answers[f"judge_{name}"][k], answers[trained_on][k]) for k in rows]
+        pairs = [pair for pair in pairs if None not in pair]
+        judged, trained = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+        found[name] = {
+            "scorer": judge.id,
+            "revision": judge.revision,
+            "mean": float(judged.mean()) if judged.size else float("nan"),
+            "error": standard_error(judged),
+            "trained_mean": float(trained.mean()) if trained.size else float("nan"),
+            "agreement": spearman(judged, trained),
+            "n_prompts": int(judged.size),
+        }
+    return found

@@ -10,34 +10,24 @@ from typing import Any
 import numpy as np
 
 from dualign.config import Config
-from dualign.hashing import canonical_digest, plain
-from dualign.job.assembly import backend_factory
-from dualign.job.best_of import read_choice
-from dualign.job.checks import constraints_of
-from dualign.job.job import Job, Tell
-from dualign.job.run import run_job
-from dualign.job.search import extra_round, prepare
+from dualign.hashing import plain
+from dualign.job.assembly import job_on
+from dualign.job.phases import Job, OpenRun, folder_made, read_choice
+from dualign.job.results import run_search
+from dualign.job.search import Search, extra_round, prepare
 from dualign.maths.exact import FiniteProblem, Optimum, expectations, optimum
 from dualign.maths.policy_gradient import log_best_of
 from dualign.models.language_model import LanguageModel
 from dualign.protocols import Policy
 from dualign.records import FloatArray, Prompt
 from dualign.report.build import build_report
-from dualign.runs.journal import Journal, open_run
+from dualign.runs.journal import open_run
 from dualign.runs.lock import run_lock
 from dualign.runs.store import read_json, write_json
 from dualign.train.sft import SftSettings, fine_tune
-from dualign.worlds.assistant import (
-    AssistantWorld,
-    Gap,
-    HeadReport,
-    Heads,
-    build_assistant_world,
-    enumerate_log_probs,
-    gap,
-    learned_heads,
-)
-from dualign.worlds.assistant_text import WORLDS, AssistantSettings
+from dualign.worlds.assistant import AssistantWorld, Gap, build_assistant_world, enumerate_log_probs, gap
+from dualign.worlds.assistant_scores import HeadReport, Heads, learned_heads
+from dualign.worlds.assistant_text import WORLDS
 
 
 def demo_config(seed: int, world: str) -> Config:
@@ -76,31 +66,23 @@ class Parts:
     heads: Heads
 
 
-def run_demo(
-    config: Config, run: Path, journal: Journal, tell: Tell, *, arms: bool = False
-) -> tuple[dict[str, Any], int]:
+def run_demo(run: OpenRun, *, arms: bool = False) -> tuple[dict[str, Any], int]:
     """Return the ``demo`` object and the exit code; its ``selected`` figures are the true ones."""
-    parts = learn(config, journal, tell)
-    job = make_job(config, run, journal, tell, parts)
-    result, code = run_job(job)
-    truth = Truth.of(job, parts)
-    exact = compare_with_optimum(truth, job, result, other_arms(job, result) if arms else {})
+    parts = learn(run)
+    search = prepare(make_job(run, parts))
+    result, code = run_search(search)
+    more = other_arms(search, result) if arms else {}
+    exact = compare_with_optimum(Truth.of(search, parts), search.job, result, more)
     if arms:
-        exact["exact_scores"] = with_exact_scores(config, run, parts, tell)
-    write_json(run / "exact.json", exact, run=run)
-    tell(f"exact: gap {exact['gap']:.4f} (scores {exact['gap_scores']:.4f}, training {exact['gap_training']:.4f})")
-    result = {
-        **result,
-        "selected": {**result["selected"], **exact["selected"]},
-        "optimum": exact["optimum"],
-        "gap": exact["gap"],
-    }
-    return result, code
+        exact["exact_scores"] = with_exact_scores(run, parts)
+    write_json(run.folder / "exact.json", exact, run=run.folder)
+    run.tell(f"exact: gap {exact['gap']:.4f} (scores {exact['gap_scores']:.4f}, training {exact['gap_training']:.4f})")
+    true = {"selected": {**result["selected"], **exact["selected"]}, "optimum": exact["optimum"], "gap": exact["gap"]}
+    return {**result, **true}, code
 
 
-def other_arms(job: Job, result: dict[str, Any]) -> dict[str, Policy]:
+def other_arms(search: Search, result: dict[str, Any]) -> dict[str, Policy]:
     """Return what one might train instead, at the selected multiplier and the same cost of training."""
-    search = prepare(job)
     selected = np.array(list(result["selected"]["multipliers_normalised"].values()))
     arms = {"hard labels": (1.0, "hard"), "half the multiplier": (0.5, None), "twice the multiplier": (2.0, None)}
     return {
@@ -109,31 +91,30 @@ def other_arms(job: Job, result: dict[str, Any]) -> dict[str, Policy]:
     }
 
 
-def with_exact_scores(config: Config, run: Path, parts: Parts, tell: Tell) -> dict[str, Any]:
+def with_exact_scores(run: OpenRun, parts: Parts) -> dict[str, Any]:
     """Return the true figures of the same job with the hidden scores in the place of the learned ones."""
-    tell("the same job with the exact scores")
+    run.tell("the same job with the exact scores")
     scorers = parts.world.exact_scorers
     heads = Heads(scorers["reward"], scorers["cost"], parts.heads.report)
-    beside = run.with_name(f"{run.name}-exact-scores")
+    beside = run.folder.with_name(f"{run.folder.name}-exact-scores")
     with run_lock(beside):
-        journal = open_run(beside, config.model_dump(mode="json"))
-        job = make_job(config, beside, journal, tell, parts, heads=heads)
-        result, _ = run_job(job)
-        exact = compare_with_optimum(Truth.of(job, parts), job, result, {})
+        opened = OpenRun(run.config, open_run(beside, run.config.model_dump(mode="json")), run.tell)
+        search = prepare(make_job(opened, parts, heads=heads))
+        result, _ = run_search(search)
+        exact = compare_with_optimum(Truth.of(search, parts), search.job, result, {})
         write_json(beside / "exact.json", exact, run=beside)
         build_report(beside)
     return {**exact["selected"], "gap": exact["gap"], "rounds": len(result["iterates"])}
 
 
-def learn(config: Config, journal: Journal, tell: Tell) -> Parts:
+def learn(run: OpenRun) -> Parts:
     """Return the world after supervised fine-tuning, comparisons and the two heads."""
-    settings: AssistantSettings = WORLDS[str(config.policy.world)]
-    world = build_assistant_world(settings, config.run.seed)
+    world = build_assistant_world(WORLDS[str(run.config.policy.world)], run.config.run.seed)
     train = world.splits()["train"]
-    model = _fine_tuned(config, world, train, journal, tell)
-    heads = _heads(config, world, model, train, journal, tell)
+    model = _fine_tuned(run, world, train)
+    heads = _heads(run, world, model, train)
     report = heads.report
-    tell(
+    run.tell(
         f"learned reward: {report.reward_accuracy:.3f} of held-out pairs (hidden reward: "
         f"{report.reward_accuracy_ceiling:.3f}); learned cost: {report.sign_accuracy:.3f} of held-out flags "
         f"(hidden cost: {report.sign_accuracy_ceiling:.3f})"
@@ -141,57 +122,48 @@ def learn(config: Config, journal: Journal, tell: Tell) -> Parts:
     return Parts(world, model, heads)
 
 
-def _heads(
-    config: Config, world: AssistantWorld, model: LanguageModel, train: Sequence[Prompt], journal: Journal, tell: Tell
-) -> Heads:
+def _heads(run: OpenRun, world: AssistantWorld, model: LanguageModel, train: Sequence[Prompt]) -> Heads:
     """Return reward and cost as learned from comparisons of the model's own replies."""
     from safetensors.numpy import load_file, save_file
 
     def action(folder: Path) -> None:
-        tell(f"asking people to compare {world.settings.comparisons:,} pairs of replies, and learning from them")
+        run.tell(f"asking people to compare {world.settings.comparisons:,} pairs of replies, and learning from them")
         drawn = world.comparisons(train, enumerate_log_probs(model, Policy("reference"), train))
         found = world.fit_heads(drawn)
         save_file({"reward": found.reward.table, "cost": found.cost.table}, folder / "tables.safetensors")
         write_json(folder / "report.json", plain(found.report))
 
-    inputs = {"world": world.settings, "seed": config.run.seed, "model": model.revision}
-    journal.phase("learn scores", plain(inputs), action, lambda _: None, target="scorers/heads")
-    folder = journal.run / "scorers" / "heads"
+    inputs = {"world": world.settings, "seed": run.config.run.seed, "model": model.revision}
+    folder = folder_made(run.journal, "learn scores", plain(inputs), action, target="scorers/heads")
     tables = load_file(folder / "tables.safetensors")
     return learned_heads(tables["reward"], tables["cost"], HeadReport(**read_json(folder / "report.json")))
 
 
-def _fine_tuned(
-    config: Config, world: AssistantWorld, train: Sequence[Prompt], journal: Journal, tell: Tell
-) -> LanguageModel:
+def _fine_tuned(run: OpenRun, world: AssistantWorld, train: Sequence[Prompt]) -> LanguageModel:
     """Return the language model after supervised fine-tuning on demonstrations, from scratch."""
     import torch
     from safetensors.torch import load_model, save_model
 
-    torch.set_num_threads(int(journal.choice("threads", lambda: torch.get_num_threads())))
-    model = world.language_model()
+    torch.set_num_threads(int(run.journal.choice("threads", lambda: torch.get_num_threads())))
+    model, seed = world.language_model(), run.config.run.seed
     examples = world.demonstrations(train)
     settings = SftSettings(**world.settings.sft)  # type: ignore[arg-type]
 
     def action(folder: Path) -> None:
-        tell(f"supervised fine-tuning on {len(examples):,} demonstrations")
-        report = fine_tune(model, examples, settings=settings, seed=config.run.seed, folder=None)
-        tell(f"supervised fine-tuning: {report.first_loss:.3f} -> {report.last_loss:.3f} nats a token")
+        run.tell(f"supervised fine-tuning on {len(examples):,} demonstrations")
+        report = fine_tune(model, examples, settings=settings, seed=seed, folder=None)
+        run.tell(f"supervised fine-tuning: {report.first_loss:.3f} -> {report.last_loss:.3f} nats a token")
         save_model(model.model, str(folder / "model.safetensors"))
         write_json(folder / "report.json", {"revision": report.revision})
 
-    inputs = {"world": world.settings, "seed": config.run.seed, "settings": settings}
-    journal.phase("sft", plain(inputs), action, lambda _: None, target="policy/sft")
-    folder = journal.run / "policy" / "sft"
+    inputs = {"world": world.settings, "seed": seed, "settings": settings}
+    folder = folder_made(run.journal, "sft", plain(inputs), action, target="policy/sft")
     load_model(model.model, folder / "model.safetensors")
     return replace(model, revision=str(read_json(folder / "report.json")["revision"]))
 
 
-def make_job(
-    config: Config, run: Path, journal: Journal, tell: Tell, parts: Parts, *, heads: Heads | None = None
-) -> Job:
+def make_job(run: OpenRun, parts: Parts, *, heads: Heads | None = None) -> Job:
     """Return the job of the world under ``heads`` (none: the learned ones)."""
-    constraints, functionals = constraints_of(config)
     chosen = parts.heads if heads is None else heads
     quality = {key: value for key, value in plain(parts.heads.report).items() if key != "comparisons"}
     facts = {
@@ -204,21 +176,8 @@ def make_job(
             for s in (chosen.reward, chosen.cost)
         ],
     }
-    return Job(
-        config=config,
-        run=run,
-        journal=journal,
-        backend_at=backend_factory(config, parts.model, run),
-        reference=Policy("reference"),
-        identity=canonical_digest([parts.model.revision, config.training.model_dump(), config.sampling.model_dump()]),
-        splits=parts.world.splits(),
-        constraints=constraints,
-        functionals=functionals,
-        reward=chosen.reward,
-        costs=(chosen.cost,),
-        facts=facts,
-        tell=tell,
-    )
+    scorers = {"reward": chosen.reward, f"cost {run.config.constraints[0].name}": chosen.cost}
+    return job_on(run, parts.model, parts.world.splits(), scorers, facts)
 
 
 @dataclass(frozen=True)
@@ -242,17 +201,14 @@ class Truth:
     """Name of the limit."""
 
     @classmethod
-    def of(cls, job: Job, parts: Parts) -> Truth:
+    def of(cls, search: Search, parts: Parts) -> Truth:
         """Return the truth on the report prompts, for the job's raw beta."""
+        job, beta, scale = search.job, search.beta, search.scale
         prompts = job.splits["report"]
         reference = enumerate_log_probs(parts.model, job.reference, prompts)
-        search = prepare(job)
-        beta, scale = search.beta, search.scale
         world, (constraint,) = parts.world, job.constraints
         hidden = world.problem(prompts, reference, beta=beta, limit=constraint.limit)
-        learned = world.problem(
-            prompts, reference, scores="learned", heads=parts.heads, beta=beta, limit=constraint.limit
-        )
+        learned = world.problem(prompts, reference, heads=parts.heads, beta=beta, limit=constraint.limit)
         inside = [all(p.columns[key] == value for key, value in world.where.items()) for p in prompts]
         return cls(
             prompts=prompts,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from dualign.config import Config
 from dualign.errors import ConfigError, UsageError
 from dualign.job.checks import check, check_rule
-from dualign.job.job import Tell
+from dualign.job.phases import OpenRun, Tell
 from dualign.report.build import build_report
-from dualign.runs.journal import Journal, open_run
+from dualign.runs.journal import open_run
 from dualign.runs.lock import run_lock
 from dualign.worlds.assistant_text import WORLDS
 
@@ -41,8 +41,8 @@ def check_only(config: Config, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(config: Config, run: Path, tell: Tell) -> Iterator[Journal]:
-    """Yield the journal of ``run``, locked; what parts say of their arguments is a mistake of the config.
+def _opened(config: Config, run: Path, tell: Tell) -> Iterator[OpenRun]:
+    """Yield ``run``, locked; what parts say of their arguments is a mistake of the config.
 
     Raises:
         LockedError: another process writes ``run``.
@@ -55,7 +55,7 @@ def _opened(config: Config, run: Path, tell: Tell) -> Iterator[Journal]:
 
     try:
         with run_lock(run):
-            yield open_run(run, config.model_dump(mode="json"), notify=warn)
+            yield OpenRun(config, open_run(run, config.model_dump(mode="json"), notify=warn), tell)
     except UsageError as error:
         raise ConfigError(str(error)) from error
 
@@ -84,23 +84,23 @@ def run_config(
         check(config)
         return run_inputs(config, read_inputs(config, folder), run, tell)
     check_only(config, folder)
-    with _opened(config, run, tell) as journal:
+    with _opened(config, run, tell) as opened:
         if config.policy.world in WORLDS:
             from dualign.job.demo import run_demo
 
-            return _finished(*run_demo(config, run, journal, tell, arms=arms), run)
+            return _finished(*run_demo(opened, arms=arms), run)
         from dualign.job.finite import run_finite
 
-        return _finished(*run_finite(config, folder, run, journal, tell), run)
+        return _finished(*run_finite(opened, folder), run)
 
 
 def run_inputs(config: Config, inputs: Inputs, run: Path, tell: Tell) -> tuple[dict[str, Any], int]:
     """Return what ``run_config`` does, for a config that was checked and inputs that were read, or made in memory."""
     from dualign.job.assembly import assemble
-    from dualign.job.run import run_job
+    from dualign.job.results import run_job
 
-    with _opened(config, run, tell) as journal:
-        return _finished(*run_job(assemble(config, inputs, journal, tell)), run)
+    with _opened(config, run, tell) as opened:
+        return _finished(*run_job(assemble(opened, inputs)), run)
 
 
 def run_warm_start(config: Config, folder: Path, run: Path, tell: Tell) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def run_warm_start(config: Config, folder: Path, run: Path, tell: Tell) -> dict[
         raise ConfigError("policy.warm_start: no stage is given; name at least one")
     check(config)
     inputs = read_inputs(config, folder)
-    with _opened(config, run, tell) as journal:
-        warm_started(config, inputs, journal, tell)
+    with _opened(config, run, tell) as opened:
+        warm_started(opened, inputs)
         model = run / "policy" / str(len(config.policy.warm_start) - 1) / "model"
-        return {"run": config.run.name, "model": str(model), "seconds": journal.seconds()}
+        return {"run": config.run.name, "model": str(model), "seconds": opened.journal.seconds()}

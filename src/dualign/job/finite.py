@@ -3,52 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dualign.config import Config
 from dualign.errors import CERTIFIED, NONE_CERTIFIED, NOT_CERTIFIED
-from dualign.job.job import Tell
-from dualign.job.phases import describe, digest_of_groups
-from dualign.protocols import Adversary, FitReport, Objective, OnPolicyObjective, Policy
-from dualign.records import FloatArray, Group, Prompt, Response
-from dualign.runs.journal import Journal
+from dualign.job.phases import OpenRun
+from dualign.job.policies import describe, digest_of_groups
+from dualign.protocols import FitReport, Policy
+from dualign.records import FloatArray, Group
 from dualign.runs.store import read_json, write_bytes, write_json
-from dualign.worlds.file import load_world
+from dualign.worlds.file import World, load_world
 from dualign.worlds.solving import SolveSettings, policy_table, solve
 from dualign.worlds.tabular import TabularBackend
 
 TABLE = "log_probs.npy"
 
 
-@dataclass(frozen=True)
-class JournalledTables:
-    """The tabular backend with every fit a phase of the journal."""
+class JournalledTables(TabularBackend):
+    """The tabular backend with every fit a phase of the journal; other steps take no time."""
 
-    tables: TabularBackend
-    journal: Journal
-    tell: Tell
+    def __init__(self, world: World, run: OpenRun) -> None:
+        """Return the backend of ``world``."""
+        super().__init__(world)
+        self._run = run
 
-    def fit(
-        self,
-        groups: Sequence[Group],
-        *,
-        objective: Objective,
-        reference: Policy,
-        start: Policy | None,
-        seed: int,
-        name: str,
-    ) -> Policy:
+    def fit(self, groups: Sequence[Group], *, name: str, **given: Any) -> Policy:
         """Return the fitted table, from the journal where it is done already."""
 
         def action(folder: Path) -> Policy:
-            self.tell(f"fitting {name} at normalised multipliers {objective.multipliers}")
-            policy = self.tables.fit(
-                groups, objective=objective, reference=reference, start=start, seed=seed, name=name
-            )
+            self._run.tell(f"fitting {name} at normalised multipliers {given['objective'].multipliers}")
+            policy = super(JournalledTables, self).fit(groups, name=name, **given)
             _write_array(folder / TABLE, policy.state)
             write_json(folder / "policy.json", policy.report)
             return policy
@@ -60,46 +46,12 @@ class JournalledTables:
 
         inputs = {
             "groups": digest_of_groups(groups),
-            "objective": describe(objective),
-            "reference": reference.state,
-            "start": None if start is None else start.state,
-            "seed": seed,
+            "objective": describe(given["objective"]),
+            "reference": given["reference"].state,
+            "start": None if given["start"] is None else given["start"].state,
+            "seed": given["seed"],
         }
-        return self.journal.phase("fit", inputs, action, load, target=f"rounds/{name}")
-
-    def sample(self, policy: Policy, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Response]]:
-        """Return draws of the table."""
-        return self.tables.sample(policy, prompts, n, seed)
-
-    def log_probs(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
-        """Return the table's log-probabilities."""
-        return self.tables.log_probs(policy, groups)
-
-    def improve(
-        self, policy: Policy, groups: Sequence[Group], *, objective: OnPolicyObjective, reference: Policy, name: str
-    ) -> Policy:
-        """Return the policy after one step; no phase, because a step takes no time."""
-        return self.tables.improve(policy, groups, objective=objective, reference=reference, name=name)
-
-    def best_of(
-        self, groups: Sequence[Group], *, multipliers: FloatArray, n: int, reference: Policy, name: str
-    ) -> Policy:
-        """Return the policy that selects among draws of the reference."""
-        return self.tables.best_of(groups, multipliers=multipliers, n=n, reference=reference, name=name)
-
-    def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
-        """Return the merged policy."""
-        return self.tables.merge(first, second, share=share, name=name)
-
-    def rejudge(
-        self, policy: Policy, groups: Sequence[Group], *, multipliers: FloatArray, adversary: Adversary, name: str
-    ) -> list[Group]:
-        """Return the groups with retrained rewards."""
-        return self.tables.rejudge(policy, groups, multipliers=multipliers, adversary=adversary, name=name)
-
-    def mutual_information(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
-        """Return what the prompts add to the responses' log-probabilities."""
-        return self.tables.mutual_information(policy, groups)
+        return self._run.journal.phase("fit", inputs, action, load, target=f"rounds/{name}")
 
 
 def _write_array(path: Path, values: FloatArray) -> None:
@@ -111,10 +63,10 @@ def _write_array(path: Path, values: FloatArray) -> None:
     write_bytes(path, sink.getvalue())
 
 
-def run_finite(config: Config, folder: Path, run: Path, journal: Journal, tell: Tell) -> tuple[dict[str, Any], int]:
+def run_finite(run: OpenRun, folder: Path) -> tuple[dict[str, Any], int]:
     """Return the ``train`` object and the exit code for a world file; its limits and beta are the world's."""
+    config, method = run.config, run.config.method
     world = load_world(folder / str(config.policy.world))
-    method = config.method
     kept = method.name == "fixed" and method.start != "one-shot"
     settings = SolveSettings(
         method=method.name,
@@ -129,9 +81,9 @@ def run_finite(config: Config, folder: Path, run: Path, journal: Journal, tell: 
         interpolate=method.interpolate,
         options=method.options,
     )
-    solution = solve(world, settings, backend=JournalledTables(TabularBackend(world), journal, tell))
+    solution = solve(world, settings, backend=JournalledTables(world, run))
     figures = dict(solution.figures)
-    write_json(run / "policy.json", policy_table(world, solution), run=run)
+    write_json(run.folder / "policy.json", policy_table(world, solution), run=run.folder)
     verdict = "CERTIFIED" if figures["limits_met"] else "NOT CERTIFIED"
     selected = {key: figures[key] for key in ("multipliers", "reward", "costs", "kl", "objective")}
     result = {
@@ -150,6 +102,6 @@ def run_finite(config: Config, folder: Path, run: Path, journal: Journal, tell: 
         "notes": ["A finite world: every figure is a sum over all responses, so the verdict needs no bound."],
         "report": "report.html",
     }
-    write_json(run / "result.json", result, run=run)
+    write_json(run.folder / "result.json", result, run=run.folder)
     code = CERTIFIED if figures["limits_met"] else NOT_CERTIFIED
-    return {**result, "seconds": journal.seconds()}, code if solution.feasible else NONE_CERTIFIED
+    return {**result, "seconds": run.journal.seconds()}, code if solution.feasible else NONE_CERTIFIED

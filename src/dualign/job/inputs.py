@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dualign.config import Config, Mix, Source, SplitName, WarmStart
+from dualign.config import Config, Mix, Source, WarmStart
 from dualign.data.prompts import Demonstration, DemonstrationFile, PromptFile, read_demonstrations, read_prompts
 from dualign.data.splits import near_clusters, split, without_leaks
-from dualign.errors import ConfigError, DataError, UsageError, nearest
+from dualign.errors import ConfigError, DataError, UsageError, nearest, shown
 from dualign.job.checks import constraints_of, inner_scorers, scorer_specs
 from dualign.job.measurement import matches, slice_of
 from dualign.job.pairs import GivenPair, GivenPairs, load_pairs, pairs_in_memory
@@ -26,7 +26,7 @@ from dualign.job.reading import (
 from dualign.models.adapter_merge import base_note, check_adapter
 from dualign.models.loading import check_named
 from dualign.protocols import Scorer
-from dualign.records import Constraint, Prompt, named, shown
+from dualign.records import Constraint, Prompt, named
 from dualign.scorers.table import check_length
 
 Splits = dict[str, list[Prompt]]
@@ -88,6 +88,7 @@ def read_inputs(config: Config, folder: Path, *, fetch: bool = False) -> Inputs:
     base = folder if config.data.prompts is None else Path(config.data.prompts)
     check_named(str(config.policy.model))
     about_adapter = _adapter_notes(config)
+    check_scorer_lengths(config, base)
     reader = job_reader(config, fetch=fetch)
     given = load_pairs(config, base, reader)
     splits, notes = load_splits(config, base, given=[prompt for prompt, _, _ in given.pairs])
@@ -116,6 +117,7 @@ def inputs_in_memory(
             ``judge NAME``.
     """
     check_named(str(config.policy.model))
+    check_scorer_lengths(config, Path(), scorers or ())
     reader = job_reader(config, fetch=True)
     given = pairs_in_memory(config, pairs, reader)
     splits, notes = split_prompts(config, prompts, given=[prompt for prompt, _, _ in given.pairs])
@@ -136,7 +138,6 @@ def _checked(config: Config, inputs: Inputs) -> Inputs:
     """
     check_slices(constraints_of(config)[0], inputs.splits)
     check_mixes(config, inputs.splits)
-    check_scorer_lengths(config, inputs.base, inputs.scorers)
     reader = inputs.reader
     if reader is None:
         told = [f"the template of {shown(str(config.policy.model), 80)} is looked at when the job begins"]
@@ -190,19 +191,12 @@ def load_splits(config: Config, base: Path, *, given: Sequence[Prompt] = ()) -> 
         DataError: a row is broken, or prompts run out.
         ConfigError: a split that the job needs has no prompts.
     """
-    files = [_prompt_file(base, source) for source in config.data.sources]
-    clusters = _clusters(config, [*given, *(prompt for found in files for prompt in found.every)])
-    parts: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
-    for source, found in zip(config.data.sources, files, strict=True):
-        try:
-            shares = _parted(found.prompts, source.splits or config.data.splits, config.run.seed, clusters)
-        except DataError as error:
-            raise DataError(f"{source.path}: {error}") from None
-        for name, taken in shares.items():
-            parts[name] += taken
-    marked, notes = _apart(config, parts, clusters, given)
-    told = zip(config.data.sources, files, strict=True)
-    return marked, [*(_told_file(source, found) for source, found in told), *notes]
+    files = [(source, _prompt_file(base, source)) for source in config.data.sources]
+    clusters = _clusters(config, [*given, *(prompt for _, found in files for prompt in found.every)])
+    shares = [_parted(config, source, found.prompts, clusters) for source, found in files]
+    parts = {name: [prompt for share in shares for prompt in share.get(name, ())] for name in SPLITS}
+    splits, notes = _apart(config, parts, clusters, given)
+    return splits, [*(_told_file(source, found) for source, found in files), *notes]
 
 
 def split_prompts(
@@ -214,20 +208,15 @@ def split_prompts(
         DataError: prompts run out.
         ConfigError: a split that the job needs has no prompts, or there is none of that name.
     """
-    if isinstance(prompts, Mapping):
-        for name in prompts:
-            if name not in SPLITS:
-                raise ConfigError(f"prompts: {nearest(name, SPLITS)}")
-        parts = {name: list(prompts.get(name, ())) for name in SPLITS}
-        every = [prompt for split in parts.values() for prompt in split]
-        clusters = _clusters(config, [*given, *every])
-    else:
+    if not isinstance(prompts, Mapping):
         clusters = _clusters(config, [*given, *prompts])
         distinct = list({prompt.id: prompt for prompt in prompts}.values())
-        chosen = config.data.sources[0].splits or config.data.splits
-        parts = _parted(distinct, chosen, config.run.seed, clusters)
-        parts = {name: parts.get(name, []) for name in SPLITS}
-    return _apart(config, parts, clusters, given)
+        return _apart(config, _parted(config, config.data.sources[0], distinct, clusters), clusters, given)
+    for name in prompts:
+        if name not in SPLITS:
+            raise ConfigError(f"prompts: {nearest(name, SPLITS)}")
+    clusters = _clusters(config, [*given, *(prompt for members in prompts.values() for prompt in members)])
+    return _apart(config, prompts, clusters, given)
 
 
 def _prompt_file(base: Path, source: Source) -> PromptFile:
@@ -252,20 +241,25 @@ def _told_file(source: Source, found: PromptFile) -> str:
 
 
 def _parted(
-    prompts: Sequence[Prompt], chosen: Mapping[SplitName, int | float], seed: int, clusters: Mapping[str, str]
+    config: Config, source: Source, prompts: Sequence[Prompt], clusters: Mapping[str, str]
 ) -> dict[str, list[Prompt]]:
     """Return the prompts of each split of one source, whole clusters on one side."""
-    return split(prompts, {str(name): size for name, size in chosen.items()}, seed, clusters=clusters)
+    chosen = {str(name): size for name, size in (source.splits or config.data.splits).items()}
+    try:
+        return split(prompts, chosen, config.run.seed, clusters=clusters)
+    except DataError as error:
+        raise DataError(f"{source.path}: {error}") from None
 
 
 def _apart(
-    config: Config, parts: dict[str, list[Prompt]], clusters: Mapping[str, str], given: Sequence[Prompt]
+    config: Config, parts: Mapping[str, Sequence[Prompt]], clusters: Mapping[str, str], given: Sequence[Prompt]
 ) -> tuple[Splits, list[str]]:
     """Return the splits without what stands in a later one too, each prompt with its cluster, and what is told of it.
 
     Raises:
         ConfigError: a split that the job needs has no prompts.
     """
+    parts = {name: parts.get(name, ()) for name in SPLITS}
     if given:
         parts["train"] = list({prompt.id: prompt for prompt in given}.values())
     left, dropped = without_leaks(parts, clusters)
@@ -277,10 +271,11 @@ def _apart(
     marked = {
         name: [replace(prompt, cluster=clusters[prompt.id]) for prompt in prompts] for name, prompts in left.items()
     }
+    counts = {name: (len(marked[name]), units(marked[name])) for name in ("tune", "calibration", "report")}
     notes += [
-        f"{name}: {len(marked[name])} prompts are {units(marked[name])} units (near-copies, or one cluster, count once)"
-        for name in ("tune", "calibration", "report")
-        if units(marked[name]) < len(marked[name])
+        f"{name}: {prompts} prompts are {found} units (near-copies, or one cluster, count once)"
+        for name, (prompts, found) in counts.items()
+        if found < prompts
     ]
     return marked, notes
 

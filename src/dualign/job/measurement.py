@@ -59,39 +59,52 @@ def slice_of(prompts: Sequence[Prompt], where: Mapping[str, str]) -> NDArray[np.
     return np.array([k for k, prompt in enumerate(prompts) if matches(prompt, where)], dtype=np.int64)
 
 
+def inside(prompts: Sequence[Prompt], constraints: Sequence[Constraint]) -> NDArray[np.bool_]:
+    """Return whether each constraint looks at each prompt, shape ``[prompt, constraint]``."""
+    seen = [[matches(prompt, constraint.where) for constraint in constraints] for prompt in prompts]
+    return np.array(seen, dtype=np.bool_).reshape(len(prompts), len(constraints))
+
+
+def constrained(prompts: Sequence[Prompt], constraints: Sequence[Constraint]) -> list[Prompt]:
+    """Return the prompts in some constraint's slice, in their order."""
+    return [prompt for prompt, seen in zip(prompts, inside(prompts, constraints), strict=True) if seen.any()]
+
+
+def response_columns(prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> dict[str, list[Any]]:
+    """Return the table of one row a response."""
+    rows = [(prompt.id, one) for prompt, row in zip(prompts, responses, strict=True) for one in row]
+    return {
+        "prompt_id": [prompt for prompt, _ in rows],
+        "response": [one.text for _, one in rows],
+        "tokens": [list(one.tokens) for _, one in rows],
+        "log_prob": [one.log_prob for _, one in rows],
+        "finished": [one.finished for _, one in rows],
+    }
+
+
+def read_responses(columns: Mapping[str, list[Any]], n: int) -> list[list[Response]]:
+    """Return what ``response_columns`` made a table of, ``n`` responses a prompt."""
+    parts = zip(columns["response"], columns["tokens"], columns["log_prob"], columns["finished"], strict=True)
+    rows = [Response(text, tuple(tokens), log_prob, finished) for text, tokens, log_prob, finished in parts]
+    return [rows[k : k + n] for k in range(0, len(rows), n)]
+
+
 def to_columns(scored: Scored, names: Sequence[str]) -> dict[str, list[Any]]:
     """Return the table of one row a response; ``names`` are the constraints'."""
-    flat = [(p, k) for p in range(len(scored.prompts)) for k in range(len(scored.responses[p]))]
-    responses = [scored.responses[p][k] for p, k in flat]
-    columns: dict[str, list[Any]] = {
-        "prompt_id": [scored.prompts[p].id for p, _ in flat],
-        "response": [response.text for response in responses],
-        "tokens": [list(response.tokens) for response in responses],
-        "finished": [response.finished for response in responses],
-        "log_prob": [response.log_prob for response in responses],
-        "log_ratio": scored.log_ratio.ravel().tolist(),
-        "reward": scored.reward.ravel().tolist(),
-    }
-    for i, name in enumerate(names):
-        columns[f"cost_{name}"] = scored.costs[:, :, i].ravel().tolist()
-    return columns
+    costs = {f"cost_{name}": scored.costs[:, :, i].ravel().tolist() for i, name in enumerate(names)}
+    figures = {"log_ratio": scored.log_ratio.ravel().tolist(), "reward": scored.reward.ravel().tolist()}
+    return response_columns(scored.prompts, scored.responses) | figures | costs
 
 
 def from_columns(columns: Mapping[str, list[Any]], prompts: Sequence[Prompt], names: Sequence[str]) -> Scored:
     """Return what ``to_columns`` wrote, for the same prompts in the same order."""
     shape = (len(prompts), len(columns["reward"]) // max(len(prompts), 1))
-    responses = [
-        Response(text, tuple(tokens), log_prob, finished)
-        for text, tokens, log_prob, finished in zip(
-            columns["response"], columns["tokens"], columns["log_prob"], columns["finished"], strict=True
-        )
-    ]
-    costs = np.array([columns[f"cost_{name}"] for name in names], dtype=np.float64).reshape(len(names), *shape)
+    costs = [np.array(columns[f"cost_{name}"], dtype=np.float64).reshape(shape) for name in names]
     return Scored(
         prompts=tuple(prompts),
-        responses=tuple(tuple(responses[p * shape[1] : (p + 1) * shape[1]]) for p in range(shape[0])),
+        responses=tuple(map(tuple, read_responses(columns, shape[1]))),
         reward=np.array(columns["reward"], dtype=np.float64).reshape(shape),
-        costs=np.moveaxis(costs, 0, -1),
+        costs=np.stack(costs, axis=-1),
         log_ratio=np.array(columns["log_ratio"], dtype=np.float64).reshape(shape),
     )
 

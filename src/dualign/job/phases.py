@@ -1,47 +1,145 @@
-"""Phases on a policy: sample, score. Each is keyed by all that it depends on, and redone by nobody."""
+"""A job, and its phases on a policy: sample, score, log-ratios. Each is keyed by all that it depends on, and made once.
+
+A phase keeps one table (``TABLES``): who asks again with the same inputs gets what it holds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dualign.errors import UsageError
+from dualign.certificate.claim import Opening
+from dualign.config import Config
 from dualign.hashing import canonical_digest
-from dualign.job.best_of import read_choice, select, write_choice
-from dualign.job.job import Job
-from dualign.job.measurement import Scored, from_columns, matches, to_columns
-from dualign.job.retraining import retrained_rewards
-from dualign.protocols import (
-    Adversary,
-    Contrasts,
-    FitReport,
-    Informs,
-    Merges,
-    Objective,
-    Policy,
-    Practice,
-    Practises,
-    Represents,
-    Score,
-    Scorer,
-)
-from dualign.records import FloatArray, Group, Prompt, Response
+from dualign.job.measurement import Scored, from_columns, read_responses, response_columns, slice_of, to_columns
+from dualign.maths.functionals import Functional
+from dualign.maths.policy_gradient import kl_bound
+from dualign.protocols import Backend, Contrasts, Policy, Scorer, Scores
+from dualign.records import Constraint, FloatArray, Prompt, Response
+from dualign.runs.journal import Journal
 from dualign.runs.store import read_json, read_table, write_json, write_table
 
-SAMPLES = "samples.parquet"
-SCORES = "scores.parquet"
-LOG_RATIOS = "log-ratios.parquet"
+Tell = Callable[[str], None]
+"""Shows one line of progress."""
+Columns = Mapping[str, list[Any]]
+TABLES = {
+    "sample": "samples.parquet",
+    "score": "scores.parquet",
+    "log-ratios": "log-ratios.parquet",
+    "game": "rewards.parquet",
+}
+"""Phase -> the file in which it keeps what it made."""
 RECORD = "policy.json"
 """Beside a fitted policy's folder: its key and how the fit went."""
+CHOICE = "best-of.json"
+"""In the place of a policy's weights: how it selects among answers of the reference."""
+FAMILY = "family.json"
+"""File of a cell of a comparison, written before it is trained: how many cells were fixed together (``cells``), and
+which opening of the comparison they are (``opening``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run directory while a job is done in it."""
+
+    config: Config
+    journal: Journal
+    """What is done already; it knows the folder."""
+    tell: Tell = print
+
+    @property
+    def folder(self) -> Path:
+        """Return the run directory."""
+        return self.journal.run
+
+
+@dataclass(frozen=True)
+class Job:
+    """All parts of one job."""
+
+    config: Config
+    journal: Journal
+    backend_at: Callable[[Path], Backend]
+    """Folder -> the backend that writes its policies there."""
+    reference: Policy
+    identity: str
+    """Hash of what makes the reference and how policies are fitted and sampled: part of every key."""
+    splits: Mapping[str, Sequence[Prompt]]
+    """With given pairs, ``train`` holds their prompts."""
+    constraints: tuple[Constraint, ...]
+    functionals: tuple[Functional, ...]
+    reward: Scorer
+    costs: tuple[Scorer, ...]
+    metrics: Mapping[str, Scorer] = field(default_factory=dict)
+    """Further scorers, shown in the comparison on report prompts."""
+    judges: Mapping[str, Scorer] = field(default_factory=dict)
+    """Independent scorers of the reward (``reward``) and of constraints (their name), asked on report prompts."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What was found out while the job was put together: data/summary.json."""
+    pairs: Sequence[tuple[Prompt, Response, Response]] = ()
+    """Given pairs to train on; none: the reference's own samples."""
+    decoding: str = ""
+    """What the claim says of decoding besides temperature and lengths: the template's arguments, what scorers see."""
+    tell: Tell = print
+
+    @property
+    def run(self) -> Path:
+        """Return the run directory."""
+        return self.journal.run
+
+    @property
+    def names(self) -> list[str]:
+        """Return the constraints' names."""
+        return [constraint.name for constraint in self.constraints]
+
+    @property
+    def scorers(self) -> dict[str, Scorer]:
+        """Return what is trained on, by name: ``reward`` and the constraints."""
+        return {"reward": self.reward, **dict(zip(self.names, self.costs, strict=True))}
+
+    @property
+    def backend(self) -> Backend:
+        """Return the backend for reading policies; what it fits would go to the run's own folder."""
+        return self.backend_at(self.run)
+
+    def named(self, values: FloatArray) -> dict[str, float]:
+        """Return ``[constraint]`` values by name."""
+        return dict(zip(self.names, (float(value) for value in values), strict=True))
+
+
+def folder_made(
+    journal: Journal, phase: str, inputs: Mapping[str, Any], make: Callable[[Path], object], *, target: str
+) -> Path:
+    """Return the folder that a phase fills, or filled before from the same ``inputs``."""
+    journal.phase(phase, inputs, make, lambda _: None, target=target)
+    return journal.run / target
+
+
+def table_of(job: Job, phase: str, inputs: Mapping[str, Any], make: Callable[[], Columns], *, target: str) -> Columns:
+    """Return the columns that a phase makes, or made before from the same ``inputs``."""
+
+    def action(folder: Path) -> Columns:
+        columns = make()
+        write_table(folder / TABLES[phase], columns)
+        return columns
+
+    return job.journal.phase(phase, inputs, action, lambda folder: read_table(folder / TABLES[phase]), target=target)
 
 
 def folder_of(policy: Policy) -> str:
     """Return the folder of a policy's phases, relative to the run."""
     return policy.name if policy.state is None else f"rounds/{policy.name}"
+
+
+def key_of(job: Job, policy: Policy) -> str:
+    """Return what identifies a policy in the keys of phases on it."""
+    if policy.state is None:
+        return job.identity
+    return str(read_json(Path(policy.state).parent / RECORD)["key"])
 
 
 def digest_of_prompts(prompts: Sequence[Prompt]) -> str:
@@ -51,75 +149,40 @@ def digest_of_prompts(prompts: Sequence[Prompt]) -> str:
     return canonical_digest([[prompt.id, prompt.text, *more] for prompt, more in zip(prompts, turns, strict=True)])
 
 
-def sampled(job: Job, policy: Policy, prompts: Sequence[Prompt], n: int, stage: str) -> list[list[Response]]:
-    """Return ``n`` responses a prompt, drawn once."""
+def sampled(
+    job: Job,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    n: int,
+    stage: str,
+    *,
+    draw: Callable[[], Sequence[Sequence[Response]]] | None = None,
+) -> list[list[Response]]:
+    """Return ``n`` responses a prompt, drawn once; ``draw``: by what they are drawn, where not by the backend."""
     seed = job.config.run.seed
     sampling = job.config.sampling.model_dump(exclude={"responses_per_prompt", "batch_size"})
     inputs = {"policy": key_of(job, policy), "prompts": digest_of_prompts(prompts), "n": n, "sampling": sampling}
 
-    def action(folder: Path) -> list[list[Response]]:
-        responses = _drawn(job, policy, prompts, n, stage)
-        rows = [response for row in responses for response in row]
-        columns: dict[str, list[Any]] = {
-            "prompt_id": [prompt.id for prompt, row in zip(prompts, responses, strict=True) for _ in row],
-            "response": [response.text for response in rows],
-            "tokens": [list(response.tokens) for response in rows],
-            "log_prob": [response.log_prob for response in rows],
-            "finished": [response.finished for response in rows],
-        }
-        write_table(folder / SAMPLES, columns)
-        return responses
-
-    def load(folder: Path) -> list[list[Response]]:
-        columns = read_table(folder / SAMPLES)
-        parts = zip(columns["response"], columns["tokens"], columns["log_prob"], columns["finished"], strict=True)
-        rows = [Response(text, tuple(tokens), log_prob, finished) for text, tokens, log_prob, finished in parts]
-        return [rows[k : k + n] for k in range(0, len(rows), n)]
+    def make() -> Columns:
+        if draw is not None:
+            return response_columns(prompts, draw())
+        job.tell(f"sampling {n} x {len(prompts)} responses of {policy.name} ({stage})")
+        # no two stages of a run share draws
+        drawn = job.backend.sample(policy, prompts, n, int(canonical_digest([seed, stage])[:12], 16))
+        return response_columns(prompts, drawn)
 
     target = f"{folder_of(policy)}/samples-{stage}"
-    return job.journal.phase("sample", {**inputs, "seed": seed, "stage": stage}, action, load, target=target)
+    return read_responses(table_of(job, "sample", {**inputs, "seed": seed, "stage": stage}, make, target=target), n)
 
 
-def _drawn(job: Job, policy: Policy, prompts: Sequence[Prompt], n: int, stage: str) -> list[list[Response]]:
-    """Return fresh draws of a policy; of one that selects, the best of as many of the reference's."""
-    choice = read_choice(policy)
-    if choice is None:
-        job.tell(f"sampling {n} x {len(prompts)} responses of {policy.name} ({stage})")
-        return job.backend.sample(policy, prompts, n, _stage_seed(job.config.run.seed, stage))
-    from dualign.job.search import prepare
-
-    candidates = sampled(job, job.reference, prompts, n * choice.n, f"{stage}-best-of-{choice.n}")
-    job.tell(f"choosing {n} x {len(prompts)} responses of {policy.name} ({stage})")
-    return select(choice, candidates, prepare(job).score(prompts, candidates))
-
-
-def _stage_seed(seed: int, stage: str) -> int:
-    """Return the seed of one stage: no two stages of a run share draws."""
-    return int(canonical_digest([seed, stage])[:12], 16)
-
-
-def scored(job: Job, policy: Policy, prompts: Sequence[Prompt], n: int, stage: str) -> Scored:
-    """Return ``n`` scored responses a prompt; their log-ratios are not known yet (NaN; 0 for the reference).
+def scored(
+    job: Job, policy: Policy, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], stage: str
+) -> Scored:
+    """Return the policy's responses with their scores; log-ratios are not known yet (NaN; 0 for the reference).
 
     Raises:
         ScorerError: a scorer failed; what was sampled stays on disk.
     """
-    return _scored(job, policy, prompts, sampled(job, policy, prompts, n, stage), stage)
-
-
-def scored_pairs(job: Job) -> Scored:
-    """Return the given pairs as two scored responses each; a prompt stands once for each of its pairs.
-
-    Raises:
-        ScorerError: a scorer failed.
-    """
-    prompts = [prompt for prompt, _, _ in job.pairs]
-    responses = [[first, second] for _, first, second in job.pairs]
-    return _scored(job, job.reference, prompts, responses, "train")
-
-
-def _scored(job: Job, policy: Policy, prompts: Sequence[Prompt], responses: list[list[Response]], stage: str) -> Scored:
-    scorers = {"reward": job.reward, **dict(zip(job.names, job.costs, strict=True))}
     inputs = {
         "policy": key_of(job, policy),
         # two cuts of an answer may read alike and end differently, and what is scored is kept with its tokens
@@ -127,32 +190,54 @@ def _scored(job: Job, policy: Policy, prompts: Sequence[Prompt], responses: list
         "prompts": digest_of_prompts(prompts),
         # slices are cut by columns, and some scorers read them: a prompt with another label is scored anew
         "columns": [dict(prompt.columns) for prompt in prompts],
-        "scorers": {name: [scorer.id, scorer.revision] for name, scorer in scorers.items()},
+        "scorers": {name: [scorer.id, scorer.revision] for name, scorer in job.scorers.items()},
         "where": [dict(constraint.where) for constraint in job.constraints],
     }
 
-    def action(folder: Path) -> Scored:
-        made = _score(job, policy, prompts, responses)
-        write_table(folder / SCORES, to_columns(made, job.names))
-        return made
+    def make() -> Columns:
+        reward, costs = raw_scores(job, prompts, responses)
+        unknown = np.full(reward.shape, 0.0 if policy.state is None else np.nan)
+        return to_columns(Scored(tuple(prompts), tuple(map(tuple, responses)), reward, costs, unknown), job.names)
 
-    def load(folder: Path) -> Scored:
-        return from_columns(read_table(folder / SCORES), prompts, job.names)
-
-    return job.journal.phase("score", inputs, action, load, target=f"{folder_of(policy)}/scores-{stage}")
+    columns = table_of(job, "score", inputs, make, target=f"{folder_of(policy)}/scores-{stage}")
+    return from_columns(columns, prompts, job.names)
 
 
-def _score(job: Job, policy: Policy, prompts: Sequence[Prompt], responses: list[list[Response]]) -> Scored:
-    n = len(responses[0])
-    costs = np.zeros((len(prompts), n, len(job.constraints)))
-    for i, constraint in enumerate(job.constraints):
-        rows = [k for k, prompt in enumerate(prompts) if matches(prompt, constraint.where)]
-        if rows:
-            texts = [responses[k] for k in rows]
-            costs[rows, :, i] = score_rows(job.costs[i], [prompts[k] for k in rows], texts)
-    reward = score_rows(job.reward, prompts, responses)
-    unknown = np.full((len(prompts), n), 0.0 if policy.state is None else np.nan)
-    return Scored(tuple(prompts), tuple(tuple(row) for row in responses), reward, costs, unknown)
+def raw_scores(
+    job: Job, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]
+) -> tuple[FloatArray, FloatArray]:
+    """Return rewards ``[prompt, response]`` and costs ``[prompt, response, constraint]``, 0 outside a slice.
+
+    Raises:
+        ScorerError: a scorer failed.
+    """
+    costs = np.zeros((len(prompts), len(responses[0]), len(job.constraints)))
+    for i, (scorer, constraint) in enumerate(zip(job.costs, job.constraints, strict=True)):
+        rows = slice_of(prompts, constraint.where)
+        if len(rows):
+            costs[rows, :, i] = score_rows(scorer, [prompts[k] for k in rows], [responses[k] for k in rows])
+    return score_rows(job.reward, prompts, responses), costs
+
+
+def reference_answers(job: Job, prompts: Sequence[Prompt], n: int, stage: str) -> Scored:
+    """Return ``n`` scored responses of the reference to each prompt.
+
+    Raises:
+        ScorerError: a scorer failed; what was sampled stays on disk.
+    """
+    return scored(job, job.reference, prompts, sampled(job, job.reference, prompts, n, stage), stage)
+
+
+def training_answers(job: Job) -> Scored:
+    """Return what pairs are made of: the given pairs, a row each, else the reference's own samples.
+
+    Raises:
+        ScorerError: a scorer failed.
+    """
+    if not job.pairs:
+        return reference_answers(job, job.splits["train"], job.config.sampling.responses_per_prompt, "train")
+    prompts = [prompt for prompt, _, _ in job.pairs]
+    return scored(job, job.reference, prompts, [pair[1:] for pair in job.pairs], "train")
 
 
 def with_log_ratios(job: Job, policy: Policy, made: Scored, stage: str) -> Scored:
@@ -170,16 +255,11 @@ def with_log_ratios(job: Job, policy: Policy, made: Scored, stage: str) -> Score
         "responses": canonical_digest([[response.tokens for response in row] for row in made.responses]),
     }
 
-    def action(folder: Path) -> FloatArray:
-        ratios = _log_ratios(job, policy, made)
-        write_table(folder / LOG_RATIOS, {"log_ratio": ratios.ravel().tolist()})
-        return ratios
+    def make() -> Columns:
+        return {"log_ratio": _log_ratios(job, policy, made).ravel().tolist()}
 
-    def load(folder: Path) -> FloatArray:
-        return np.array(read_table(folder / LOG_RATIOS)["log_ratio"]).reshape(made.log_ratio.shape)
-
-    target = f"{folder_of(policy)}/log-ratios-{stage}"
-    return replace(made, log_ratio=job.journal.phase("log-ratios", inputs, action, load, target=target))
+    columns = table_of(job, "log-ratios", inputs, make, target=f"{folder_of(policy)}/log-ratios-{stage}")
+    return replace(made, log_ratio=np.array(columns["log_ratio"]).reshape(made.log_ratio.shape))
 
 
 def _log_ratios(job: Job, policy: Policy, made: Scored) -> FloatArray:
@@ -200,205 +280,55 @@ def score_rows(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[Se
     return np.asarray(scorer(repeated, texts), dtype=np.float64).reshape(len(prompts), -1)
 
 
-def key_of(job: Job, policy: Policy) -> str:
-    """Return what identifies a policy in the keys of phases on it."""
-    if policy.state is None:
-        return job.identity
-    return str(read_json(Path(policy.state).parent / RECORD)["key"])
+def looks(job: Job, number: int = 1) -> Opening:
+    """Return what the ``number``-th opening of this run directory may spend."""
+    family = read_json(job.run / FAMILY, run=job.run) if (job.run / FAMILY).is_file() else {}
+    planned = job.config.certificate.planned_openings
+    return Opening(number + int(family.get("opening", 1)) - 1, planned=planned, cells=family.get("cells"))
 
 
-@dataclass(frozen=True)
-class JournalledBackend:
-    """A backend whose fits are phases of the journal; reading goes straight through."""
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How an answer is chosen."""
 
-    job: Job
-    score: Score
-    """Scores answers, in the units of the groups."""
+    n: int
+    """Answers of the reference for each one that is given."""
+    multipliers: FloatArray
+    """Shape ``[constraint]``, normalised."""
 
-    def fit(
-        self,
-        groups: Sequence[Group],
-        *,
-        objective: Objective,
-        reference: Policy,
-        start: Policy | None,
-        seed: int,
-        name: str,
-    ) -> Policy:
-        """Return the fitted policy, from the journal where it is done already."""
-        job = self.job
-        inputs = {
-            "identity": job.identity,
-            "groups": digest_of_groups(groups),
-            "objective": describe(objective),
-            "reference": key_of(job, reference),
-            "start": None if start is None else key_of(job, start),
-            "seed": seed,
-        }
+    @property
+    def gain(self) -> float:
+        """Return ``log n - (n - 1) / n``, in nats: what choosing adds to the reference's log-probability.
 
-        def train(folder: Path) -> Policy:
-            job.tell(f"fitting {name} at normalised multipliers {np.array2string(objective.multipliers, precision=3)}")
-            return job.backend_at(folder).fit(
-                groups, objective=objective, reference=reference, start=start, seed=seed, name="policy"
-            )
-
-        return self._phase(name, inputs, train)
-
-    def practise(
-        self, policy: Policy, groups: Sequence[Group], *, practice: Practice, score: Score, reference: Policy,
-        seed: int, name: str,
-    ) -> Policy:  # fmt: skip
-        """Return ``policy`` after on-policy training, from the journal where it is done already.
-
-        Raises:
-            UsageError: the wrapped backend cannot.
+        It is the mean of the log-ratio where no two answers score alike, and never less than it (Beirami et al. 2024,
+        arXiv 2401.01879).
         """
-        job, aim = self.job, practice.aim(practice.multipliers)
-        scorers = [[scorer.id, scorer.revision] for scorer in (job.reward, *job.costs)]
-        inputs = {
-            "identity": job.identity,
-            "groups": digest_of_groups(groups),
-            "practice": [practice.method, practice.estimator, practice.multipliers, dict(practice.settings)],
-            "aim": [aim.kl, aim.scale, aim.inflation],
-            "scorers": scorers,
-            "reference": key_of(job, reference),
-            "start": key_of(job, policy),
-            "seed": seed,
-        }
-
-        def train(folder: Path) -> Policy:
-            backend = self.job.backend_at(folder)
-            if not isinstance(backend, Practises):
-                raise UsageError("method.name: needs training on answers of the policy, which this backend has not")
-            job.tell(f"training {name} on its own answers, {practice.settings['steps']:.0f} steps")
-            return backend.practise(
-                policy, groups, practice=practice, score=score, reference=reference, seed=seed, name="policy"
-            )
-
-        return self._phase(name, inputs, train)
-
-    def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
-        """Return ``(1 - share) first + share second`` in weights.
-
-        Raises:
-            UsageError: the wrapped backend cannot.
-        """
-        inputs = {"merge": [key_of(self.job, first), key_of(self.job, second)], "share": share}
-
-        def train(folder: Path) -> Policy:
-            backend = self.job.backend_at(folder)
-            if not isinstance(backend, Merges):
-                raise UsageError("method.name: needs to merge policies, which this backend cannot")
-            return backend.merge(first, second, share=share, name="policy")
-
-        return self._phase(name, inputs, train)
-
-    def best_of(
-        self, groups: Sequence[Group], *, multipliers: FloatArray, n: int, reference: Policy, name: str
-    ) -> Policy:
-        """Return the policy that draws ``n`` answers of ``reference`` and gives one with the largest relabelled score.
-
-        ``groups`` only fix the units.
-        """
-        inputs = {
-            "best of": n, "multipliers": multipliers, "reference": key_of(self.job, reference),
-            "groups": digest_of_groups(groups),
-        }  # fmt: skip
-
-        def train(folder: Path) -> Policy:
-            made = write_choice(folder / "policy", n, multipliers)
-            return Policy(name, made, FitReport(0, float("nan"), float("nan"), 0.0))
-
-        return self._phase(name, inputs, train)
-
-    def rejudge(
-        self, policy: Policy, groups: Sequence[Group], *, multipliers: FloatArray, adversary: Adversary, name: str
-    ) -> list[Group]:
-        """Return new answers of ``policy`` with the rewards of a head that was retrained against them.
-
-        Raises:
-            UsageError: the wrapped backend has no features.
-        """
-        job, backend = self.job, self.job.backend
-        if not isinstance(backend, Represents):
-            raise UsageError("method.name: needs features of answers, which this backend has not")
-        prompts = [group.prompt for group in groups]
-        answers = sampled(job, policy, prompts, adversary.answers, f"game-{name}")
-        fresh = [
-            replace(
-                group,
-                responses=tuple(row),
-                reward=np.zeros(len(row)),
-                costs=np.zeros((len(row), group.costs.shape[1])),
-                columns={},
-            )
-            for group, row in zip(groups, answers, strict=True)
-        ]
-        inputs = {
-            "identity": job.identity, "groups": digest_of_groups(groups), "fresh": digest_of_groups(fresh),
-            "multipliers": multipliers, "adversary": asdict(adversary),
-        }  # fmt: skip
-
-        def action(folder: Path) -> None:
-            job.tell(f"retraining a reward head against {policy.name}")
-            rewards = retrained_rewards(backend, groups, fresh, multipliers, adversary)
-            write_table(folder / "rewards.parquet", {"reward": np.concatenate(rewards).tolist()})
-
-        target = f"rounds/{name}/game"
-        job.journal.phase("game", inputs, action, lambda _: None, target=target)
-        rewards = np.array(read_table(job.run / target / "rewards.parquet")["reward"]).reshape(len(fresh), -1)
-        return [replace(group, reward=row) for group, row in zip(fresh, rewards, strict=True)]
-
-    def _phase(self, name: str, inputs: Mapping[str, Any], train: Callable[[Path], Policy]) -> Policy:
-        """Return the policy that ``train`` makes in the folder of round ``name``, or made there before."""
-        job, key = self.job, canonical_digest(inputs)
-
-        def action(folder: Path) -> None:
-            report = train(folder).report
-            write_json(folder / RECORD, {"key": key, "report": report})
-
-        target = f"rounds/{name}/fit"
-        job.journal.phase("fit", inputs, action, lambda _: None, target=target)
-        report = read_json(job.run / target / RECORD)["report"]
-        return Policy(name, job.run / target / "policy", FitReport(**report))
-
-    def sample(self, policy: Policy, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Response]]:
-        """Return responses of the wrapped backend."""
-        return self.job.backend.sample(policy, prompts, n, seed)
-
-    def log_probs(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
-        """Return log-probabilities of the wrapped backend."""
-        return self.job.backend.log_probs(policy, groups)
-
-    def mutual_information(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
-        """Return what the prompts add to the responses' log-probabilities.
-
-        Raises:
-            UsageError: the wrapped backend cannot tell.
-        """
-        if not isinstance(self.job.backend, Informs):
-            raise UsageError("method.name: needs log-probabilities of bare responses, which this backend has not")
-        return self.job.backend.mutual_information(policy, groups)
+        return kl_bound(self.n)
 
 
-def describe(objective: Objective) -> dict[str, Any]:
-    """Return what of an objective determines the fit."""
-    return {
-        "name": objective.name,
-        "multipliers": objective.multipliers,
-        "beta": objective.beta,
-        "temperature": objective.temperature,
-        "labels": getattr(objective.labels, "__name__", repr(objective.labels)),
-        "columns": objective.columns,
-    }
+def write_choice(folder: Path, n: int, multipliers: FloatArray) -> Path:
+    """Return ``folder``, in which the rule stands in the place of weights."""
+    write_json(folder / CHOICE, {"n": n, "multipliers": multipliers.tolist()})
+    return folder
 
 
-def _said(group: Group) -> list[Any]:
-    """Return a group's answers with how each ends: two cuts may read alike, and are not trained on alike."""
-    return [[response.text, response.tokens, response.finished] for response in group.responses]
+def read_choice(policy: Policy) -> Choice | None:
+    """Return the rule of a policy that selects, none for one that has weights."""
+    if policy.state is None or not (Path(policy.state) / CHOICE).is_file():
+        return None
+    record = read_json(Path(policy.state) / CHOICE)
+    return Choice(int(record["n"]), np.array(record["multipliers"], dtype=np.float64))
 
 
-def digest_of_groups(groups: Sequence[Group]) -> str:
-    """Return the hash of scored groups and their columns."""
-    rows = [[g.prompt.id, _said(g), g.reward, g.costs, g.weight, g.columns] for g in groups]
-    return canonical_digest(rows)
+def select(choice: Choice, candidates: Sequence[Sequence[Response]], scores: Scores) -> list[list[Response]]:
+    """Return for each prompt the first best of every ``n`` answers in turn, by reward - multipliers . costs.
+
+    The log-probability of a chosen answer is the reference's plus the choice's gain.
+    """
+    relabelled = scores.reward - scores.costs @ choice.multipliers
+    best = relabelled.reshape(len(candidates), -1, choice.n).argmax(axis=2)
+    chosen = []
+    for row, picks in zip(candidates, best, strict=True):
+        kept = [row[turn * choice.n + pick] for turn, pick in enumerate(picks)]
+        chosen.append([replace(answer, log_prob=(answer.log_prob or 0.0) + choice.gain) for answer in kept])
+    return chosen

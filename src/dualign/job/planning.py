@@ -1,6 +1,5 @@
 """Scores, limits and beta -> what to expect, before any training: reachable, multipliers, predictions, errors."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from dualign.data.score_file import Scores
 from dualign.data.splits import near_clusters
 from dualign.errors import NumericalError
+from dualign.hashing import plain
 from dualign.maths.exact import Expectations, FiniteProblem, FloatArray
 from dualign.maths.one_shot import OneShot, from_problem, frontier
 
@@ -32,29 +32,38 @@ def plan_figures(scores: Scores, limits: Mapping[str, float], beta: float) -> di
     shares = np.array([scores.shares.get(name, 1.0) for name in names])
     shot = _solve(scores, limits, beta, units)
     found = shot.diagnostics
-    return {
+
+    def named(values: FloatArray) -> dict[str, float]:
+        return dict(zip(names, values.tolist(), strict=True))
+
+    def achieved(found: Expectations) -> dict[str, Any]:
+        return {"reward": found.reward, "costs": named(found.costs), "kl": found.kl}
+
+    reference = achieved(shot.reference)
+    del reference["kl"]  # of the reference to itself
+    figures = {
         "feasible": shot.feasible,
         "beta": beta,
         "limits": dict(limits),
-        "multipliers": _named(names, shot.multipliers / shares),
-        "predicted": _achieved(names, shot.predicted),
-        "reference": _without_kl(_achieved(names, shot.reference)),
-        "attainable": _named(names, shot.attainable),
-        "multiplier_error": _named(names, shot.multiplier_error / shares),
+        "multipliers": named(shot.multipliers / shares),
+        "predicted": achieved(shot.predicted),
+        "reference": reference,
+        "attainable": named(shot.attainable),
+        "multiplier_error": named(shot.multiplier_error / shares),
         "diagnostics": {
-            "ess_median": _number(found.ess_median),
-            "ess_share_below_5": _number(found.ess_share_below_5),
-            "logit_spread": _number(found.logit_spread),
-            "kl_saturation": _number(found.kl_saturation),
+            "ess_median": found.ess_median,
+            "ess_share_below_5": found.ess_share_below_5,
+            "logit_spread": found.logit_spread,
+            "kl_saturation": found.kl_saturation,
         },
         "warnings": [*_infeasible(names, shot), *shot.warnings, *_near_copies(len(scores.prompts), n_units)],
         "frontier": [
-            {"multipliers": _named(names, multipliers / shares)} | _achieved(names, achieved)
-            for multipliers, achieved in frontier(shot)
+            {"multipliers": named(multipliers / shares)} | achieved(found) for multipliers, found in frontier(shot)
         ],
         "n_prompts": len(scores.prompts),
         "n_units": n_units,
     }
+    return dict(plain(figures))
 
 
 def _near_copies(prompts: int, units: int) -> list[str]:
@@ -91,19 +100,3 @@ def _infeasible(names: Sequence[str], shot: OneShot) -> list[str]:
         if limit <= low
     ]
     return said or [f"no policy meets the limits of {', '.join(names)} together, though each alone can be met"]
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _named(names: Sequence[str], values: FloatArray) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in zip(names, values, strict=True)}
-
-
-def _achieved(names: Sequence[str], achieved: Expectations) -> dict[str, Any]:
-    return {"reward": achieved.reward, "costs": _named(names, achieved.costs), "kl": achieved.kl}
-
-
-def _without_kl(achieved: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in achieved.items() if key != "kl"}

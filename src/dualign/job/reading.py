@@ -11,12 +11,13 @@ from typing import Any
 
 from dualign.config import Config
 from dualign.data.checks.reading import Limits, Measure, of_tokenizer
-from dualign.errors import ConfigError, DataError, UsageError
+from dualign.errors import ConfigError, DataError, UsageError, shown
 from dualign.models.language_model import LanguageModel, Turns, Wording
 from dualign.models.pair_store import as_trained
 from dualign.models.templates import Template, response_tokens, with_template
 from dualign.models.tensors import changed_logits, positions, prompt_room
-from dualign.records import Prompt, Response, shown
+from dualign.protocols import Sampling
+from dualign.records import Prompt, Response
 from dualign.runs.journal import Journal
 from dualign.scorers.checked import CLOSING
 
@@ -33,6 +34,11 @@ def wording_of(config: Config) -> Wording:
     """Return how the config wants prompts put into words."""
     policy = config.policy
     return Wording(policy.template, policy.system_prompt, policy.template_arguments, policy.template_date)
+
+
+def sampling_of(config: Config) -> Sampling:
+    """Return how the config wants answers drawn."""
+    return Sampling(**config.sampling.model_dump(include={"temperature", "max_new_tokens", "batch_size"}))
 
 
 def longest_prompt(config: Config, model_config: Any) -> int:

@@ -1,24 +1,36 @@
-"""From scored reference samples to evaluated policies: units, plan, rounds."""
+"""From scored samples of the reference to measured policies: units, plan, rounds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from dualign.errors import InfeasibleError
-from dualign.job.job import Job
-from dualign.job.measurement import Scored, evaluate, matches, normalised, slice_of, transformed
-from dualign.job.openings import looks
-from dualign.job.phases import JournalledBackend, score_rows, scored, scored_pairs, with_log_ratios
-from dualign.maths.dual import DUAL_RULES, DualRule, Stopping, margin
+from dualign.job.measurement import Scored, constrained, evaluate, inside, normalised, slice_of, transformed
+from dualign.job.phases import (
+    Job,
+    looks,
+    raw_scores,
+    read_choice,
+    reference_answers,
+    sampled,
+    scored,
+    select,
+    training_answers,
+    with_log_ratios,
+)
+from dualign.job.policies import JournalledBackend
+from dualign.maths.dual import DualRule, Stopping, margin
+from dualign.maths.dual_rules import DUAL_RULES
 from dualign.maths.functionals import ConditionalValueAtRisk, Functional
 from dualign.maths.one_shot import OneShot, one_shot
 from dualign.maths.preference import Scale, fit_scale
-from dualign.methods.c_dpo import relabelled
-from dualign.methods.loop import between
-from dualign.methods.options import filled
+from dualign.methods.c_dpo import recipe_of, relabelled
+from dualign.methods.loop import fitted, mixed_at_limit
+from dualign.methods.options import Settings
 from dualign.methods.table import METHODS
 from dualign.protocols import Policy, Problem, Scores
 from dualign.records import Constraint, Evaluation, FloatArray, Group, Iterate, Prompt, Response
@@ -31,6 +43,23 @@ GRADIENT_STEP = 0.1
 """Of the ``gradient`` rule, for scores in units of their SDs; the best one depends on beta and on the slice."""
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One policy of the search."""
+
+    normalised: Iterate
+    """As the method knows it: multipliers and figures in normalised units."""
+    raw: Iterate
+    """The same policy in the units of the scorers and limits."""
+
+    @property
+    def policy(self) -> Policy:
+        """Return the policy itself."""
+        policy = self.raw.policy
+        assert isinstance(policy, Policy)
+        return policy
+
+
 @dataclass(frozen=True)
 class Search:
     """What the rounds start from: fitted once on the reference samples, never refitted."""
@@ -40,6 +69,11 @@ class Search:
     scale: Scale
     baseline: FloatArray
     """Shape ``[tune prompt, constraint]``: mean cost of the reference on each tune prompt."""
+
+    @cached_property
+    def reference(self) -> Evaluation:
+        """Return the reference's figures on the tune prompts that can carry cost, in raw units."""
+        return self.measure(self.job.reference)
 
     @property
     def beta(self) -> float:
@@ -57,15 +91,10 @@ class Search:
 
     def groups(self) -> list[Group]:
         """Return the training groups: costs as the functionals transform them, in normalised units."""
-        job = self.job
-        fitted = [training_functional(job, self.train, i) for i in range(len(job.constraints))]
-        values = transformed(self.train.costs, fitted, self.train.costs.mean(axis=1))
-        for i, constraint in enumerate(job.constraints):
-            outside = np.setdiff1d(np.arange(len(values)), slice_of(self.train.prompts, constraint.where))
-            values[outside, :, i] = 0.0
-        reward = self.train.reward / self.scale.reward_sd
-        costs = values / self.scale.cost_sds
-        return [replace(group, reward=reward[k], costs=costs[k]) for k, group in enumerate(self.train.groups())]
+        train = self.train
+        reward = train.reward / self.scale.reward_sd
+        costs = self._labelled(train.prompts, train.costs, train.costs.mean(axis=1))
+        return [replace(group, reward=reward[k], costs=costs[k]) for k, group in enumerate(train.groups())]
 
     def margin(self, evaluation: Evaluation) -> FloatArray:
         """Return how far below the normalised limits the dual aims, from the spread over tune prompts."""
@@ -79,10 +108,27 @@ class Search:
             margins.append(margin(spread, n_tune=n_tune, n_calibration=n_calibration, delta=delta, width_ratio=width))
         return np.array(margins)
 
+    def answers(self, policy: Policy, prompts: Sequence[Prompt], n: int, stage: str) -> Scored:
+        """Return ``n`` scored responses of any policy; of one that selects, the best of as many of the reference's.
+
+        Raises:
+            ScorerError: a scorer failed; what was sampled stays on disk.
+        """
+        job, choice = self.job, read_choice(policy)
+        if choice is None:
+            return scored(job, policy, prompts, sampled(job, policy, prompts, n, stage), stage)
+
+        def chosen() -> list[list[Response]]:
+            candidates = sampled(job, job.reference, prompts, n * choice.n, f"{stage}-best-of-{choice.n}")
+            job.tell(f"choosing {n} x {len(prompts)} responses of {policy.name} ({stage})")
+            return select(choice, candidates, self.score(prompts, candidates))
+
+        return scored(job, policy, prompts, sampled(job, policy, prompts, n, stage, draw=chosen), stage)
+
     def samples(self, policy: Policy) -> Scored:
         """Return the policy's scored responses to the tune prompts that can carry cost."""
         job = self.job
-        made = scored(job, policy, tune_prompts(job), job.config.evaluation.responses_per_prompt, "tune")
+        made = self.answers(policy, tune_prompts(job), job.config.evaluation.responses_per_prompt, "tune")
         return with_log_ratios(job, policy, made, "tune")
 
     def measure(self, policy: Policy) -> Evaluation:
@@ -90,13 +136,18 @@ class Search:
         job, made = self.job, self.samples(policy)
         return evaluate(made, job.constraints, job.functionals, beta=self.beta, baseline=self.baseline)
 
+    def measured(self, iterate: Iterate, evaluation: Evaluation) -> Measured:
+        """Return a policy of the method with its raw figures."""
+        raw = Iterate(iterate.round, self.raw(iterate.multipliers), evaluation, iterate.policy)
+        return Measured(normalised=iterate, raw=raw)
+
     def plan(self) -> OneShot:
         """Return the one-shot dual of the reference samples for the raw limits, in normalised units."""
         return self._one_shot(self.limits / self.scale.cost_sds)
 
     def aimed_plan(self) -> OneShot:
         """Return the one-shot dual for where the rounds aim: below the limits by the reference's margin."""
-        reference = normalised(self.measure(self.job.reference), self.scale)
+        reference = normalised(self.reference, self.scale)
         return self._one_shot(self.limits / self.scale.cost_sds - self.margin(reference))
 
     def _one_shot(self, limits: FloatArray) -> OneShot:
@@ -113,15 +164,16 @@ class Search:
         train = self.train.prompts
         return np.array([len(slice_of(train, c.where)) / len(train) for c in self.job.constraints])
 
-    def problem(self) -> Problem:
-        """Return what the method is given: everything in normalised units."""
+    def problem(self, measure: Callable[[Policy], Evaluation] | None = None) -> Problem:
+        """Return what the method is given: everything in normalised units; ``measure`` stands in for the search's."""
+        measure = measure or self.measure
         training = self.job.config.training
         return Problem(
-            backend=JournalledBackend(self.job, self.score),
+            backend=JournalledBackend(self.job),
             groups=self.groups(),
             limits=self.limits / self.scale.cost_sds,
             reference=self.job.reference,
-            evaluate=lambda policy: normalised(self.measure(policy), self.scale),
+            evaluate=lambda policy: normalised(measure(policy), self.scale),
             beta=training.beta,
             seed=self.job.config.run.seed,
             margin=self.margin,
@@ -139,19 +191,17 @@ class Search:
         for others 0, which changes no choice among answers to one prompt.
         """
         job, known = self.job, {prompt.id: k for k, prompt in enumerate(self.train.prompts)}
-        reward = score_rows(job.reward, prompts, responses)
-        inside = np.array([[matches(prompt, c.where) for c in job.constraints] for prompt in prompts])
-        costs = np.zeros((*reward.shape, len(job.constraints)))
-        for i, scorer in enumerate(job.costs):
-            rows = [k for k in range(len(prompts)) if inside[k, i]]
-            if not rows:
-                continue
-            raw = score_rows(scorer, [prompts[k] for k in rows], [responses[k] for k in rows])
-            places = [known.get(prompts[k].id) for k in rows]
-            mean = [0.0 if place is None else self.train.costs[place, :, i].mean() for place in places]
-            functional = training_functional(job, self.train, i)
-            costs[rows, :, i] = functional.transform(raw, np.array(mean)[:, None])
-        return Scores(reward / self.scale.reward_sd, costs / self.scale.cost_sds, inside)
+        reward, costs = raw_scores(job, prompts, responses)
+        own, none = self.train.costs.mean(axis=1), np.zeros(len(job.constraints))
+        baseline = np.array([own[known[prompt.id]] if prompt.id in known else none for prompt in prompts])
+        labelled = self._labelled(prompts, costs, baseline)
+        return Scores(reward / self.scale.reward_sd, labelled, inside(prompts, job.constraints))
+
+    def _labelled(self, prompts: Sequence[Prompt], costs: FloatArray, baseline: FloatArray) -> FloatArray:
+        """Return raw costs as pairs are labelled by them: transformed, normalised, 0 outside their slice."""
+        fitted = [training_functional(self.job, self.train, i) for i in range(len(self.job.constraints))]
+        seen = inside(prompts, self.job.constraints)[:, None, :]
+        return np.where(seen, transformed(costs, fitted, baseline), 0.0) / self.scale.cost_sds
 
 
 def _units(prompts: Sequence[Prompt], constraint: Constraint) -> int:
@@ -161,9 +211,7 @@ def _units(prompts: Sequence[Prompt], constraint: Constraint) -> int:
 
 def tune_prompts(job: Job) -> list[Prompt]:
     """Return the tune prompts in some constraint's slice: the dual step pays for no others."""
-    tune = job.splits["tune"]
-    kept = sorted({int(k) for constraint in job.constraints for k in slice_of(tune, constraint.where)})
-    return [tune[k] for k in kept]
+    return constrained(job.splits["tune"], job.constraints)
 
 
 def prepare(job: Job) -> Search:
@@ -173,7 +221,7 @@ def prepare(job: Job) -> Search:
         InfeasibleError: a limit below every cost that the reference was seen to have.
     """
     train = training_answers(job)
-    tune = scored(job, job.reference, tune_prompts(job), job.config.evaluation.responses_per_prompt, "tune")
+    tune = reference_answers(job, tune_prompts(job), job.config.evaluation.responses_per_prompt, "tune")
     for i, constraint in enumerate(job.constraints):
         costs, values = _training_costs(job, train, i)
         # a policy's own tail may lie below the threshold that was fitted on the reference
@@ -185,13 +233,6 @@ def prepare(job: Job) -> Search:
                 f"reference sample, {lowest:g}; raise the limit or warm-start the model"
             )
     return Search(job, train, _scale(job, train), tune.costs.mean(axis=1))
-
-
-def training_answers(job: Job) -> Scored:
-    """Return what pairs are made of: the given pairs, else the reference's own samples."""
-    if job.pairs:
-        return scored_pairs(job)
-    return scored(job, job.reference, job.splits["train"], job.config.sampling.responses_per_prompt, "train")
 
 
 def training_functional(job: Job, train: Scored, i: int) -> Functional:
@@ -229,26 +270,27 @@ def _scale(job: Job, train: Scored) -> Scale:
     return Scale(reward_sd=float(reward), cost_sds=np.array(sds))
 
 
-def rounds(search: Search, start: FloatArray) -> Iterator[Iterate]:
-    """Yield the method's iterates; ``start`` and the iterates' multipliers are normalised."""
-    method, problem = search.job.config.method, search.problem()
-    run = METHODS[method.name].run
-    made = run(
-        problem,
-        rule=dual_rule(search.job),
-        start=start,
-        loss=method.loss,
-        labels=method.labels,
-        temperature=method.temperature,
-        options=filled(method.name, METHODS[method.name].options, method.options),
-    )
-    found = []
-    for iterate in made:
+def rounds(search: Search, start: FloatArray) -> Iterator[Measured]:
+    """Yield the policies of the method as they are measured; ``start`` is normalised."""
+    method, raw = search.job.config.method, dict[str, Evaluation]()
+
+    def measure(policy: Policy) -> Evaluation:
+        raw[policy.name] = search.measure(policy)
+        return raw[policy.name]
+
+    problem, found = search.problem(measure), list[Iterate]()
+    for iterate in METHODS[method.name].run(problem, settings_of(search.job, start)):
         found.append(iterate)
-        yield iterate
-    mixed = between(problem, found) if method.interpolate else None
+        yield search.measured(iterate, raw[iterate.policy.name])
+    mixed = mixed_at_limit(problem, found) if method.interpolate else None
     if mixed is not None:
-        yield mixed
+        yield search.measured(mixed, raw[mixed.policy.name])
+
+
+def settings_of(job: Job, start: FloatArray) -> Settings:
+    """Return what the config's method is told; ``start`` is normalised."""
+    method = job.config.method
+    return Settings(dual_rule(job), start, method.loss, method.labels, method.temperature, method.options)
 
 
 def dual_rule(job: Job) -> DualRule:
@@ -256,9 +298,8 @@ def dual_rule(job: Job) -> DualRule:
     method = job.config.method
     name = method.dual or ("bracket" if len(job.constraints) == 1 else "projected_newton")
     stopping = Stopping(largest=method.max_multiplier, budget=method.max_rounds, multiplier_tolerance=0.05)
-    if name == "gradient":
-        return DUAL_RULES[name](step=GRADIENT_STEP if method.step is None else method.step, stopping=stopping)
-    return DUAL_RULES[name](stopping=stopping)
+    step = {"step": GRADIENT_STEP if method.step is None else method.step} if name == "gradient" else {}
+    return DUAL_RULES[name](**step, stopping=stopping)
 
 
 def first_multipliers(search: Search) -> FloatArray:
@@ -272,21 +313,11 @@ def first_multipliers(search: Search) -> FloatArray:
     return np.clip(np.where(found > 0, found, 0.25), 0.0, search.job.config.method.max_multiplier)
 
 
-def extra_round(search: Search, multipliers: FloatArray, name: str, *, labels: str | None = None) -> Iterate:
-    """Return one more policy at fixed normalised multipliers, for comparison; its figures are normalised.
-
-    ``labels``: another label mode than the config's.
-    """
-    method = search.job.config.method
-    problem = search.problem()
-    objective = relabelled(
-        multipliers,
-        problem.beta,
-        loss=method.loss,
-        labels=method.labels if labels is None else labels,
-        temperature=method.temperature,
-    )
-    policy = problem.backend.fit(
-        problem.groups, objective=objective, reference=problem.reference, start=None, seed=problem.seed, name=name
-    )
-    return Iterate(-1, multipliers, problem.evaluate(policy), policy)
+def extra_round(search: Search, multipliers: FloatArray, name: str, *, labels: str | None = None) -> Measured:
+    """Return one more policy at fixed normalised multipliers, for comparison; ``labels``: in another label mode."""
+    settings = settings_of(search.job, multipliers)
+    problem = recipe_of(settings.loss).prepare(search.problem())
+    objective = relabelled(multipliers, problem.beta, replace(settings, labels=labels or settings.labels))
+    policy = fitted(problem, objective, name)
+    evaluation = search.measure(policy)
+    return search.measured(Iterate(-1, multipliers, normalised(evaluation, search.scale), policy), evaluation)

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from dualign.config import Config, Mix, WarmStart
+from dualign.config import Mix, WarmStart
 from dualign.data.prompts import Demonstration
 from dualign.errors import ConfigError
 from dualign.hashing import canonical_digest
 from dualign.job.inputs import Inputs
-from dualign.job.job import Tell
 from dualign.job.measurement import matches
-from dualign.job.reading import check_given, prompt_tokens
+from dualign.job.phases import OpenRun, Tell, folder_made
+from dualign.job.reading import check_given, prompt_tokens, sampling_of
 from dualign.models.language_model import LanguageModel
 from dualign.models.loading import load_language_model
 from dualign.models.sampler import TransformersSampler
 from dualign.models.templates import response_tokens
-from dualign.protocols import Policy, Sampling
+from dualign.protocols import Policy
 from dualign.records import Prompt
 from dualign.runs.journal import Journal
 from dualign.runs.store import read_json, write_json
@@ -33,28 +33,18 @@ CANDIDATES = 4
 """Own samples a prompt that a mix entry chooses from."""
 
 
-Own = Mapping[str, Sequence[str]]
-"""Prompt id -> texts of the base model's own samples."""
-
-
 def warm_start(
-    config: Config,
-    model: LanguageModel,
-    inputs: Inputs,
-    prompts: Sequence[Prompt],
-    journal: Journal,
-    tell: Tell,
+    run: OpenRun, model: LanguageModel, inputs: Inputs, prompts: Sequence[Prompt]
 ) -> tuple[LanguageModel, list[Example]]:
     """Return the reference model and the examples of the last stage; none without a stage.
 
     The reference is ``model`` after the config's supervised stages, each merged and kept on disk.
     ``prompts``: the train prompts that fit the model.
     """
-    examples: list[Example] = []
+    config, examples = run.config, list[Example]()
     if not config.policy.warm_start:
         return model, examples
-    own = _own_samples(config, model, prompts, journal, tell)
-    answered = [(prompt, text) for prompt in prompts for text in own.get(prompt.id, ())]
+    own = _own_samples(run, model, prompts)
     for number, given in enumerate(config.policy.warm_start):
         # an answer longer than the policy may give cannot be imitated
         longest = min(given.max_target_tokens, config.sampling.max_new_tokens)
@@ -62,74 +52,55 @@ def warm_start(
         rng = np.random.default_rng([config.run.seed, number])
         examples = []
         for entry, mix in enumerate(stage.mix):
-            rows = answered if mix.target == "own" else inputs.demonstrations[number, entry]
-            examples += _examples(model, stage, mix, rows, rng, tell)
-        model = _stage(config, model, stage, examples, f"policy/{number}", journal, tell)
+            rows = own if mix.target == "own" else inputs.demonstrations[number, entry]
+            examples += _examples(model, stage, mix, rows, rng, run.tell)
+        model = _stage(run, model, stage, examples, f"policy/{number}")
     return model, examples
 
 
-def _own_samples(config: Config, model: LanguageModel, prompts: Sequence[Prompt], journal: Journal, tell: Tell) -> Own:
+def _own_samples(run: OpenRun, model: LanguageModel, prompts: Sequence[Prompt]) -> list[Demonstration]:
     """Return finished samples of the base model to the train prompts, drawn once for all stages."""
+    config = run.config
     wanted = [mix for stage in config.policy.warm_start for mix in stage.mix if mix.target == "own"]
     prompts = [prompt for prompt in prompts if any(matches(prompt, mix.where) for mix in wanted)]
-    sampling = Sampling(
-        temperature=config.sampling.temperature,
-        max_new_tokens=config.sampling.max_new_tokens,
-        batch_size=config.sampling.batch_size,
-    )
+    sampling = sampling_of(config)
 
-    def action(folder: Path) -> Own:
-        tell(f"sampling {CANDIDATES} x {len(prompts)} responses of the model as it is, to imitate some")
+    def action(folder: Path) -> None:
+        run.tell(f"sampling {CANDIDATES} x {len(prompts)} responses of the model as it is, to imitate some")
         drawn = TransformersSampler(model).generate(
             Policy("base"), prompts, CANDIDATES, sampling=sampling, seed=config.run.seed, stage="warm start"
         )
-        own = {prompt.id: [response.text for response in row] for prompt, row in zip(prompts, drawn, strict=True)}
-        write_json(folder / "own.json", own)
-        return own
+        texts = [[response.text for response in row] for row in drawn]
+        write_json(folder / "own.json", dict(zip([prompt.id for prompt in prompts], texts, strict=True)))
 
     inputs = {
         "model": model.revision, "prompts": [p.id for p in prompts], "sampling": sampling, "seed": config.run.seed,
         "wording": asdict(model.wording),
     }  # fmt: skip
-    return journal.phase(
-        "warm start samples", inputs, action, lambda folder: read_json(folder / "own.json"), target="policy/own"
-    )
+    own = read_json(folder_made(run.journal, "warm start samples", inputs, action, target="policy/own") / "own.json")
+    return [(prompt, text) for prompt in prompts for text in own[prompt.id]]
 
 
 def _stage(
-    config: Config,
-    model: LanguageModel,
-    stage: WarmStart,
-    examples: Sequence[Example],
-    target: str,
-    journal: Journal,
-    tell: Tell,
+    run: OpenRun, model: LanguageModel, stage: WarmStart, examples: Sequence[Example], target: str
 ) -> LanguageModel:
     """Return the model after one stage."""
-    settings = SftSettings(
-        learning_rate=stage.learning_rate,
-        num_train_epochs=stage.num_train_epochs,
-        per_device_train_batch_size=stage.per_device_train_batch_size,
-        warmup_steps=stage.warmup_steps,
-    )
+    names = {"learning_rate", "num_train_epochs", "per_device_train_batch_size", "warmup_steps"}
+    settings = SftSettings(**stage.model_dump(include=names))
+    seed = run.config.run.seed
     inputs = {
         "model": model.revision,
         "examples": canonical_digest([[prompt.text, tokens] for prompt, tokens in examples]),
         "settings": settings,
-        "seed": config.run.seed,
+        "seed": seed,
     }
 
-    def action(folder: Path) -> LanguageModel:
-        tell(f"warm start, {target}: {len(examples)} examples")
-        report = fine_tune(model, examples, settings=settings, seed=config.run.seed, folder=folder / "model")
-        tell(f"warm start, {target}: loss {report.first_loss:.2f} -> {report.last_loss:.2f}")
-        return model
+    def action(folder: Path) -> None:
+        run.tell(f"warm start, {target}: {len(examples)} examples")
+        report = fine_tune(model, examples, settings=settings, seed=seed, folder=folder / "model")
+        run.tell(f"warm start, {target}: loss {report.first_loss:.2f} -> {report.last_loss:.2f}")
 
-    def load(folder: Path) -> LanguageModel:
-        return _reload(model, folder / "model")
-
-    journal.phase("warm start", inputs, action, load, target=target)
-    return load(journal.run / target)
+    return _reload(model, folder_made(run.journal, "warm start", inputs, action, target=target) / "model")
 
 
 def keep_merged(model: LanguageModel, journal: Journal) -> LanguageModel:
@@ -141,11 +112,8 @@ def keep_merged(model: LanguageModel, journal: Journal) -> LanguageModel:
     def action(folder: Path) -> None:
         save_fitted(model, {}, folder / "model")
 
-    def load(folder: Path) -> LanguageModel:
-        return _reload(model, folder / "model")
-
-    journal.phase("merge adapter", {"model": model.revision}, action, lambda _: None, target="policy/adapter")
-    return load(journal.run / "policy" / "adapter")
+    inputs = {"model": model.revision}
+    return _reload(model, folder_made(journal, "merge adapter", inputs, action, target="policy/adapter") / "model")
 
 
 def _reload(model: LanguageModel, folder: Path) -> LanguageModel:

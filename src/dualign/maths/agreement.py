@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dualign.maths.bounds import binomial_p_value
-from dualign.maths.estimates import rows_of_prompts
+from dualign.maths.estimates import half_width, rows_of_prompts
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -74,10 +74,8 @@ def clustered_auc(
     with_positive = len(np.unique(group[label]))
     with_negative = len(np.unique(group[~label]))
     fewest = min(with_positive, with_negative)
-    tail = (1 - confidence) / 2
     if area in (0.0, 1.0) or fewest < 2:
-        exact = tail ** (1 / fewest)
-        return (area, exact, 1.0) if area > 0.5 else (area, 0.0, 1 - exact)
+        return area, *_all_alike(area, fewest, confidence)
     share_positive, share_negative = by_positive / len(positive), by_negative / len(negative)
     variance = (
         _spread(share_positive, share_positive, with_positive)
@@ -87,6 +85,12 @@ def clustered_auc(
     half = float(ndtri((1 + confidence) / 2)) * math.sqrt(max(variance, 0.0)) / (area * (1 - area))
     centre = math.log(area / (1 - area))
     return area, _logistic(centre - half), _logistic(centre + half)
+
+
+def _all_alike(share: float, trials: int, confidence: float) -> tuple[float, float]:
+    """Return the exact binomial interval (Clopper and Pearson 1934) where all trials agree."""
+    reach = ((1 - confidence) / 2) ** (1 / trials)
+    return (reach, 1.0) if share > 0.5 else (0.0, 1 - reach)
 
 
 def _spread(first: FloatArray, second: FloatArray, groups: int) -> float:
@@ -158,17 +162,14 @@ def clustered_share(values: ArrayLike, prompt_index: ArrayLike, *, confidence: f
     Where all values are equal the error is 0 and says nothing: the interval is then the exact binomial one
     (Clopper and Pearson 1934) of as many trials as there are prompts, which is on the wide side.
     """
-    from scipy.special import stdtrit
-
     data, prompts = np.asarray(values, dtype=np.float64), np.unique(np.asarray(prompt_index)).size
     mean, error = clustered_mean(data, prompt_index)
     if prompts < 2:
         low, high = 0.0, 1.0
     elif error == 0 and mean in (0.0, 1.0):
-        reach = ((1 - confidence) / 2) ** (1 / prompts)
-        low, high = (0.0, 1 - reach) if mean == 0 else (reach, 1.0)
+        low, high = _all_alike(mean, prompts, confidence)
     else:
-        half = float(stdtrit(prompts - 1, (1 + confidence) / 2)) * error
+        half = half_width(error, prompts - 1, confidence)
         low, high = max(0.0, mean - half), min(1.0, mean + half)
     return Share(mean, low, high, error, data.size, prompts)
 

@@ -134,6 +134,7 @@ WITHOUT: Mapping[str, str] = {
     "dpo": "it has no multiplier",
     "apo": "it has no multiplier",
     "bfpo": "it has no multiplier",
+    "simpo": "its policy knows no reference",
     "b-dpo": "its policy has no closed form",
     "wdpo": "it has no multiplier",
     "kldpo": "it has no multiplier of its own",

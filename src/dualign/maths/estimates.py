@@ -56,6 +56,13 @@ def standard_error(means: ArrayLike) -> float:
     return float(data.std(ddof=1) / math.sqrt(data.size)) if data.size > 1 else math.inf
 
 
+def half_width(error: float, freedom: int, confidence: float) -> float:
+    """Return how far a two-sided t interval reaches from its estimate; infinite with an infinite error."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + confidence) / 2)) * error if math.isfinite(error) else math.inf
+
+
 def intraclass_correlation(values: ArrayLike, prompt_index: ArrayLike) -> float:
     """Return the share of variance that lies between prompts: the one-way ANOVA estimate, cut to [0, 1].
 
@@ -81,8 +88,6 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -
     Shapes ``[prompt]`` or ``[prompt, response]``; responses are averaged first, and their numbers may differ.
     Below two prompts the interval is the whole line.
     """
-    from scipy.special import stdtrit
-
     first, second = _by_prompt(a), _by_prompt(b)
     if first.shape != second.shape:
         raise ValueError(f"pairs need the same prompts; given {first.size} and {second.size}")
@@ -91,7 +96,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -
     if n < 2:
         return PairedDifference(float(difference.mean()) if n else math.nan, math.inf, -math.inf, math.inf, n)
     estimate, error = float(difference.mean()), standard_error(difference)
-    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
+    half = half_width(error, n - 1, confidence)
     return PairedDifference(estimate, error, estimate - half, estimate + half, n)
 
 
@@ -155,16 +160,9 @@ def prediction_powered_mean(
     variance = _variance(rectified, freedom) / labels.size
     if chosen:
         variance += chosen**2 * _variance(others, others.size - 1) / others.size
-    return _with_interval(estimate, math.sqrt(variance), freedom, confidence, chosen, labels.size, others.size)
-
-
-def _with_interval(
-    estimate: float, error: float, freedom: int, confidence: float, weight: float, labelled: int, unlabelled: int
-) -> PoweredMean:
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(freedom, (1 + confidence) / 2)) * error if math.isfinite(error) else math.inf
-    return PoweredMean(estimate, estimate - half, estimate + half, error, weight, labelled, unlabelled)
+    error = math.sqrt(variance)
+    half = half_width(error, freedom, confidence)
+    return PoweredMean(estimate, estimate - half, estimate + half, error, chosen, labels.size, others.size)
 
 
 def _best_weight(labels: FloatArray, seen: FloatArray, others: FloatArray) -> float:

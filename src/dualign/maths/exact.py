@@ -115,11 +115,10 @@ def dual_hessian(problem: FiniteProblem, multipliers: FloatArray) -> FloatArray:
     return hessian
 
 
-def prompt_kl(problem: FiniteProblem, log_probs: FloatArray) -> FloatArray:
-    """Return shape ``[prompt]``: KL(policy || reference) in nats; a response of probability zero adds nothing."""
+def prompt_kl(log_probs: FloatArray, other: FloatArray) -> FloatArray:
+    """Return shape ``[prompt]``: KL(policy || other) in nats; a response of probability zero adds nothing."""
     probs = np.exp(log_probs)
-    live = probs > 0
-    ratios = np.subtract(log_probs, problem.log_reference, out=np.zeros_like(log_probs), where=live)
+    ratios = np.subtract(log_probs, other, out=np.zeros_like(log_probs), where=probs > 0)
     divergences: FloatArray = (probs * ratios).sum(axis=1)
     return divergences
 
@@ -127,7 +126,7 @@ def prompt_kl(problem: FiniteProblem, log_probs: FloatArray) -> FloatArray:
 def expectations(problem: FiniteProblem, log_probs: FloatArray) -> Expectations:
     """Return reward, costs, KL and objective of the policy with ``[prompt, response]`` log-probabilities."""
     reward = float(problem.prompt_weights @ (np.exp(log_probs) * problem.reward).sum(axis=1))
-    kl = float(problem.prompt_weights @ prompt_kl(problem, log_probs))
+    kl = float(problem.prompt_weights @ prompt_kl(log_probs, problem.log_reference))
     return Expectations(reward, mean_costs(problem, log_probs), kl, reward - problem.beta * kl)
 
 

@@ -2,14 +2,13 @@
 
 Each is a transform of the costs of single responses whose *mean* is the bounded quantity, together with what
 the transform does to the cap; so one bound on means serves all. A slice is no transform: its population is
-the prompts of the slice (``slice_mask``).
+the prompts of the slice.
 """
 
-import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -141,13 +140,34 @@ class Relative:
         return cap
 
 
-def _plain(make: Callable[[], Functional]) -> Callable[[Sequence[str]], Functional]:
-    def build(arguments: Sequence[str]) -> Functional:
-        if arguments:
-            raise ValueError(f"functional {make().spec!r} takes no argument; given {':'.join(arguments)!r}")
-        return make()
+class _Form(NamedTuple):
+    make: Callable[..., Functional]
+    numbers: tuple[int, ...]
+    """How many may follow the name."""
+    expected: str
 
-    return build
+
+FUNCTIONALS: dict[str, _Form] = {
+    "mean": _Form(Mean, (0,), "mean, which takes no argument"),
+    "rate": _Form(Rate, (0, 1), "rate or rate:THRESHOLD, as rate:0.5"),
+    "cvar": _Form(ConditionalValueAtRisk, (1, 2), "cvar:ALPHA, for example cvar:0.9"),
+    "relative": _Form(Relative, (0,), "relative, which takes no argument"),
+}
+
+
+def parse(text: str) -> Functional:
+    """Return the functional of the name ``mean``, ``rate``, ``rate:0.5``, ``cvar:0.9``, ``cvar:0.9:T`` or ``relative``.
+
+    Raises:
+        ValueError: one line that says what was expected.
+    """
+    name, *arguments = text.strip().split(":")
+    if name not in FUNCTIONALS:
+        raise ValueError(f"unknown functional {name!r}; known are {', '.join(FUNCTIONALS)}")
+    form, numbers = FUNCTIONALS[name], _numbers(arguments)
+    if len(numbers) != len(arguments) or len(numbers) not in form.numbers:
+        raise ValueError(f"{name}: expected {form.expected}; given {text!r}")
+    return form.make(*numbers)
 
 
 def _numbers(arguments: Sequence[str]) -> list[float]:
@@ -157,52 +177,3 @@ def _numbers(arguments: Sequence[str]) -> list[float]:
     except ValueError:
         return []
     return numbers if all(map(math.isfinite, numbers)) else []
-
-
-def _rate(arguments: Sequence[str]) -> Functional:
-    numbers = _numbers(arguments)
-    if len(numbers) != len(arguments) or len(numbers) > 1:
-        raise ValueError(f"rate: expected rate or rate:THRESHOLD, as rate:0.5; given 'rate:{':'.join(arguments)}'")
-    return Rate(*numbers)
-
-
-def _cvar(arguments: Sequence[str]) -> Functional:
-    numbers = _numbers(arguments)
-    if len(numbers) not in (1, 2):
-        raise ValueError(f"cvar: expected cvar:ALPHA, for example cvar:0.9; given 'cvar:{':'.join(arguments)}'")
-    return ConditionalValueAtRisk(*numbers)
-
-
-FUNCTIONALS: dict[str, Callable[[Sequence[str]], Functional]] = {
-    "mean": _plain(Mean),
-    "rate": _rate,
-    "cvar": _cvar,
-    "relative": _plain(Relative),
-}
-
-
-def parse(text: str) -> Functional:
-    """Return the functional of the name ``mean``, ``rate``, ``rate:0.5``, ``cvar:0.9``, ``cvar:0.9:T`` or ``relative``.
-
-    Raises:
-        ValueError: one line that names the nearest known functional.
-    """
-    name, *arguments = text.strip().split(":")
-    if name not in FUNCTIONALS:
-        near = difflib.get_close_matches(name, FUNCTIONALS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(FUNCTIONALS)}"
-        raise ValueError(f"unknown functional {name!r}; {hint}")
-    return FUNCTIONALS[name](arguments)
-
-
-def slice_mask(columns: Sequence[Mapping[str, str]], where: Mapping[str, str]) -> NDArray[np.bool_]:
-    """Return which prompts belong to the slice: every column of ``where`` has its value (no condition: all).
-
-    Raises:
-        ValueError: a column of ``where`` that no prompt has.
-    """
-    for name in where:
-        if not any(name in row for row in columns):
-            known = sorted({key for row in columns for key in row})
-            raise ValueError(f"slice: no prompt has a column {name!r}; the columns are {known}")
-    return np.array([all(row.get(name) == value for name, value in where.items()) for row in columns], dtype=bool)

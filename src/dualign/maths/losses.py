@@ -4,13 +4,16 @@ Log-ratios in, losses out; hyper-parameters by keyword; the caller reduces.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-PairwiseLoss = Callable[[Tensor, Tensor], Tensor]
+Answers = TypeVar("Answers")
+"""What a loss reads of one side of every pair: log-ratios, or whatever else has them."""
+PairwiseLoss = Callable[[Answers, Answers], Tensor]
 
 
 def dpo(preferred: Float[Tensor, " pair"], other: Float[Tensor, " pair"], *, beta: float) -> Float[Tensor, " pair"]:
@@ -88,13 +91,13 @@ SMALLEST_MEAN_SQUARE = 1e-12
 """Below this mean square a root-mean-square penalty goes on as a parabola: at 0 a root has no gradient."""
 
 
-def smoothed(loss: PairwiseLoss, *, smoothing: float) -> PairwiseLoss:
+def smoothed(loss: PairwiseLoss[Answers], *, smoothing: float) -> PairwiseLoss[Answers]:
     """Return ``(1 - smoothing) loss(preferred, other) + smoothing loss(other, preferred)``.
 
     With the DPO loss it is conservative DPO: a share ``smoothing`` of the labels is held to be wrong.
     """
 
-    def expected(preferred: Tensor, other: Tensor) -> Tensor:
+    def expected(preferred: Answers, other: Answers) -> Tensor:
         return (1 - smoothing) * loss(preferred, other) + smoothing * loss(other, preferred)
 
     return expected
@@ -198,18 +201,6 @@ def bfpo(preferred: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], *, beta
     return (first - second - bfpo_target(safe, other_safe) / beta) ** 2
 
 
-def pd_dpo(safer: tuple[Tensor, Tensor], costlier: tuple[Tensor, Tensor], *, beta: float, multiplier: float) -> Tensor:
-    """Return ``-log sigmoid((implied cost of costlier - implied cost of safer) / multiplier)``, shape ``[pair]``.
-
-    The implied cost is ``beta log pi_r / pi_ref - beta log pi / pi_ref``. A side is (log-ratio of the policy, log-ratio
-    of the helpful policy pi_r), both to the reference. It is DPO with the safer answer preferred, ``pi_r`` as reference
-    and the coefficient ``beta / multiplier``. Du, Koong & Srikant 2025, arXiv 2510.05703; reconstructed from what its
-    summaries force.
-    """
-    implied = [beta * (helpful - own) for own, helpful in (costlier, safer)]
-    return -functional.logsigmoid((implied[0] - implied[1]) / multiplier)
-
-
 def modpo(
     preferred: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], *, beta: float, weights: tuple[float, float]
 ) -> Tensor:
@@ -259,11 +250,6 @@ def generalised_advantages(
     return advantages, advantages + known
 
 
-def lagrangian_advantages(reward: Tokens, cost: Tokens, *, multiplier: float) -> Tokens:
-    """Return ``(A_reward - multiplier A_cost) / (1 + multiplier)``: as the multiplier grows, KL counts for more."""
-    return (reward - multiplier * cost) / (1 + multiplier)
-
-
 def sequence_means(values: Tokens, mask: Tokens) -> Sequences:
     """Return each sequence's mean over its own tokens; 0 for a sequence without any."""
     return torch.where(mask > 0, values, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
@@ -289,9 +275,3 @@ def leave_one_out_loss(log_probs: Samples, returns: Samples) -> Float[Tensor, " 
     samples = returns.shape[1]
     others = (returns.sum(dim=1, keepdim=True) - returns) / (samples - 1)
     return -((returns - others).detach() * log_probs).mean(dim=1)
-
-
-def centred_loss(log_probs: Samples, returns: Samples) -> Float[Tensor, " prompt"]:
-    """Return ``-sum_i (G_i - mean G) log pi(y_i) / (samples - 1)``: the same number, as HC-RLHF's code writes it."""
-    centred = returns - returns.mean(dim=1, keepdim=True)
-    return -(centred.detach() * log_probs).sum(dim=1) / (returns.shape[1] - 1)

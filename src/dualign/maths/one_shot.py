@@ -127,7 +127,7 @@ def diagnose(problem: FiniteProblem, log_probs: FloatArray, multipliers: FloatAr
     """Return the diagnostics of a policy ``[prompt, response]`` on the samples of ``problem``."""
     sizes = effective_samples(problem.log_reference, log_probs)
     largest_kl = -np.where(np.isfinite(problem.log_reference), problem.log_reference, np.inf).min(axis=1)
-    kl = prompt_kl(problem, log_probs)
+    kl = prompt_kl(log_probs, problem.log_reference)
     saturation = np.divide(kl, largest_kl, out=np.zeros_like(kl), where=largest_kl > 0)
     relabelled = problem.reward - problem.costs @ multipliers
     probs = np.exp(problem.log_reference)

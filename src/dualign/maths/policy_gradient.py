@@ -2,15 +2,15 @@
 
 Safe RLHF (Dai et al. 2023, PPO-Lagrangian) divides its advantage by ``1 + multiplier`` and keeps the KL coefficient
 kappa, so its policy is the Gibbs policy of ``beta = kappa (1 + multiplier)``. HC-RLHF (arXiv 2506.08266) divides by
-nothing and raises the cost to an upper bound of its mean. Losses by token are in ``losses_policy_gradient``.
+nothing and raises the cost to an upper bound of its mean. Losses by token are in ``losses``.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
-from dualign.maths.bounds import clustered_t
-from dualign.maths.exact import FiniteProblem, FloatArray, expectations, log_policy
+from dualign.maths.exact import FiniteProblem, FloatArray, log_policy
 
 SETTLED = 1e-10
 """Largest move of a log-probability at which the fixed point of an inflated cost counts as reached."""
@@ -27,21 +27,11 @@ def lagrangian_beta(multipliers: FloatArray, *, kl: float) -> float:
 
 
 def lagrangian_policy(problem: FiniteProblem, multipliers: FloatArray, *, kl: float) -> FloatArray:
-    """Return the log-probabilities ``[prompt, response]`` that maximise ``lagrangian_objective``, whatever ``beta``."""
+    """Return the log-probabilities ``[prompt, response]`` of Safe RLHF's policy, whatever the problem's beta.
+
+    It maximises ``E[(reward - multipliers . costs) / (1 + sum of multipliers)] - kl KL``.
+    """
     return log_policy(replace(problem, beta=lagrangian_beta(multipliers, kl=kl)), multipliers)
-
-
-def lagrangian_objective(problem: FiniteProblem, log_probs: FloatArray, multipliers: FloatArray, *, kl: float) -> float:
-    """Return ``E[(reward - multipliers . costs) / (1 + sum of multipliers)] - kl KL``, which Safe RLHF raises."""
-    found = expectations(problem, log_probs)
-    relabelled = found.reward - float(found.costs @ multipliers)
-    return relabelled / float(1 + np.sum(multipliers)) - kl * found.kl
-
-
-def lagrangian_maximum(problem: FiniteProblem, multipliers: FloatArray, *, kl: float) -> float:
-    """Return ``kl E_x log E_reference[exp((reward - multipliers . costs) / (kl (1 + sum of multipliers)))]``."""
-    scores = (problem.reward - problem.costs @ multipliers) / lagrangian_beta(multipliers, kl=kl)
-    return float(kl * problem.prompt_weights @ np.logaddexp.reduce(problem.log_reference + scores, axis=1))
 
 
 def mirror_step(log_probs: FloatArray, log_reference: FloatArray, gain: FloatArray, *, step: float) -> FloatArray:
@@ -141,16 +131,6 @@ def largest_move(before: FloatArray, after: FloatArray) -> float:
     return float(np.abs(after[live] - before[live]).max())
 
 
-def passes_safety_test(costs: FloatArray, limit: float, *, delta: float) -> bool:
-    """Return whether the upper bound ``mean + t s / sqrt(n)`` of prompt means is at most ``limit`` (HC-RLHF).
-
-    ``costs`` is ``[..., prompt, response]``; responses are averaged first, so n counts prompts. To be asked once, of
-    prompts that nothing was chosen on: the original tests each worker's own shard and lets any of them pass.
-    Asymptotic; ``dualign certify`` has bounds that are not.
-    """
-    return bool(np.all(clustered_t(np.asarray(costs).mean(axis=-1), delta=delta) <= limit))
-
-
 TIE = 1e-9
 """Scores that differ by less than this share of their range in a prompt are one score: units must not break ties."""
 
@@ -200,4 +180,4 @@ def kl_bound(n: int) -> float:
 
     Beirami et al. 2024, arXiv 2401.01879.
     """
-    return float(np.log(n) - (n - 1) / n)
+    return math.log(n) - (n - 1) / n

@@ -72,10 +72,6 @@ class Scale:
         """Return normalised rewards."""
         return raw / self.reward_sd
 
-    def raw_reward(self, normalised: FloatArray) -> FloatArray:
-        """Return rewards in raw units."""
-        return normalised * self.reward_sd
-
     def costs(self, raw: FloatArray) -> FloatArray:
         """Return normalised costs, limits, violations or their errors; the last axis is the constraint."""
         return raw / self.cost_sds
@@ -88,17 +84,9 @@ class Scale:
         """Return normalised limits."""
         return self.costs(raw)
 
-    def raw_limits(self, normalised: FloatArray) -> FloatArray:
-        """Return limits in raw units."""
-        return self.raw_costs(normalised)
-
     def beta(self, raw: float) -> float:
         """Return ``beta'`` of a raw ``beta``."""
         return raw / self.reward_sd
-
-    def raw_beta(self, normalised: float) -> float:
-        """Return the raw ``beta`` of a ``beta'``."""
-        return normalised * self.reward_sd
 
     def multipliers(self, raw: FloatArray) -> FloatArray:
         """Return normalised multipliers."""

@@ -1,11 +1,11 @@
-"""The dual subgradient from a good start: what a one-shot dual is corrected by on the policy's own answers."""
+"""The dual rule for several constraints: Newton steps on the observed slopes, within what convexity allows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from dualign.maths.dual_rule import (
+from dualign.maths.dual import (
     DualRule,
     DualState,
     Observation,
@@ -13,43 +13,11 @@ from dualign.maths.dual_rule import (
     first_steps,
     initial,
     is_exact,
+    out_of_budget,
+    residual,
     resolve,
-    select,
 )
 from dualign.maths.exact import FloatArray
-
-
-def subgradient(*, step: float, stopping: Stopping) -> DualRule:
-    """Return the rule ``multipliers <- max(0, multipliers + step violation)`` that begins at its start, not at 0.
-
-    It stops where no limit is broken and no multiplier is held up against a limit that is slack, by the tolerance or
-    ``z`` errors, or where the budget is spent. Source: Zhang et al. 2025 (CAID, arXiv 2505.19387); the stop is a
-    reconstruction.
-
-    Raises:
-        ValueError: a step that is not positive.
-    """
-    if not step > 0:
-        raise ValueError(f"step must be positive, got {step}")
-
-    def init(start: FloatArray) -> DualState:
-        return DualState(multipliers=start, start=start)
-
-    def update(observation: Observation, state: DualState) -> DualState:
-        state = replace(state, history=(*state.history, observation))
-        here = observation.multipliers
-        noise = np.maximum(stopping.violation_tolerance, stopping.z * observation.error)
-        residual = np.where(here > 0, np.abs(observation.violation), observation.violation)
-        if np.all(residual <= noise):
-            return resolve(state, "converged" if np.any(here > 0) else "slack", here)
-        if state.round >= stopping.budget:
-            index, _ = select(state.history, stopping)
-            return resolve(state, "budget", state.history[index].multipliers)
-        following = np.maximum(0.0, here + step * observation.violation)
-        return replace(state, multipliers=np.minimum(following, stopping.largest))
-
-    return DualRule("subgradient", init, update)
-
 
 LARGEST_FACTOR = 4.0
 """A round changes a multiplier by at most this factor."""
@@ -88,28 +56,21 @@ def projected_newton(stopping: Stopping = Stopping()) -> DualRule:  # noqa: B008
 def _step(state: DualState, stopping: Stopping) -> DualState:
     newest = state.history[-1]
     exact = is_exact(state.history)
-    noise = np.maximum(stopping.violation_tolerance, stopping.z * newest.error)
-    if np.all(_residual(newest) <= noise) and (not exact or _at_root(newest, stopping)):
+    noise, left = stopping.noise(newest), residual(newest.violation, newest.multipliers > 0)
+    if np.all(left <= noise) and (not exact or _at_root(newest, stopping)):
         return resolve(state, "converged", newest.multipliers)
     if np.any((newest.multipliers >= stopping.largest) & (newest.violation > noise)):
         return resolve(state, "infeasible", newest.multipliers)
     if state.round >= stopping.budget:
-        index, _ = select(state.history, stopping)
-        return resolve(state, "budget", state.history[index].multipliers)
+        return out_of_budget(state, stopping)
     point = _exact_point(state.history, stopping.largest) if exact else _noisy_point(newest, stopping.largest)
     return replace(state, multipliers=_unseen(point, state.history))
-
-
-def _residual(observation: Observation) -> FloatArray:
-    """Return what the optimality conditions leave: |violation| at a positive multiplier, else its positive part."""
-    positive = np.maximum(observation.violation, 0)
-    return np.where(observation.multipliers > 0, np.abs(observation.violation), positive)
 
 
 def _at_root(observation: Observation, stopping: Stopping) -> bool:
     """Return whether Newton's step would move every multiplier by less than half of its tolerance."""
     here = observation.multipliers
-    allowed = np.maximum(stopping.multiplier_tolerance, stopping.relative_tolerance * here) / 2
+    allowed = stopping.allowed(here) / 2
     ahead = _newton_point(observation, np.zeros_like(here), np.full_like(here, np.inf), damping=EXACT_DAMPING)
     return bool(np.all(np.abs(ahead - here) <= allowed))
 
@@ -160,7 +121,7 @@ def _noisy_point(newest: Observation, largest: float) -> FloatArray:
 def _exact_point(history: Sequence[Observation], largest: float) -> FloatArray:
     base, beyond = _base(history)
     if beyond is not None:
-        return _between(base, beyond)
+        return _cubic_root(base, beyond)
     upper = np.minimum(LARGEST_FACTOR * np.maximum(base.multipliers, SMALLEST_EXACT), largest)
     ahead = _newton_point(base, np.zeros_like(upper), upper, damping=EXACT_DAMPING)
     before = history[-2] if history[-1] is base else history[-1]
@@ -198,7 +159,7 @@ def _base(history: Sequence[Observation]) -> tuple[Observation, Observation | No
     return base, beyond
 
 
-def _between(base: Observation, beyond: Observation) -> FloatArray:
+def _cubic_root(base: Observation, beyond: Observation) -> FloatArray:
     """Return the root of the cubic through the derivatives and curvatures at both ends, away from the ends."""
     from scipy.optimize import brentq
 

@@ -6,12 +6,12 @@ import numpy as np
 
 from dualign.errors import UsageError
 from dualign.maths.adversarial import adversarial_policy
-from dualign.maths.dual import DualRule, DualState
+from dualign.maths.dual import DualState
 from dualign.maths.exact import FiniteProblem
 from dualign.maths.preference import pooled_deviation
 from dualign.methods.c_dpo import relabelled
-from dualign.methods.loop import dual_loop
-from dualign.methods.options import COUNT, NO_OPTIONS, NOT_NEGATIVE, POSITIVE, Option, Options, filled
+from dualign.methods.loop import dual_loop, fitted
+from dualign.methods.options import COUNT, NOT_NEGATIVE, POSITIVE, Option, Options, Settings
 from dualign.methods.recipe import refuse_slopes
 from dualign.protocols import Adversary, Policy, Problem, Rejudges
 from dualign.records import FloatArray, Iterate
@@ -31,48 +31,34 @@ OPTIONS = (
 )
 
 
-def apo(
-    problem: Problem,
-    *,
-    rule: DualRule,
-    start: FloatArray,
-    loss: str = "dpo",
-    labels: str = "soft",
-    temperature: float = 1.0,
-    options: Options = NO_OPTIONS,
-) -> Generator[Iterate, None, DualState]:
+def apo(problem: Problem, settings: Settings) -> Generator[Iterate, None, DualState]:
     """Return the generator of one iterate for every multiplier, after some rounds of the game.
 
     Preferences are those of the relabelled scores; the golden answer of a prompt is the group's best by them, where
     the source asks a stronger model. Each round's reward model begins anew, each policy where the last one stands.
 
     Raises:
-        UsageError: options out of range, a rule that reads the slope of a Gibbs policy, a backend without the game.
+        UsageError: a rule that reads the slope of a Gibbs policy, a backend without the game.
     """
-    refuse_slopes("apo", rule.name)
-    chosen, backend = filled("apo", OPTIONS, options), problem.backend
-    games = int(chosen["games"])
+    refuse_slopes("apo", settings.rule.name)
+    options, backend = settings.options, problem.backend
     if not isinstance(backend, Rejudges):
         raise UsageError("method.name: needs to retrain a reward model, which this backend cannot")
-    adversary = Adversary(float(chosen["coefficient"]), int(chosen["answers"]), float(chosen["ridge"]))
+    adversary = Adversary(float(options["coefficient"]), int(options["answers"]), float(options["ridge"]))
+    plain = relabelled(np.zeros_like(problem.limits), problem.beta, settings)
 
     def fit(multipliers: FloatArray, name: str) -> Policy:
-        policy = problem.reference
-        for game in range(games):
+        policy: Policy | None = None
+        for game in range(int(options["games"])):
+            part = f"{name}-{game}"
             groups = backend.rejudge(
-                policy, problem.groups, multipliers=multipliers, adversary=adversary, name=f"{name}-{game}"
+                policy or problem.reference, problem.groups, multipliers=multipliers, adversary=adversary, name=part
             )
-            policy = problem.backend.fit(
-                groups,
-                objective=relabelled(0 * multipliers, problem.beta, loss=loss, labels=labels, temperature=temperature),
-                reference=problem.reference,
-                start=policy if game else None,
-                seed=problem.seed,
-                name=f"{name}-{game}",
-            )
+            policy = fitted(problem, plain, part, groups=groups, start=policy)
+        assert policy is not None
         return policy
 
-    return dual_loop(problem, rule, start, fit)
+    return dual_loop(problem, settings, fit)
 
 
 def apo_target(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:

@@ -2,23 +2,24 @@
 
 No source gives the estimator of mutual information, the weights or the scale of Zhao et al. 2026 (arXiv 2603.22829);
 all three are choices made here. The paper's arm "scaling only" differs from DPO, and any scale that is 1 for equal
-weights makes it DPO: so the scale here is not the paper's.
+weights makes it DPO: so the scale here is not the paper's. The paper's method is the multiplier 0. Unequal coefficients
+have no closed form: the policy is not that of any relabelled reward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dualign.errors import UsageError
-from dualign.maths.dual import DualRule, DualState
-from dualign.methods.options import NO_OPTIONS, Option, Options
-from dualign.methods.recipe import Parts, Recipe, refuse_other, trained
-from dualign.protocols import Informs, Problem, Side
-from dualign.records import FloatArray, Iterate
+from dualign.methods.loop import with_columns
+from dualign.methods.options import Option, Options
+from dualign.methods.recipe import Recipe
+from dualign.protocols import Informs, Objective, PairLoss, Problem, Side
+from dualign.records import FloatArray
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,7 @@ COLUMN = "mutual_information"
 LEAST_SPREAD = 1e-6
 
 
-def balanced(beta: float, *, weights: WeightFunction, scale: ScaleFunction) -> Parts:
+def balanced(beta: float, *, weights: WeightFunction, scale: ScaleFunction) -> PairLoss:
     """Return the loss ``-log sigmoid(s beta (omega_w Delta_w - omega_l Delta_l))`` with functions of one's own."""
     from dualign.maths.losses import two_sided
 
@@ -39,14 +40,15 @@ def balanced(beta: float, *, weights: WeightFunction, scale: ScaleFunction) -> P
         factor = beta * scale(*omegas)
         return two_sided(preferred.log_ratio, other.log_ratio, (factor * omegas[0], factor * omegas[1]))
 
-    return Parts(loss, columns=(COLUMN,))
+    return loss
 
 
-def parts(beta: float, options: Options) -> Parts:
-    """Return the loss with the default weights and the scale that ``options`` name."""
+def b_dpo(plain: Objective, options: Options) -> Objective:
+    """Return the objective with the default weights and the scale that ``options`` name."""
     from dualign.maths.losses import SCALES, logistic_weights
 
-    return balanced(beta, weights=logistic_weights, scale=SCALES[str(options["scale"])])
+    loss = balanced(plain.beta, weights=logistic_weights, scale=SCALES[str(options["scale"])])
+    return replace(plain, loss=loss, columns=(COLUMN,))
 
 
 def with_mutual_information(problem: Problem) -> Problem:
@@ -60,11 +62,8 @@ def with_mutual_information(problem: Problem) -> Problem:
         raise UsageError("b-dpo: needs log-probabilities of responses without their prompt; this backend has none")
     information = backend.mutual_information(problem.reference, problem.groups)
     spread = max(LEAST_SPREAD, pair_spread(information, [group.weight for group in problem.groups]))
-    groups = [
-        replace(group, columns={**group.columns, COLUMN: values / spread})
-        for group, values in zip(problem.groups, information, strict=True)
-    ]
-    return replace(problem, groups=groups)
+    column = {COLUMN: [values / spread for values in information]}
+    return replace(problem, groups=with_columns(problem.groups, **column))
 
 
 def pair_spread(values: Sequence[FloatArray], weights: Sequence[float]) -> float:
@@ -79,7 +78,7 @@ def pair_spread(values: Sequence[FloatArray], weights: Sequence[float]) -> float
 
 B_DPO = Recipe(
     "b-dpo",
-    parts,
+    b_dpo,
     (
         Option(
             "scale",
@@ -90,24 +89,3 @@ B_DPO = Recipe(
     ),
     prepare=with_mutual_information,
 )
-
-
-def b_dpo(
-    problem: Problem,
-    *,
-    rule: DualRule,
-    start: FloatArray,
-    loss: str = "dpo",
-    labels: str = "soft",
-    temperature: float = 1.0,
-    options: Options = NO_OPTIONS,
-) -> Generator[Iterate, None, DualState]:
-    """Return the generator of one iterate for every multiplier; the paper's method is the multiplier 0.
-
-    Unequal coefficients have no closed form: the policy is not that of any relabelled reward.
-
-    Raises:
-        UsageError: as ``recipe.trained``; another loss, or a backend without log-probabilities of bare responses.
-    """
-    refuse_other(B_DPO.name, loss)
-    return trained(problem, B_DPO, rule=rule, start=start, labels=labels, temperature=temperature, options=options)

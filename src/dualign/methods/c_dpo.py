@@ -1,14 +1,20 @@
-"""C-DPO: preference optimisation under limits on expected costs (Liu, Sun & Zheng 2024, arXiv 2403.02475)."""
+"""C-DPO: preference optimisation under limits on expected costs (Liu, Sun & Zheng 2024, arXiv 2403.02475).
+
+With its special cases: plain DPO, one multiplier picked by hand, and RePO's price of a cost above 0 alone.
+"""
 
 from collections.abc import Generator, Mapping
+from dataclasses import replace
+
+import numpy as np
 
 from dualign.errors import UsageError
-from dualign.maths.dual import DualRule, DualState
+from dualign.maths.dual import DualState
+from dualign.maths.exact import FiniteProblem, log_policy
 from dualign.methods.b_dpo import B_DPO
-from dualign.methods.dr_dpo import DR_DPO
-from dualign.methods.kldpo import KLDPO
-from dualign.methods.options import NO_OPTIONS, Options, filled, unknown
-from dualign.methods.recipe import DPO, IPO, Recipe, conservative, objective, trained
+from dualign.methods.options import NO_OPTIONS, Option, Options, Settings, unknown
+from dualign.methods.recipe import DPO, IPO, SMOOTHING, Recipe, conservative, refuse_slopes
+from dualign.methods.reweighted import DR_DPO, KLDPO
 from dualign.methods.wdpo import WDPO
 from dualign.protocols import Objective, Problem
 from dualign.records import FloatArray, Iterate
@@ -19,16 +25,7 @@ RECIPES: Mapping[str, Recipe] = {
 """The losses that the dual loop can be run with. Under limits only the first has a source that we know of."""
 
 
-def c_dpo(
-    problem: Problem,
-    *,
-    rule: DualRule,
-    start: FloatArray,
-    loss: str = "dpo",
-    labels: str = "soft",
-    temperature: float = 1.0,
-    options: Options = NO_OPTIONS,  # noqa: ARG001 (every method of the table is called alike)
-) -> Generator[Iterate, None, DualState]:
+def c_dpo(problem: Problem, settings: Settings) -> Generator[Iterate, None, DualState]:
     """Return the generator of one iterate for every multiplier that was trained for; it ends with the rule's state.
 
     Every round relabels the pairs by ``reward - multipliers . costs``, fits a policy on them by DPO from the fixed
@@ -41,8 +38,7 @@ def c_dpo(
         UsageError: an unknown loss or label mode, a temperature that is not positive, a rule that reads a slope which
             policies of the loss do not have.
     """
-    recipe = recipe_of(loss)
-    return trained(problem, recipe, rule=rule, start=start, labels=labels, temperature=temperature)
+    return recipe_of(settings.loss).run(problem, replace(settings, options=NO_OPTIONS))
 
 
 def recipe_of(loss: str) -> Recipe:
@@ -56,12 +52,52 @@ def recipe_of(loss: str) -> Recipe:
     return RECIPES[loss]
 
 
-def relabelled(multipliers: FloatArray, beta: float, *, loss: str, labels: str, temperature: float) -> Objective:
+def relabelled(multipliers: FloatArray, beta: float, settings: Settings) -> Objective:
     """Return the objective of a round of ``c_dpo``: labels that prefer the larger ``reward - multipliers . costs``.
 
     Raises:
         UsageError: an unknown loss or label mode, a temperature that is not positive.
     """
-    recipe = recipe_of(loss)
-    defaults = filled(loss, recipe.options, NO_OPTIONS)
-    return objective(recipe, multipliers, beta, labels=labels, temperature=temperature, options=defaults)
+    return recipe_of(settings.loss).objective(multipliers, beta, replace(settings, options=NO_OPTIONS))
+
+
+def fixed(problem: Problem, settings: Settings) -> Generator[Iterate, None, DualState]:
+    """Return the generator of the one iterate at the multipliers ``start``; limits are measured and never acted on.
+
+    What people do today, and the arm that a search is compared with.
+    """
+    return c_dpo(problem, settings.at(settings.start))
+
+
+DPO_OPTIONS = (Option(SMOOTHING.name, 0.0, f"{SMOOTHING.meaning}; above 0: conservative DPO", within=SMOOTHING.within),)
+
+
+def dpo(problem: Problem, settings: Settings) -> Generator[Iterate, None, DualState]:
+    """Return the generator of the one iterate at multiplier 0: DPO on the reward (Rafailov et al. 2023, 2305.18290).
+
+    Limits are measured, rule and start ignored.
+
+    Raises:
+        UsageError: an unknown loss or label mode, a temperature that is not positive.
+    """
+    plain = settings.at(np.zeros_like(settings.start))
+    return conservative(settings.loss).run(problem, plain) if settings.options["smoothing"] else c_dpo(problem, plain)
+
+
+def repo_dpo(problem: Problem, settings: Settings) -> Generator[Iterate, None, DualState]:
+    """Return the generator of C-DPO whose pairs are priced by ``max(cost, 0)`` (Peng et al. 2024, arXiv 2410.19933).
+
+    So that very safe answers do not pay for unsafe ones. Limits and measured costs stay those of the problem. The
+    source optimises by clipped policy gradients; as relabelling it is a reconstruction, and so is the dual rule.
+
+    Raises:
+        UsageError: a rule that reads the slope of the cost that is trained on, which is not the cost that is measured.
+    """
+    refuse_slopes("repo-dpo", settings.rule.name)
+    groups = [replace(group, costs=np.maximum(group.costs, 0)) for group in problem.groups]
+    return c_dpo(replace(problem, groups=groups), settings)
+
+
+def rectified_gibbs(problem: FiniteProblem, multipliers: FloatArray, _options: Options) -> FloatArray:
+    """Return the Gibbs policy of ``reward - multipliers . max(costs, 0)``."""
+    return log_policy(replace(problem, costs=np.maximum(problem.costs, 0)), multipliers)

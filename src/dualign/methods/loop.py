@@ -1,12 +1,11 @@
 """The outer loop that methods with multipliers share: fit, measure, let the dual rule choose the next multipliers."""
 
 from collections.abc import Callable, Generator, Sequence
-
-import numpy as np
+from dataclasses import replace
 
 from dualign.errors import UsageError
-from dualign.maths.dual import DualRule, DualState, Observation, fixed
-from dualign.methods.options import Option
+from dualign.maths.dual import DualState, Observation
+from dualign.methods.options import Settings
 from dualign.protocols import Merges, Objective, Policy, Problem
 from dualign.records import Evaluation, FloatArray, Group, Iterate
 
@@ -14,12 +13,12 @@ Fit = Callable[[FloatArray, str], Policy]
 """(multipliers of shape ``[constraint]``, name) -> the policy that the method trains for them."""
 
 
-def dual_loop(problem: Problem, rule: DualRule, start: FloatArray, fit: Fit) -> Generator[Iterate, None, DualState]:
-    """Yield one iterate for every multiplier that ``rule`` asks for; return the rule's last state.
+def dual_loop(problem: Problem, settings: Settings, fit: Fit) -> Generator[Iterate, None, DualState]:
+    """Yield one iterate for every multiplier that the rule asks for; return the rule's last state.
 
     Multipliers that were measured are looked up and never fitted again.
     """
-    state = rule.init(start)
+    state = settings.rule.init(settings.start)
     measured: dict[tuple[float, ...], Evaluation] = {}
     while state.status == "running":
         multipliers = state.multipliers
@@ -28,7 +27,7 @@ def dual_loop(problem: Problem, rule: DualRule, start: FloatArray, fit: Fit) -> 
             policy = fit(multipliers, f"{len(measured):02d}")
             measured[key] = problem.evaluate(policy)
             yield Iterate(len(measured) - 1, multipliers, measured[key], policy)
-        state = rule.update(observe(problem, multipliers, measured[key]), state)
+        state = settings.rule.update(observe(problem, multipliers, measured[key]), state)
     return state
 
 
@@ -39,29 +38,35 @@ def observe(problem: Problem, multipliers: FloatArray, evaluation: Evaluation) -
     return Observation(multipliers, violation, evaluation.cost_errors, evaluation.slope)
 
 
-UNSAFE_ABOVE = Option("unsafe_above", 0.0, "raw cost above which an answer is unsafe; any of several costs")
+def fitted(
+    problem: Problem,
+    objective: Objective,
+    name: str,
+    *,
+    groups: Sequence[Group] | None = None,
+    reference: Policy | None = None,
+    start: Policy | None = None,
+) -> Policy:
+    """Return the policy that minimises ``objective`` on the problem's groups from its reference, or on other ones."""
+    return problem.backend.fit(
+        problem.groups if groups is None else groups,
+        objective=objective,
+        reference=reference or problem.reference,
+        start=start,
+        seed=problem.seed,
+        name=name,
+    )
 
 
-def unsafe_flags(problem: Problem, unsafe_above: float) -> list[FloatArray]:
-    """Return shape ``[response]`` a group: 1 where any raw cost lies above ``unsafe_above``, else 0."""
-    units = np.ones_like(problem.limits) if problem.cost_units is None else problem.cost_units
-    return [np.any(group.costs * units > unsafe_above, axis=1).astype(np.float64) for group in problem.groups]
+def with_columns(groups: Sequence[Group], **columns: Sequence[FloatArray]) -> list[Group]:
+    """Return ``groups`` with further per-response columns, each given as one ``[response]`` array a group."""
+    return [
+        replace(group, columns={**group.columns, **{name: values[k] for name, values in columns.items()}})
+        for k, group in enumerate(groups)
+    ]
 
 
-def single_fit(problem: Problem, groups: Sequence[Group], objective: Objective) -> Generator[Iterate, None, DualState]:
-    """Return the generator of the one iterate of a method without multipliers; limits are measured and ignored."""
-    nothing = np.zeros_like(problem.limits)
-    rule: DualRule = fixed(nothing)
-
-    def fit(multipliers: FloatArray, name: str) -> Policy:  # noqa: ARG001 (there is one fit)
-        return problem.backend.fit(
-            groups, objective=objective, reference=problem.reference, start=None, seed=problem.seed, name=name
-        )
-
-    return dual_loop(problem, rule, nothing, fit)
-
-
-def between(problem: Problem, iterates: Sequence[Iterate]) -> Iterate | None:
+def mixed_at_limit(problem: Problem, iterates: Sequence[Iterate]) -> Iterate | None:
     """Return the measured mix of the nearest policies above and below the one limit; none where a side has none.
 
     The share is where the violation, linear between the two, is 0. Log-probabilities mixed by share s are, up to their

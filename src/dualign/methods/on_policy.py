@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from dualign.errors import UsageError
-from dualign.maths.dual import DualRule, DualState, Stopping
-from dualign.maths.dual_rule import resolve, select
+from dualign.maths.dual import DualState, Stopping, out_of_budget, residual, resolve
 from dualign.maths.policy_gradient import multiplier_step
 from dualign.methods.loop import Fit, observe
-from dualign.methods.offline import aimed_limits
-from dualign.methods.options import COUNT, NOT_NEGATIVE, POSITIVE, Option
+from dualign.methods.one_shot import aimed_limits
+from dualign.methods.options import COUNT, NOT_NEGATIVE, POSITIVE, Option, Options, Settings
 from dualign.protocols import Improves, OnPolicyObjective, Policy, Practice, Practises, Problem
 from dualign.records import FloatArray, Iterate
 
@@ -51,222 +50,188 @@ LEAST = 1e-3
 LONGEST = 500
 """Steps for a multiplier that is kept."""
 
-Aim = Callable[[FloatArray], OnPolicyObjective]
-"""Multipliers, normalised -> what a step raises."""
+Follow = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
+"""(multipliers, means, SDs of the costs of the policy's answers) -> multipliers after one step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dynamics:
-    """How the multiplier follows the costs of the policy's own answers."""
+    """What a method's steps raise, and how its multiplier follows the costs of the policy's own answers."""
 
-    rate: float
-    largest: float
-    epochs: int
-    steps: int
+    method: str
+    estimator: Literal["critic", "leave-one-out"]
+    """How sampled answers are weighed."""
+    aim: Callable[[FloatArray], OnPolicyObjective]
+    """Multipliers, normalised -> what a step raises."""
+    options: Options
+    """With all of ``LOOP``; on a language model those of sampling too."""
     inflation: float = 0.0
     """Standard deviations that a cost's mean is raised by before it is held against the limit."""
-    sampled: Mapping[str, float] = field(default_factory=dict)
-    """All options by name: what a backend that samples needs."""
+
+    def count(self, option: Option) -> int:
+        """Return the value of a whole number's option."""
+        return int(self.options[option.name])
 
 
-def dynamics(options: Any, *, inflation: float = 0.0) -> Dynamics:
-    """Return the loop's settings among a method's options."""
-    sampled = {name: float(value) for name, value in options.items() if not isinstance(value, str)}
-    rate, largest, epochs, steps = (options[option.name] for option in (RATE, LARGEST, EPOCHS, STEPS))
-    return Dynamics(float(rate), float(largest), int(epochs), int(steps), inflation, sampled)
+def on_policy_loop(problem: Problem, settings: Settings, how: Dynamics) -> Generator[Iterate, None, DualState]:
+    """Yield an iterate an epoch; the rule ``fixed`` keeps its start, any other is replaced by the method's dynamics.
+
+    A table takes exact steps until it settles; a language model samples.
+
+    Raises:
+        UsageError: the backend cannot train on answers of the policy.
+    """
+    kept = settings.rule.name == "fixed"
+    if isinstance(problem.backend, Practises) and problem.score is not None:
+        return (yield from _sampled_epochs(problem, settings.start, how, kept=kept))
+    if kept:
+        policy = trained_at(problem, how)(settings.start, "00")
+        evaluation = problem.evaluate(policy)
+        yield Iterate(0, settings.start, evaluation, policy)
+        seen = observe(problem, settings.start, evaluation)
+        return resolve(DualState(settings.start, settings.start, history=(seen,)), "converged", settings.start)
+    return (yield from _exact_epochs(problem, settings.start, how))
 
 
-def on_policy_loop(
-    problem: Problem,
-    rule: DualRule,
-    start: FloatArray,
-    aim: Aim,
-    settings: Dynamics,
-    *,
-    method: str,
-    estimator: Literal["critic", "leave-one-out"],
-) -> Generator[Iterate, None, DualState]:
-    """Yield an iterate an epoch; ``rule`` fixed keeps ``start``, any other is replaced by the method's own dynamics.
-
-    A table takes exact steps until it settles; a language model samples (``estimator`` says how answers are weighed).
+def trained_at(problem: Problem, how: Dynamics) -> Fit:
+    """Return the fit of one policy at multipliers that stay: exact on a table, ``steps`` of PPO on a model.
 
     Raises:
         UsageError: the backend cannot train on answers of the policy.
     """
     if isinstance(problem.backend, Practises) and problem.score is not None:
-        kept = rule.name == "fixed"
-        practice = _practice(problem, start, aim, settings, kept=kept, method=method, estimator=estimator)
-        return (yield from _practised(problem, problem.backend, start, practice, settings))
+        return lambda multipliers, name: _sampled(
+            problem, problem.reference, _training(problem, multipliers, how, kept=True), name
+        )
+    _improver(problem)
+
+    def settled(multipliers: FloatArray, name: str) -> Policy:
+        policy = problem.reference
+        for _ in range(LONGEST):
+            policy, row = _exact_step(problem, policy, how.aim(multipliers), name)
+            if row["converged"]:
+                break
+        return policy
+
+    return settled
+
+
+def _improver(problem: Problem) -> Improves:
     if not isinstance(problem.backend, Improves):
         raise UsageError("method.name: needs answers of the policy in training, which this backend cannot give")
-    if rule.name == "fixed":
-        return (yield from _kept(problem, start, aim))
-    return (yield from _searched(problem, start, aim, settings))
+    return problem.backend
 
 
-def _step(problem: Problem, policy: Policy, objective: OnPolicyObjective, name: str) -> Policy:
-    assert isinstance(problem.backend, Improves)
-    return problem.backend.improve(policy, problem.groups, objective=objective, reference=problem.reference, name=name)
+def _exact_step(problem: Problem, policy: Policy, objective: OnPolicyObjective, name: str) -> tuple[Policy, Any]:
+    """Return the policy after one step, and the row of its report."""
+    moved = _improver(problem).improve(
+        policy, problem.groups, objective=objective, reference=problem.reference, name=name
+    )
+    assert moved.report is not None
+    return moved, moved.report.history[0]
 
 
-def _row(policy: Policy) -> Any:
-    assert policy.report is not None
-    return policy.report.history[0]
-
-
-def _kept(problem: Problem, start: FloatArray, aim: Aim) -> Generator[Iterate, None, DualState]:
-    """Yield the one policy that steps at multipliers ``start`` settle at."""
-    policy = _settled(problem, start, aim, "00")
-    evaluation = problem.evaluate(policy)
-    yield Iterate(0, start, evaluation, policy)
-    state = DualState(start, start, history=(observe(problem, start, evaluation),))
-    return resolve(state, "converged", start)
-
-
-def _settled(problem: Problem, multipliers: FloatArray, aim: Aim, name: str) -> Policy:
-    """Return the policy at which exact steps at ``multipliers`` settle."""
-    policy = problem.reference
-    for _ in range(LONGEST):
-        policy = _step(problem, policy, aim(multipliers), name)
-        if _row(policy)["converged"]:
-            break
-    return policy
-
-
-def trained_at(problem: Problem, aim: Aim, settings: Dynamics, *, method: str) -> Fit:
-    """Return the fit of one policy at multipliers that stay: exact on a table, ``settings.steps`` of PPO on a model.
-
-    Raises:
-        UsageError: the backend cannot train on answers of the policy.
-    """
-    backend, score = problem.backend, problem.score
-    if isinstance(backend, Practises) and score is not None:
-
-        def practised(multipliers: FloatArray, name: str) -> Policy:
-            practice = _practice(problem, multipliers, aim, settings, kept=True, method=method, estimator="critic")
-            return backend.practise(
-                problem.reference, problem.groups, practice=practice, score=score, reference=problem.reference,
-                seed=problem.seed, name=name,
-            )  # fmt: skip
-
-        return practised
-    if not isinstance(backend, Improves):
-        raise UsageError("method.name: needs answers of the policy in training, which this backend cannot give")
-    return lambda multipliers, name: _settled(problem, multipliers, aim, name)
-
-
-def _searched(problem: Problem, start: FloatArray, aim: Aim, settings: Dynamics) -> Generator[Iterate, None, DualState]:
+def _exact_epochs(problem: Problem, start: FloatArray, how: Dynamics) -> Generator[Iterate, None, DualState]:
     """Yield the policy after every epoch, until limits hold and neither multipliers nor policy move."""
-    units = problem.raw_multipliers(np.ones_like(start))
+    units, follow, stopping = _units(problem), _follow(problem, how, problem.limits), Stopping()
     multipliers = np.maximum(start, LEAST / units)
-    policy, state, stopping = problem.reference, DualState(multipliers, start), Stopping()
-    for epoch in range(settings.epochs):
-        for _ in range(settings.steps):
-            policy = _step(problem, policy, aim(multipliers), f"{epoch:02d}")
-            multipliers = _following(problem, multipliers, _row(policy), settings, units)
+    policy, state, count = problem.reference, DualState(multipliers, start), range(len(start))
+    row: Any = {}
+    for epoch in range(how.count(EPOCHS)):
+        for _ in range(how.count(STEPS)):
+            policy, row = _exact_step(problem, policy, how.aim(multipliers), f"{epoch:02d}")
+            mean, deviation = (np.array([row[f"{name}_{k}"] for k in count]) for name in ("cost", "cost_sd"))
+            multipliers = follow(multipliers, mean, deviation)
         evaluation = problem.evaluate(policy)
         yield Iterate(epoch, multipliers, evaluation, policy)
         seen = observe(problem, multipliers, evaluation)
         state = DualState(multipliers, start, history=(*state.history, seen))
-        noise = np.maximum(stopping.violation_tolerance, stopping.z * seen.error)
         held_up = multipliers * units > 2 * LEAST
-        rest = np.where(held_up, np.abs(seen.violation), seen.violation)
-        if settings.inflation == 0 and np.all(rest <= noise / 2) and _row(policy)["moved"] <= 1e-4:
+        rest = residual(seen.violation, held_up)
+        if how.inflation == 0 and np.all(rest <= stopping.noise(seen) / 2) and row["moved"] <= 1e-4:
             return resolve(state, "converged" if held_up.any() else "slack", multipliers)
-    index, _ = select(state.history, stopping)
-    return resolve(state, "budget", state.history[index].multipliers)
+    return out_of_budget(state, stopping)
 
 
-def _practice(
-    problem: Problem,
-    start: FloatArray,
-    aim: Aim,
-    settings: Dynamics,
-    *,
-    kept: bool,
-    method: str,
-    estimator: Literal["critic", "leave-one-out"],
-) -> Practice:
-    """Return an epoch's worth of training on sampled answers; ``kept``: the multipliers stay where they are."""
-    units = problem.raw_multipliers(np.ones_like(start))
-    # inflated costs leave that room already
-    aimed = problem.limits if settings.inflation else aimed_limits(problem)
-
-    def follow(multipliers: FloatArray, mean: FloatArray, deviation: FloatArray) -> FloatArray:
-        if kept:
-            return multipliers
-        seen = np.isfinite(mean)
-        moved = _followed(problem, multipliers, np.where(seen, mean, aimed), deviation, settings, (aimed, units))
-        return np.where(seen, moved, multipliers)
-
-    numbers = {**settings.sampled, "total": float(_epochs(problem, settings, kept=kept) * settings.steps)}
-    numbers |= {f"aimed_{k}": float(limit) for k, limit in enumerate(aimed)}
-    return Practice(
-        method=method,
-        estimator=estimator,
-        aim=aim,
-        follow=follow,
-        multipliers=start if kept else np.maximum(start, LEAST / units),
-        cost_units=units,
-        settings={**numbers, "kept": float(kept)},
-    )
-
-
-def _epochs(problem: Problem, settings: Dynamics, *, kept: bool) -> int:
-    allowed = settings.epochs if problem.rounds is None else min(settings.epochs, problem.rounds)
-    return 1 if kept and problem.rounds is None else allowed
-
-
-def _practised(
-    problem: Problem, backend: Practises, start: FloatArray, practice: Practice, settings: Dynamics
+def _sampled_epochs(
+    problem: Problem, start: FloatArray, how: Dynamics, *, kept: bool
 ) -> Generator[Iterate, None, DualState]:
     """Yield the policy after every epoch of training on its own answers, all of the budget.
 
     What one batch shows is too little to stop by.
     """
-    assert problem.score is not None
-    policy, state = problem.reference, DualState(practice.multipliers, start)
-    for epoch in range(int(practice.settings["total"]) // settings.steps):
-        policy = backend.practise(
-            policy, problem.groups, practice=practice, score=problem.score, reference=problem.reference,
-            seed=problem.seed, name=f"{epoch:02d}",
-        )  # fmt: skip
+    training = _training(problem, start, how, kept=kept)
+    policy, state = problem.reference, DualState(training.multipliers, start)
+    for epoch in range(_epochs(problem, how, kept=kept)):
+        policy = _sampled(problem, policy, training, f"{epoch:02d}")
         assert policy.report is not None
         row = policy.report.history[-1]
         multipliers = np.array([row[f"multiplier_{k}"] for k in range(len(start))])
         evaluation = problem.evaluate(policy)
         yield Iterate(epoch, multipliers, evaluation, policy)
         state = DualState(multipliers, start, history=(*state.history, observe(problem, multipliers, evaluation)))
-    index, _ = select(state.history, Stopping())
-    return resolve(state, "budget", state.history[index].multipliers)
+    return out_of_budget(state, Stopping())
 
 
-def _following(
-    problem: Problem, multipliers: FloatArray, row: Any, settings: Dynamics, units: FloatArray
-) -> FloatArray:
-    """Return the multipliers after one step, by the costs of the answers that were just used."""
-    count = range(len(multipliers))
-    mean = np.array([row[f"cost_{k}"] for k in count])
-    deviation = np.array([row[f"cost_sd_{k}"] for k in count])
-    return _followed(problem, multipliers, mean, deviation, settings, (problem.limits, units))
+def _sampled(problem: Problem, policy: Policy, training: Practice, name: str) -> Policy:
+    """Return ``policy`` after a stretch of training on its own answers."""
+    assert isinstance(problem.backend, Practises)
+    assert problem.score is not None
+    return problem.backend.practise(
+        policy,
+        problem.groups,
+        practice=training,
+        score=problem.score,
+        reference=problem.reference,
+        seed=problem.seed,
+        name=name,
+    )
 
 
-def _followed(
-    problem: Problem,
-    multipliers: FloatArray,
-    mean: FloatArray,
-    deviation: FloatArray,
-    settings: Dynamics,
-    known: tuple[FloatArray, FloatArray],
-) -> FloatArray:
-    """Return the multipliers after one step on their logarithm; ``known``: limits aimed at, raw units of multipliers.
+def _training(problem: Problem, start: FloatArray, how: Dynamics, *, kept: bool) -> Practice:
+    """Return an epoch's worth of training on sampled answers; ``kept``: the multipliers stay where they are.
 
-    On a language model the aim leaves room for the certificate's bound, as every method's does; on a table the bound
-    is exact and the aim is the limit.
+    On a language model the aim leaves room for the certificate's bound, as every method's does; inflated costs leave
+    it already.
     """
-    aimed, units = known
-    violation = mean + settings.inflation * deviation - aimed
+    units = _units(problem)
+    aimed = problem.limits if how.inflation else aimed_limits(problem)
+    numbers = {name: float(value) for name, value in how.options.items() if not isinstance(value, str)}
+    numbers["total"] = float(_epochs(problem, how, kept=kept) * how.count(STEPS))
+    numbers |= {f"aimed_{k}": float(limit) for k, limit in enumerate(aimed)}
+    return Practice(
+        method=how.method,
+        estimator=how.estimator,
+        aim=how.aim,
+        follow=(lambda multipliers, *_: multipliers) if kept else _follow(problem, how, aimed),
+        multipliers=start if kept else np.maximum(start, LEAST / units),
+        cost_units=units,
+        settings={**numbers, "kept": float(kept)},
+    )
+
+
+def _epochs(problem: Problem, how: Dynamics, *, kept: bool) -> int:
+    if problem.rounds is None:
+        return 1 if kept else how.count(EPOCHS)
+    return min(how.count(EPOCHS), problem.rounds)
+
+
+def _units(problem: Problem) -> FloatArray:
+    """Return shape ``[constraint]``: a multiplier of 1 in raw units."""
+    return problem.raw_multipliers(np.ones_like(problem.limits))
+
+
+def _follow(problem: Problem, how: Dynamics, aimed: FloatArray) -> Follow:
+    """Return one step of the multipliers on their logarithm; a cost that was not seen moves nothing."""
+    units = _units(problem)
     # alpha * raw multiplier * raw violation = alpha * reward unit * multiplier * violation, both normalised.
-    rate = np.full_like(multipliers, settings.rate * problem.reward_unit)
-    following = multiplier_step(multipliers, violation, rate=rate, largest=settings.largest / units)
-    return np.maximum(following, LEAST / units)
+    rate = np.full_like(units, float(how.options[RATE.name]) * problem.reward_unit)
+    largest = float(how.options[LARGEST.name]) / units
+
+    def follow(multipliers: FloatArray, mean: FloatArray, deviation: FloatArray) -> FloatArray:
+        seen = np.isfinite(mean)
+        violation = np.where(seen, mean, aimed) + how.inflation * deviation - aimed
+        moved = multiplier_step(multipliers, violation, rate=rate, largest=largest)
+        return np.where(seen, np.maximum(moved, LEAST / units), multipliers)
+
+    return follow

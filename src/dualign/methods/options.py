@@ -1,25 +1,44 @@
-"""One line about a name that no table has."""
+"""What a method is told: the settings that every method takes, and the options of its own."""
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from dualign.errors import UsageError
-
-
-def unknown(what: str, given: str, known: Iterable[str]) -> str:
-    """Return the message for a name that is not ``known``, with the nearest one where there is one."""
-    names = list(known)
-    near = difflib.get_close_matches(given.lower(), names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-    return f"{what}: unknown {given!r}; {hint}"
-
+from dualign.errors import UsageError, nearest
+from dualign.maths.dual import DualRule, fixed
+from dualign.records import FloatArray
 
 Options = Mapping[str, float | str]
 """Name -> value, every option of the method present."""
 NO_OPTIONS: Options = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a method is run; it ignores what it has no use for."""
+
+    rule: DualRule
+    """What chooses the multipliers."""
+    start: FloatArray
+    """Shape ``[constraint]``: the first multipliers after 0, in the units of the problem."""
+    loss: str = "dpo"
+    """A name of ``c_dpo.RECIPES``; methods with a loss of their own take no other."""
+    labels: str = "soft"
+    """A name of ``losses.LABELS``."""
+    temperature: float = 1.0
+    """Of the labels; the policy that is sought stays that of the problem's beta."""
+    options: Options = field(default_factory=dict)
+    """The method's own; those not named have its defaults."""
+
+    def at(self, multipliers: FloatArray) -> "Settings":
+        """Return these settings with one policy, at ``multipliers``, and nothing to be searched."""
+        return replace(self, rule=fixed(multipliers), start=multipliers)
+
+
+def unknown(what: str, given: str, known: Iterable[str]) -> str:
+    """Return the message about a name that is not ``known``."""
+    return f"{what}: unknown {given!r}; {nearest(given, known)}"
 
 
 @dataclass(frozen=True, slots=True)

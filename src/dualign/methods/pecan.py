@@ -1,4 +1,4 @@
-"""MoCAN: the multipliers from scored reference responses, one fit, one look (Huang et al. 2024, arXiv 2405.19544)."""
+"""PeCAN: the multipliers from preferences alone, one fit, one look (Huang et al. 2024, arXiv 2405.19544)."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import replace
@@ -6,47 +6,23 @@ from dataclasses import replace
 import numpy as np
 
 from dualign.maths.conversion import Target, from_target, systems
-from dualign.maths.dual import DualRule, DualState, fixed
+from dualign.maths.dual import DualState
 from dualign.maths.exact import FiniteProblem, log_policy
 from dualign.methods.c_dpo import c_dpo, relabelled
-from dualign.methods.offline import (
+from dualign.methods.loop import fitted
+from dualign.methods.one_shot import (
     aimed_limits,
     log_ratios,
     offline_dual,
-    one_shot_multipliers,
     reference_log_probs,
     settled,
     shares,
     verified,
 )
-from dualign.methods.options import NO_OPTIONS, POSITIVE, Option, Options, filled
-from dualign.methods.phases import scored_as
-from dualign.protocols import Policy, Problem
+from dualign.methods.options import POSITIVE, Option, Options, Settings
+from dualign.methods.two_step import scored_as
+from dualign.protocols import Problem
 from dualign.records import FloatArray, Group, Iterate
-
-
-def mocan(
-    problem: Problem,
-    *,
-    rule: DualRule,
-    start: FloatArray,
-    loss: str = "dpo",
-    labels: str = "soft",
-    temperature: float = 1.0,
-    options: Options = NO_OPTIONS,
-) -> Generator[Iterate, None, DualState]:
-    """Yield the one iterate at the multipliers that minimise the dual of the groups; return whether it held.
-
-    The rule ``fixed`` keeps ``start`` instead; any other is ignored. Looking at the fitted policy's own answers
-    is ours: the original stops at the fit. Where no reweighting of the groups meets the limits, the policy of a large
-    multiplier is fitted and looked at all the same.
-    """
-    found = start if rule.name == "fixed" else one_shot_multipliers(problem)
-    run = c_dpo(
-        problem, rule=fixed(found), start=found, loss=loss, labels=labels, temperature=temperature, options=options
-    )
-    return (yield from verified(run))
-
 
 OPTIONS = (
     Option(
@@ -61,55 +37,28 @@ OPTIONS = (
 )
 
 
-def pecan(
-    problem: Problem,
-    *,
-    rule: DualRule,
-    start: FloatArray,
-    loss: str = "dpo",
-    labels: str = "soft",
-    temperature: float = 1.0,
-    options: Options = NO_OPTIONS,
-) -> Generator[Iterate, None, DualState]:
+def pecan(problem: Problem, settings: Settings) -> Generator[Iterate, None, DualState]:
     """Yield the one iterate at the multipliers that the two kinds of preferences alone ask for.
 
     One policy is fitted on the reward's preferences and one on each cost's, all at ``beta_p`` = the problem's beta.
     Their log-ratios ``s`` are the scores, known up to a constant a prompt: ``reward = beta_p s + f(x)``. So a limit is
     one relative to the reference, whose own costs are measured. The rule ``fixed`` keeps ``start``.
     """
-    chosen = filled("pecan", OPTIONS, options)
+    plain = relabelled(np.zeros_like(problem.limits), problem.beta, settings)
+    reference = reference_log_probs(problem)
 
-    def preferring(groups: list[Group], name: str) -> list[FloatArray]:
-        none = np.zeros_like(problem.limits)
-        policy: Policy = problem.backend.fit(
-            groups,
-            objective=relabelled(none, problem.beta, loss=loss, labels=labels, temperature=temperature),
-            reference=problem.reference,
-            start=None,
-            seed=problem.seed,
-            name=name,
-        )
+    def preferring(rewards: list[FloatArray], name: str) -> list[FloatArray]:
+        policy = fitted(problem, plain, name, groups=scored_as(problem.groups, rewards))
         return log_ratios(problem, policy, reference)
 
-    reference = reference_log_probs(problem)
-    helpful = preferring(list(problem.groups), "00-reward")
-    costs = [group.costs for group in problem.groups]
+    helpful = preferring([group.reward for group in problem.groups], "00-reward")
     safe = [
-        preferring(scored_as(problem.groups, [-cost[:, i] for cost in costs], costs), f"00-cost-{i}")
-        for i in range(len(problem.limits))
+        preferring([-group.costs[:, i] for group in problem.groups], f"00-cost-{i}") for i in range(len(problem.limits))
     ]
     safety = [np.stack(columns, axis=1) for columns in zip(*safe, strict=True)]
     scored = scored_as(problem.groups, helpful, [-score for score in safety])
-    multipliers = start if rule.name == "fixed" else _multipliers(problem, scored, reference)
-    run = c_dpo(
-        _labelled(problem, scored, chosen),
-        rule=fixed(multipliers),
-        start=multipliers,
-        loss=loss,
-        labels=labels,
-        temperature=temperature,
-    )
-    return (yield from verified(run))
+    multipliers = settings.start if settings.rule.name == "fixed" else _multipliers(problem, scored, reference)
+    return (yield from verified(c_dpo(_labelled(problem, scored, settings.options), settings.at(multipliers))))
 
 
 def _multipliers(problem: Problem, scored: list[Group], reference: list[FloatArray]) -> FloatArray:
@@ -131,13 +80,8 @@ def _labelled(problem: Problem, scored: list[Group], options: Options) -> Proble
     """Return the problem of the last fit: scores in Bradley-Terry logits, or the log-ratios themselves."""
     if options["label_scale"] == "released":
         return replace(problem, groups=scored, beta=float(options["beta"]))
-    scale = problem.beta
-    rewards, costs = ([scale * values for values in columns] for columns in _columns(scored))
-    return replace(problem, groups=scored_as(scored, rewards, costs))
-
-
-def _columns(groups: list[Group]) -> tuple[list[FloatArray], list[FloatArray]]:
-    return [group.reward for group in groups], [group.costs for group in groups]
+    logits = [replace(group, reward=problem.beta * group.reward, costs=problem.beta * group.costs) for group in scored]
+    return replace(problem, groups=logits)
 
 
 def pecan_target(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:

@@ -1,19 +1,18 @@
-"""What a loss is to a method: its parts as an objective takes them, the options it has, and the loop around it."""
+"""Losses by name: what each makes of DPO's objective, and the dual loop around it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dualign.errors import UsageError
-from dualign.maths.dual import DualRule, DualState
-from dualign.methods.loop import dual_loop
-from dualign.methods.options import NO_OPTIONS, Option, Options, Range, filled, unknown
-from dualign.protocols import Objective, PairBatch, PairLoss, Policy, Problem
+from dualign.maths.dual import DualState
+from dualign.methods.loop import dual_loop, fitted
+from dualign.methods.options import Option, Options, Range, Settings, filled, unknown
+from dualign.protocols import Objective, PairLoss, Policy, Problem
 from dualign.records import FloatArray, Iterate
 
 if TYPE_CHECKING:
@@ -25,32 +24,66 @@ NEWTON = ("newton", "projected_newton")
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What an objective is made of besides labels and multipliers; the fields are those of ``Objective``."""
-
-    loss: PairLoss
-    weigh: Callable[[Tensor, Tensor], Tensor] | None = None
-    penalty: Callable[[PairBatch, Tensor], Tensor] | None = None
-    columns: tuple[str, ...] = ()
-
-
-def unprepared(problem: Problem) -> Problem:
-    """Return ``problem`` as it is."""
-    return problem
-
-
-@dataclass(frozen=True, slots=True)
 class Recipe:
     """A loss by its name."""
 
     name: str
-    parts: Callable[[float, Options], Parts]
-    """(the loss's own beta, options) -> parts; raises ``UsageError`` for options that make none."""
+    build: Callable[[Objective, Options], Objective]
+    """(DPO's objective, options) -> that of this loss; raises ``UsageError`` for options that make none."""
     options: tuple[Option, ...] = ()
     newton: bool = False
     """Whether its fits may serve dual rules that read the slope of a Gibbs policy."""
-    prepare: Callable[[Problem], Problem] = unprepared
-    """Adds the columns that the loss reads to the problem's groups."""
+    prepare: Callable[[Problem], Problem] = lambda problem: problem
+    """Adds the per-response columns that the objective names to the problem's groups."""
+
+    def objective(self, multipliers: FloatArray, beta: float, settings: Settings) -> Objective:
+        """Return the objective whose labels prefer the larger ``reward - multipliers . costs``.
+
+        ``beta`` is that of the problem. Labels at a temperature and a loss with ``beta / temperature`` have the policy
+        of ``beta`` as their minimum, so the temperature moves how saturated labels are, and not the policy that is
+        sought.
+
+        Raises:
+            UsageError: an unknown label mode, a temperature that is not positive, options that the loss refuses.
+        """
+        # Here, not on top: the table of methods is printed without torch.
+        from dualign.maths.losses import LABELS, dpo
+
+        labels, temperature = settings.labels, settings.temperature
+        if labels not in LABELS:
+            raise UsageError(unknown("labels", labels, LABELS))
+        if not (temperature > 0 and np.isfinite(temperature)):
+            raise UsageError(f"temperature: must be a number above 0, got {temperature}")
+        options = filled(self.name, self.options, settings.options)
+        said = ",".join(f"{name}={value}" for name, value in options.items())
+        plain = Objective(
+            loss=pairwise(dpo, beta / temperature),
+            labels=LABELS[labels],
+            multipliers=multipliers,
+            beta=beta / temperature,
+            temperature=temperature,
+            name=f"{self.name}({said})-{labels}" if said else f"{self.name}-{labels}",
+        )
+        return self.build(plain, options)
+
+    def run(self, problem: Problem, settings: Settings) -> Generator[Iterate, None, DualState]:
+        """Return the generator of one iterate for every multiplier that the rule asks for.
+
+        Every round relabels the pairs by ``reward - multipliers . costs`` and fits a policy on them, from the fixed
+        reference.
+
+        Raises:
+            UsageError: as ``objective``; a rule that reads the slope of a Gibbs policy, for a loss that has none.
+        """
+        if not self.newton:
+            refuse_slopes(self.name, settings.rule.name)
+        self.objective(settings.start, problem.beta, settings)
+        prepared = self.prepare(problem)
+
+        def fit(multipliers: FloatArray, name: str) -> Policy:
+            return fitted(prepared, self.objective(multipliers, prepared.beta, settings), name)
+
+        return dual_loop(prepared, settings, fit)
 
 
 def pairwise(loss: Callable[..., Tensor], beta: float) -> PairLoss:
@@ -74,79 +107,6 @@ def on_arrays(weights: Callable[[FloatArray, FloatArray], FloatArray]) -> Callab
     return weigh
 
 
-def objective(
-    recipe: Recipe, multipliers: FloatArray, beta: float, *, labels: str, temperature: float, options: Options
-) -> Objective:
-    """Return the objective whose labels prefer the larger ``reward - multipliers . costs``.
-
-    ``beta`` is that of the problem. Labels at ``temperature`` and a loss with ``beta / temperature`` have the policy of
-    ``beta`` as their minimum, so the temperature moves how saturated labels are, and not the policy that is sought.
-
-    Raises:
-        UsageError: an unknown label mode, a temperature that is not positive, options that the loss refuses.
-    """
-    # Here, not on top: the table of methods is printed without torch.
-    from dualign.maths.losses import LABELS
-
-    if labels not in LABELS:
-        raise UsageError(unknown("labels", labels, LABELS))
-    if not (temperature > 0 and np.isfinite(temperature)):
-        raise UsageError(f"temperature: must be a number above 0, got {temperature}")
-    coefficient = beta / temperature
-    parts = recipe.parts(coefficient, options)
-    settings = ",".join(f"{name}={value}" for name, value in options.items())
-    return Objective(
-        loss=parts.loss,
-        labels=LABELS[labels],
-        multipliers=multipliers,
-        beta=coefficient,
-        temperature=temperature,
-        weigh=parts.weigh,
-        penalty=parts.penalty,
-        columns=parts.columns,
-        name=f"{recipe.name}({settings})-{labels}" if settings else f"{recipe.name}-{labels}",
-    )
-
-
-def trained(
-    problem: Problem,
-    recipe: Recipe,
-    *,
-    rule: DualRule,
-    start: FloatArray,
-    labels: str,
-    temperature: float,
-    options: Options = NO_OPTIONS,
-) -> Generator[Iterate, None, DualState]:
-    """Return the generator of one iterate for every multiplier that ``rule`` asks for.
-
-    Every round relabels the pairs by ``reward - multipliers . costs`` and fits a policy on them, by the loss of
-    ``recipe``, from the fixed reference. ``options`` not named have the recipe's defaults.
-
-    Raises:
-        UsageError: as ``objective``; a rule that reads the slope of a Gibbs policy, for a loss that has none.
-    """
-    chosen = filled(recipe.name, recipe.options, options)
-    if not recipe.newton:
-        refuse_slopes(recipe.name, rule.name)
-    objective(recipe, start, problem.beta, labels=labels, temperature=temperature, options=chosen)
-    prepared = recipe.prepare(problem)
-
-    def fit(multipliers: FloatArray, name: str) -> Policy:
-        return prepared.backend.fit(
-            prepared.groups,
-            objective=objective(
-                recipe, multipliers, prepared.beta, labels=labels, temperature=temperature, options=chosen
-            ),
-            reference=prepared.reference,
-            start=None,
-            seed=prepared.seed,
-            name=name,
-        )
-
-    return dual_loop(prepared, rule, start, fit)
-
-
 def refuse_slopes(name: str, rule: str) -> None:
     """Check that a dual rule can serve policies that are no Gibbs policies.
 
@@ -160,27 +120,14 @@ def refuse_slopes(name: str, rule: str) -> None:
         )
 
 
-def refuse_other(name: str, loss: str) -> None:
-    """Check that no loss is asked for of a method that has its own, or none.
+def _ipo(plain: Objective, _options: Options) -> Objective:
+    from dualign.maths.losses import ipo
 
-    Raises:
-        UsageError: one is.
-    """
-    if loss not in ("dpo", name):
-        raise UsageError(f"loss: {name} has its own, {loss!r} was given; leave it out")
+    return replace(plain, loss=pairwise(ipo, plain.beta))
 
 
-def _plain(name: str, *, newton: bool) -> Recipe:
-    def parts(beta: float, options: Options) -> Parts:  # noqa: ARG001
-        from dualign.maths.losses import LOSSES
-
-        return Parts(pairwise(LOSSES[name], beta))
-
-    return Recipe(name, parts, newton=newton)
-
-
-DPO = _plain("dpo", newton=True)
-IPO = _plain("ipo", newton=False)
+DPO = Recipe("dpo", lambda plain, _: plain, newton=True)
+IPO = Recipe("ipo", _ipo)
 
 SMOOTHING = Option(
     "smoothing",
@@ -196,15 +143,14 @@ def conservative(loss: str) -> Recipe:
     Raises:
         UsageError: no plain loss has the name.
     """
-    if loss not in (DPO.name, IPO.name):
-        raise UsageError(unknown("loss with smoothed labels", loss, (DPO.name, IPO.name)))
+    plain_losses = {recipe.name: recipe for recipe in (DPO, IPO)}
+    if loss not in plain_losses:
+        raise UsageError(unknown("loss with smoothed labels", loss, plain_losses))
 
-    def parts(beta: float, options: Options) -> Parts:
-        from dualign.maths.losses import LOSSES, smoothed
+    def build(plain: Objective, options: Options) -> Objective:
+        from dualign.maths.losses import smoothed
 
-        smoothing = float(options["smoothing"])
-        with_beta = partial(LOSSES[loss], beta=beta)
-        expected = smoothed(with_beta, smoothing=smoothing)
-        return Parts(lambda preferred, other: expected(preferred.log_ratio, other.log_ratio))
+        sure = plain_losses[loss].build(plain, options).loss
+        return replace(plain, loss=smoothed(sure, smoothing=float(options["smoothing"])))
 
-    return Recipe(f"conservative-{loss}", parts, (SMOOTHING,))
+    return Recipe(f"conservative-{loss}", build, (SMOOTHING,))

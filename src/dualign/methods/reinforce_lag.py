@@ -1,16 +1,13 @@
 """HC-RLHF: REINFORCE under an inflated cost (arXiv 2506.08266), exact on worlds, by samples on models."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import replace
 
-import numpy as np
-
-from dualign.maths.dual import DualRule, DualState
+from dualign.maths.dual import DualState
 from dualign.maths.exact import FiniteProblem
 from dualign.maths.policy_gradient import inflated_policy, inflation_factor
-from dualign.methods.on_policy import ANSWERS, LOOP, PTX, SAMPLED, WINDOW, dynamics, on_policy_loop
-from dualign.methods.options import NO_OPTIONS, Option, Options, Range, filled
-from dualign.methods.recipe import refuse_other
+from dualign.methods.on_policy import ANSWERS, LOOP, PTX, SAMPLED, WINDOW, Dynamics, on_policy_loop
+from dualign.methods.options import Option, Options, Range, Settings
 from dualign.protocols import OnPolicyObjective, Problem
 from dualign.records import FloatArray, Iterate
 
@@ -38,48 +35,30 @@ OPTIONS = (
 
 def inflation(options: Options) -> float:
     """Return q of ``options``; 0 where ``delta`` is."""
-    if float(options["delta"]) == 0:
-        return 0.0
-    return inflation_factor(
-        float(options["delta"]), candidates=int(options["candidates"]), safety=int(options["safety"])
-    )
+    delta, candidates, safety = (float(options[name]) for name in ("delta", "candidates", "safety"))
+    return inflation_factor(delta, candidates=int(candidates), safety=int(safety)) if delta else 0.0
 
 
-def reinforce_lag(
-    problem: Problem,
-    *,
-    rule: DualRule,
-    start: FloatArray,
-    loss: str = "dpo",
-    labels: str = "soft",  # noqa: ARG001 (there are no labels)
-    temperature: float = 1.0,  # noqa: ARG001
-    options: Options = NO_OPTIONS,
-) -> Generator[Iterate, None, DualState]:
+def reinforce_lag(problem: Problem, settings: Settings) -> Generator[Iterate, None, DualState]:
     """Return the generator of one iterate an epoch; costs count as ``mean + q SD`` in the policy and the multiplier.
 
     One n stands for the dual's and the actor's, which differ in the released program. The safety test is the
     certificate's: one test, on prompts used for nothing else.
 
     Raises:
-        UsageError: a loss of another name, options out of range, a backend without on-policy steps.
+        UsageError: a backend without on-policy steps.
     """
-    refuse_other("reinforce-lag", loss)
-    chosen = filled("reinforce-lag", OPTIONS, options)
-    width, kl = inflation(chosen), float(chosen["kl_share"]) * problem.beta
+    width, kl = inflation(settings.options), float(settings.options["kl_share"]) * problem.beta
 
     def aim(multipliers: FloatArray) -> OnPolicyObjective:
         return OnPolicyObjective(multipliers=multipliers, kl=kl, inflation=width)
 
-    settings = dynamics(chosen, inflation=width)
-    return on_policy_loop(problem, rule, start, aim, settings, method="reinforce-lag", estimator="leave-one-out")
+    return on_policy_loop(
+        problem, settings, Dynamics("reinforce-lag", "leave-one-out", aim, settings.options, inflation=width)
+    )
 
 
 def reinforce_lag_target(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:
     """Return the Gibbs policy of the policy's own inflated costs, at ``beta = kappa``."""
     scaled = replace(problem, beta=float(options["kl_share"]) * problem.beta)
     return inflated_policy(scaled, multipliers, inflation=inflation(options))
-
-
-def reinforce_lag_parameters(multipliers: FloatArray, beta: float, options: Options) -> Mapping[str, float]:
-    """Return the multiplier on the inflated cost (the sum, where there are several) and kappa."""
-    return {"lambda": float(np.sum(multipliers)), "kl": float(options["kl_share"]) * beta}

@@ -1,81 +1,59 @@
 """The methods that can be chosen, one row each; nothing else in the package knows a method by name."""
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
+from dualign.errors import UsageError
 from dualign.maths.conversion import Target as GibbsTarget
 from dualign.maths.conversion import from_target, systems
-from dualign.maths.dual import DualRule, DualState
+from dualign.maths.dual import DualState
 from dualign.maths.exact import FiniteProblem, log_policy
-from dualign.methods.apo import OPTIONS as APO_OPTIONS
-from dualign.methods.apo import apo, apo_target
-from dualign.methods.b_dpo import B_DPO, b_dpo
-from dualign.methods.best_of_n import OPTIONS as BEST_OF_N_OPTIONS
-from dualign.methods.best_of_n import best_of_n, best_of_n_target
-from dualign.methods.bfpo import OPTIONS as BFPO_OPTIONS
-from dualign.methods.bfpo import bfpo
-from dualign.methods.c_dpo import c_dpo
-from dualign.methods.caid import OPTIONS as CAID_OPTIONS
-from dualign.methods.caid import caid
-from dualign.methods.dpo import OPTIONS as DPO_OPTIONS
-from dualign.methods.dpo import dpo
-from dualign.methods.dr_dpo import DR_DPO, dr_dpo
-from dualign.methods.kldpo import KLDPO, kldpo
-from dualign.methods.modpo import OPTIONS as MODPO_OPTIONS
-from dualign.methods.modpo import modpo
-from dualign.methods.options import NO_OPTIONS, Option, Options
-from dualign.methods.pd_dpo import pd_dpo
-from dualign.methods.pecan import OPTIONS as PECAN_OPTIONS
-from dualign.methods.pecan import mocan, pecan, pecan_parameters, pecan_target
-from dualign.methods.phases import fixed
-from dualign.methods.ppo_lag import OPTIONS as PPO_LAG_OPTIONS
-from dualign.methods.ppo_lag import ppo_lag, ppo_lag_parameters, ppo_lag_target
-from dualign.methods.reinforce_lag import OPTIONS as REINFORCE_LAG_OPTIONS
-from dualign.methods.reinforce_lag import reinforce_lag, reinforce_lag_parameters, reinforce_lag_target
-from dualign.methods.repo_dpo import rectified_gibbs, repo_dpo
-from dualign.methods.reward_shaping import OPTIONS as REWARD_SHAPING_OPTIONS
-from dualign.methods.reward_shaping import reward_shaping
-from dualign.methods.sacpo import OPTIONS as SACPO_OPTIONS
-from dualign.methods.sacpo import P_SACPO_OPTIONS, p_sacpo, sacpo
-from dualign.methods.safedpo import OPTIONS as SAFEDPO_OPTIONS
-from dualign.methods.safedpo import safedpo
-from dualign.methods.wdpo import WDPO, wdpo
+from dualign.methods import (
+    apo,
+    b_dpo,
+    best_of_n,
+    c_dpo,
+    flagged,
+    modpo,
+    one_shot,
+    pecan,
+    ppo,
+    reinforce_lag,
+    reweighted,
+    simpo,
+    two_step,
+    wdpo,
+)
+from dualign.methods.options import Option, Options, Settings, filled
 from dualign.protocols import Problem
 from dualign.records import FloatArray, Iterate
 
+Run = Callable[[Problem, Settings], Generator[Iterate, None, DualState]]
+"""Yields an iterate for every policy that was fitted, and returns the dual's last state."""
 Target = Callable[[FiniteProblem, FloatArray, Options], FloatArray]
 """(problem, multipliers, options) -> log-probabilities ``[prompt, response]`` of what the method converges to."""
 Parameters = Callable[[FloatArray, float, Options], Mapping[str, float]]
 """(multipliers, beta, options), in C-DPO terms -> the method's own parameters."""
 
 
-def gibbs(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:  # noqa: ARG001
+def gibbs(problem: FiniteProblem, multipliers: FloatArray, _options: Options) -> FloatArray:
     """Return the Gibbs policy of the multipliers: what most methods aim at."""
     return log_policy(problem, multipliers)
 
 
-def no_closed_form(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:  # noqa: ARG001
+def no_closed_form(problem: FiniteProblem, _multipliers: FloatArray, _options: Options) -> FloatArray:
     """Return NaN for every response: the optimum has no closed form."""
     return np.full_like(problem.reward, np.nan)
 
 
-def unless(option: str) -> Target:
-    """Return the Gibbs policy's target where ``option`` is 0, and none otherwise."""
-
-    def target(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:
-        return (
-            no_closed_form(problem, multipliers, options) if options[option] else gibbs(problem, multipliers, options)
-        )
-
-    return target
-
-
-def c_dpo_parameters(multipliers: FloatArray, beta: float, options: Options) -> Mapping[str, float]:  # noqa: ARG001
-    """Return nothing: the method's terms are those of C-DPO."""
-    return {}
+def unless(option: str, target: Target = gibbs) -> Target:
+    """Return ``target`` where ``option`` is 0, and none otherwise."""
+    return lambda problem, multipliers, options: (no_closed_form if options[option] else target)(
+        problem, multipliers, options
+    )
 
 
 def converted(system: str) -> Parameters:
@@ -89,44 +67,29 @@ def converted(system: str) -> Parameters:
     return parameters
 
 
-class Run(Protocol):
-    """How every method is called; one that has no use for an argument ignores it and says so."""
-
-    def __call__(
-        self,
-        problem: Problem,
-        *,
-        rule: DualRule,
-        start: FloatArray,
-        loss: str = "dpo",
-        labels: str = "soft",
-        temperature: float = 1.0,
-        options: Options = NO_OPTIONS,
-    ) -> Generator[Iterate, None, DualState]:
-        """Yield an iterate for every policy that was fitted; return the dual's last state."""
-
-
 @dataclass(frozen=True, slots=True)
 class Method:
     """One row of the table."""
 
     name: str
-    run: Run
+    algorithm: Run
+    """Is given every option that the row names."""
     source: str
     """Authors, year, arXiv number."""
-    needs: tuple[str, ...]
-    """What must be there before it runs."""
-    weight: Literal["dual rule", "own", "given", "none"]
-    """Where the multipliers come from: the dual rule, the method's own search, a hand, or nowhere."""
-    reconstruction: bool
-    """Whether the method itself, not only its stopping, fills a gap that its source leaves."""
     note: str
+    """What is the paper's and what is ours."""
+    needs: tuple[str, ...] = ("reward", "costs", "limits")
+    """What must be there before it runs."""
+    weight: Literal["dual rule", "own", "given", "none"] = "dual rule"
+    """Where the multipliers come from: the dual rule, the method's own search, a hand, or nowhere."""
+    reconstruction: bool = False
+    """Whether the method itself, not only its stopping, fills a gap that its source leaves."""
     options: tuple[Option, ...] = ()
     """Settings of its own."""
     target: Target = gibbs
     """Its closed form on a finite world with soft labels and the loss ``dpo``; NaN where it has none."""
-    parameters: Parameters = c_dpo_parameters
-    """Its own names for multipliers and beta."""
+    parameters: Parameters = lambda _multipliers, _beta, _options: {}
+    """Its own names for multipliers and beta; none where they are those of C-DPO."""
     constraint: Literal["mean", "per response", "unsafe at probability 0", "mean, inflated for the test", "none"] = (
         "mean"
     )
@@ -135,8 +98,23 @@ class Method:
     """
     trains: bool = True
     """Whether there are weights of its own; best-of-n has those of the reference."""
+    own_loss: bool = False
+    """Whether it has a loss of its own, or none, so that no other can be asked for."""
     begins_with_dpo: bool = False
     """Whether its policy at multiplier 0, under the loss ``dpo``, is plain DPO on the reward."""
+
+    def run(self, problem: Problem, settings: Settings) -> Generator[Iterate, None, DualState]:
+        """Yield an iterate for every policy that was fitted; return the dual's last state.
+
+        Raises:
+            UsageError: a loss where the method has its own, options that it does not know or that are out of range, and
+                what the method itself refuses.
+        """
+        if self.own_loss and settings.loss not in ("dpo", self.name):
+            raise UsageError(f"loss: {self.name} has its own, {settings.loss!r} was given; leave it out")
+        options = filled(self.name, self.options, settings.options)
+        loss = "dpo" if self.own_loss else settings.loss
+        return self.algorithm(problem, replace(settings, loss=loss, options=options))
 
 
 METHODS: Mapping[str, Method] = {
@@ -144,251 +122,225 @@ METHODS: Mapping[str, Method] = {
     for row in (
         Method(
             "c-dpo",
-            c_dpo,
+            c_dpo.c_dpo,
             "Liu, Sun & Zheng 2024, arXiv 2403.02475",
-            ("reward", "costs", "limits"),
-            "dual rule",
-            False,
             "rule gradient is the paper's loop; projection, stop, soft labels and the other rules are reconstructions",
             begins_with_dpo=True,
         ),
         Method(
             "dpo",
-            dpo,
+            c_dpo.dpo,
             "Rafailov et al. 2023, arXiv 2305.18290",
-            ("reward",),
-            "none",
-            False,
             "C-DPO at multiplier 0; limits are measured and ignored",
-            options=DPO_OPTIONS,
+            needs=("reward",),
+            weight="none",
+            options=c_dpo.DPO_OPTIONS,
             constraint="none",
             target=unless("smoothing"),
             begins_with_dpo=True,
         ),
         Method(
             "fixed",
-            fixed,
+            c_dpo.fixed,
             "C-DPO at one multiplier",
-            ("reward", "costs", "multiplier"),
-            "given",
-            False,
             "one policy at a hand-picked multiplier; without one, the dual rule finds it",
+            needs=("reward", "costs", "multiplier"),
+            weight="given",
             begins_with_dpo=True,
         ),
         Method(
             "b-dpo",
-            b_dpo,
+            b_dpo.B_DPO.run,
             "Zhao et al. 2026, arXiv 2603.22829",
-            ("reward", "costs", "limits", "log-probabilities of bare responses"),
-            "dual rule",
-            True,
             "weights, scale and estimator of mutual information are in no source; its use under limits is new",
-            options=B_DPO.options,
+            needs=("reward", "costs", "limits", "log-probabilities of bare responses"),
+            reconstruction=True,
+            options=b_dpo.B_DPO.options,
             target=no_closed_form,
+            own_loss=True,
         ),
         Method(
             "kldpo",
-            kldpo,
+            reweighted.KLDPO.run,
             "Xu et al. 2025, arXiv 2502.01930",
-            ("reward", "costs", "limits"),
-            "dual rule",
-            False,
             "robust in a Kullback-Leibler ball; the paper is multiplier 0, its use under limits is new",
-            options=KLDPO.options,
+            options=reweighted.KLDPO.options,
+            own_loss=True,
         ),
         Method(
             "wdpo",
-            wdpo,
+            wdpo.WDPO.run,
             "Xu et al. 2025, arXiv 2502.01930",
-            ("reward", "costs", "limits", "input embeddings"),
-            "dual rule",
-            False,
             "robust in a Wasserstein ball; the paper is multiplier 0, its use under limits is new",
-            options=WDPO.options,
+            needs=("reward", "costs", "limits", "input embeddings"),
+            options=wdpo.WDPO.options,
+            own_loss=True,
         ),
         Method(
             "dr-dpo",
-            dr_dpo,
+            reweighted.DR_DPO.run,
             "Wu et al. 2024, arXiv 2407.07880",
-            ("reward", "costs", "limits"),
-            "dual rule",
-            False,
             "trusts the pairs that it fits; the paper is multiplier 0, its use under limits is new",
-            options=DR_DPO.options,
+            options=reweighted.DR_DPO.options,
+            own_loss=True,
+        ),
+        Method(
+            "simpo",
+            simpo.SIMPO.run,
+            "Meng et al. 2024, arXiv 2405.14734",
+            "no reference, means over tokens, a margin; labels from scores and its use under limits are new",
+            options=simpo.SIMPO.options,
+            target=unless("gamma_beta_ratio", simpo.simpo_target),
+            own_loss=True,
         ),
         Method(
             "apo",
-            apo,
+            apo.apo,
             "Cheng et al. 2023, arXiv 2311.08045",
-            ("reward", "costs", "limits", "answers of the policy"),
-            "dual rule",
-            False,
             "reward model against policy; golden answers are the groups' best, light head on models; limits are new",
-            options=APO_OPTIONS,
-            target=apo_target,
+            needs=("reward", "costs", "limits", "answers of the policy"),
+            options=apo.OPTIONS,
+            target=apo.apo_target,
         ),
         Method(
             "pd-dpo",
-            pd_dpo,
+            two_step.pd_dpo,
             "Du, Koong & Srikant 2025, arXiv 2510.05703",
-            ("reward", "costs", "limits"),
-            "dual rule",
-            False,
             "offline two-phase form; its objective is what the abstract forces, rules but gradient are reconstructions",
             parameters=converted("pd-dpo"),
             begins_with_dpo=True,
         ),
         Method(
             "sacpo",
-            sacpo,
+            two_step.sacpo,
             "Wachi et al. 2024, arXiv 2404.11049",
-            ("reward", "costs", "limits"),
-            "dual rule",
-            False,
             "two steps, either order; the paper picks the multiplier by hand, the dual rule is new",
-            options=SACPO_OPTIONS,
+            options=two_step.SACPO_OPTIONS,
             parameters=converted("sacpo"),
             begins_with_dpo=True,
         ),
         Method(
             "modpo",
-            modpo,
+            modpo.modpo,
             "Zhou et al. 2023, arXiv 2310.03708",
-            ("reward", "costs", "limits"),
-            "dual rule",
-            False,
             "weights are the user's in the paper, the dual rule is new",
-            options=MODPO_OPTIONS,
+            options=modpo.OPTIONS,
             parameters=converted("modpo"),
             begins_with_dpo=True,
         ),
         Method(
             "mocan",
-            mocan,
+            one_shot.mocan,
             "Huang et al. 2024, arXiv 2405.19544",
-            ("reward", "costs", "limits", "scored samples of the reference"),
-            "own",
-            False,
             "one-shot dual, then one fit; the look at the fitted policy is ours",
+            needs=("reward", "costs", "limits", "scored samples of the reference"),
+            weight="own",
             begins_with_dpo=True,
         ),
         Method(
             "pecan",
-            pecan,
+            pecan.pecan,
             "Huang et al. 2024, arXiv 2405.19544",
-            ("reward and cost preferences", "limits", "the reference's measured costs"),
-            "own",
-            False,
             "one-shot dual on log-ratios of two preference policies; labels as in the paper's theory, or as released",
-            options=PECAN_OPTIONS,
-            target=pecan_target,
-            parameters=pecan_parameters,
+            needs=("reward and cost preferences", "limits", "the reference's measured costs"),
+            weight="own",
+            options=pecan.OPTIONS,
+            target=pecan.pecan_target,
+            parameters=pecan.pecan_parameters,
         ),
         Method(
             "caid",
-            caid,
+            one_shot.caid,
             "Zhang et al. 2025, arXiv 2505.19387",
-            ("reward", "costs", "limits", "scored samples of the reference"),
-            "own",
-            False,
             "one-shot start, then a subgradient step a fit, each from the last fit; the stop is a reconstruction",
-            options=CAID_OPTIONS,
+            needs=("reward", "costs", "limits", "scored samples of the reference"),
+            weight="own",
+            options=one_shot.CAID_OPTIONS,
             begins_with_dpo=True,
         ),
         Method(
             "safedpo",
-            safedpo,
+            flagged.safedpo,
             "Kim et al. 2025, arXiv 2505.20065",
-            ("reward", "a cost that flags unsafe answers"),
-            "none",
-            False,
             "unsafe answers get probability 0; limits are measured and ignored",
-            options=SAFEDPO_OPTIONS,
+            needs=("reward", "a cost that flags unsafe answers"),
+            weight="none",
+            options=flagged.SAFEDPO_OPTIONS,
             constraint="unsafe at probability 0",
             target=no_closed_form,
+            own_loss=True,
         ),
         Method(
             "bfpo",
-            bfpo,
+            flagged.bfpo,
             "Zhang et al. 2024, arXiv 2408.15313",
-            ("reward", "a cost that flags unsafe answers"),
-            "none",
-            False,
             "targets of the released program; limits are measured and ignored",
-            options=BFPO_OPTIONS,
+            needs=("reward", "a cost that flags unsafe answers"),
+            weight="none",
+            options=flagged.BFPO_OPTIONS,
             constraint="none",
             target=no_closed_form,
+            own_loss=True,
         ),
         Method(
             "repo-dpo",
-            repo_dpo,
+            c_dpo.repo_dpo,
             "Peng et al. 2024, arXiv 2410.19933",
-            ("reward", "costs", "limits"),
-            "dual rule",
-            True,
             "prices max(cost, 0); as relabelling, and with a dual rule, it is a reconstruction",
-            target=rectified_gibbs,
+            reconstruction=True,
+            target=c_dpo.rectified_gibbs,
             constraint="per response",
         ),
         Method(
             "p-sacpo",
-            p_sacpo,
+            two_step.p_sacpo,
             "Wachi et al. 2024, arXiv 2404.11049",
-            ("reward", "costs", "limits"),
-            "dual rule",
-            False,
             "SACPO merged with its first step: log-probabilities of worlds, weights of models; the dual rule is new",
-            options=P_SACPO_OPTIONS,
+            options=two_step.P_SACPO_OPTIONS,
             parameters=converted("p-sacpo"),
             begins_with_dpo=True,
         ),
         Method(
             "ppo-lag",
-            ppo_lag,
+            ppo.ppo_lag,
             "Dai et al. 2023 (Safe RLHF), arXiv 2310.12773",
-            ("reward", "costs", "limits"),
-            "own",
-            False,
             "own multiplier rule, on its logarithm; exact on worlds; linear critics on models; the stop is ours",
-            options=PPO_LAG_OPTIONS,
-            target=ppo_lag_target,
-            parameters=ppo_lag_parameters,
+            weight="own",
+            options=ppo.PPO_LAG_OPTIONS,
+            target=ppo.ppo_lag_target,
+            parameters=ppo.multiplier_and_kappa,
+            own_loss=True,
         ),
         Method(
             "reward-shaping",
-            reward_shaping,
+            ppo.reward_shaping,
             "Dai et al. 2023 (Safe RLHF), arXiv 2310.12773",
-            ("reward", "costs", "limits"),
-            "dual rule",
-            False,
             "PPO on reward - multiplier cost; a weight by hand in the source, the dual rule is new",
-            options=REWARD_SHAPING_OPTIONS,
+            options=ppo.REWARD_SHAPING_OPTIONS,
             parameters=converted("reward-shaping"),
+            own_loss=True,
         ),
         Method(
             "reinforce-lag",
-            reinforce_lag,
+            reinforce_lag.reinforce_lag,
             "HC-RLHF 2025, arXiv 2506.08266",
-            ("reward", "costs", "limits"),
-            "own",
-            False,
             "costs inflated for the test to come; exact on worlds, leave-one-out on models; the stop is ours",
-            options=REINFORCE_LAG_OPTIONS,
-            target=reinforce_lag_target,
-            parameters=reinforce_lag_parameters,
+            weight="own",
+            options=reinforce_lag.OPTIONS,
+            target=reinforce_lag.reinforce_lag_target,
+            parameters=ppo.multiplier_and_kappa,
             constraint="mean, inflated for the test",
+            own_loss=True,
         ),
         Method(
             "best-of-n",
-            best_of_n,
+            best_of_n.best_of_n,
             "Beirami et al. 2024, arXiv 2401.01879",
-            ("reward", "costs", "limits"),
-            "dual rule",
-            False,
             "no training: an honest floor; the dual rule is new",
-            options=BEST_OF_N_OPTIONS,
-            target=best_of_n_target,
+            options=best_of_n.OPTIONS,
+            target=best_of_n.best_of_n_target,
             trains=False,
+            own_loss=True,
         ),
     )
 }

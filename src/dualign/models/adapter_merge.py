@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualign.errors import MissingError
+from dualign.errors import MissingError, shown
 from dualign.hashing import files_identity
 from dualign.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dualign.models.tensors import WRAPPED, check_tensors, headers, mismatches, read_mapping, readable
-from dualign.records import shown
 
 if TYPE_CHECKING:
     from torch import Tensor

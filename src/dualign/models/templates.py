@@ -12,7 +12,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from dualign.errors import DataError, UsageError, nearest
+from dualign.errors import DataError, UsageError, nearest, shown
 from dualign.models.language_model import (
     UNSAID,
     LanguageModel,
@@ -24,7 +24,7 @@ from dualign.models.language_model import (
     plain_turns,
 )
 from dualign.models.turns import Rendering, behind_opened, chat_source, chat_text, found_turns, with_system, words_of
-from dualign.records import Prompt, Turn, named, shown
+from dualign.records import Prompt, Turn, named
 
 Template = Callable[[Prompt], list[int]]
 Transcript = Callable[[Prompt, str], list[int]]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from dualign.errors import DataError, UsageError
+from dualign.errors import DataError, UsageError, shown
 from dualign.models.language_model import (
     UNSAID,
     Turns,
@@ -24,7 +24,7 @@ from dualign.models.language_model import (
     string_tokens,
     tokens_behind,
 )
-from dualign.records import Prompt, Turn, shown
+from dualign.records import Prompt, Turn
 
 # Single words and short sentences without white space at their edges, each in no other and in no template.
 SYSTEM, ASKED, ANSWER = "Speak plainly", "Name a colour", "Turquoise, I think"

@@ -1,11 +1,15 @@
-"""The end of a run in a terminal: the verdict, what was reached, where to read on."""
+"""The report of a run as one HTML file, and the end of a run in a terminal."""
 
+import textwrap
 from pathlib import Path
+from typing import Any
 
 from dualign.errors import inert_lines
 from dualign.report import reading, sections
-from dualign.report.reading import RunFiles, read_run
+from dualign.report.reading import RunFiles, figure, read_run
 from dualign.runs import store
+
+REPORT = "report.html"
 
 
 def summary_text(run: Path) -> str:
@@ -15,42 +19,30 @@ def summary_text(run: Path) -> str:
     if files.certificate.get("statement"):
         lines += [*_wrapped(str(files.certificate["statement"])), ""]
     lines += _table(files)
-    if files.exact:
-        lines += ["", *_wrapped(_exact_line(files))]
+    if exact := files.exact:
+        parts = f"{figure(exact.get('gap_scores'))} learned scores, {figure(exact.get('gap_training'))} training"
+        said = f"Gap to the exact optimum: {figure(exact.get('gap'))} ({parts}). {exact.get('sentence') or ''}"
+        lines += ["", *_wrapped(said.strip())]
     warnings = files.result.get("warnings")
     for line in warnings if isinstance(warnings, list) else []:
         lines += ["", *_wrapped(f"Warning: {line}.")]
-    if (run / "report.html").exists():
-        lines += ["", f"report: {run / 'report.html'}"]
+    if (run / REPORT).exists():
+        lines += ["", f"report: {run / REPORT}"]
     return inert_lines("\n".join(lines))
 
 
 def _table(files: RunFiles) -> list[str]:
-    names = list(sections.limits(files))
-    rows = [("policy", "λ", "reward", "; ".join(names) or "cost", "KL", "limits")]
+    rows = [("policy", "λ", "reward", "; ".join(files.limits) or "cost", "KL", "limits")]
     rows += [
         (("* " if r["selected"] else "  ") + r["name"], r["multipliers"], r["reward"], r["costs"], r["kl"], r["met"])
         for r in sections.iterate_rows(files)
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _exact_line(files: RunFiles) -> str:
-    from dualign.report.reading import figure
-
-    exact = files.exact
-    parts = f"{figure(exact.get('gap_scores'))} learned scores, {figure(exact.get('gap_training'))} training"
-    return f"Gap to the exact optimum: {figure(exact.get('gap'))} ({parts}). {exact.get('sentence') or ''}".strip()
-
-
 def _wrapped(text: str) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(text, 96) or [""]
-
-
-REPORT = "report.html"
 
 
 def build_report(run: Path) -> Path:
@@ -66,8 +58,27 @@ def build_report(run: Path) -> Path:
 
 def render(files: RunFiles) -> str:
     """Return the report of ``files`` as HTML; every text of the run is escaped."""
+    return page(
+        "report.html.j2",
+        files=files,
+        word=sections.verdict_word(files),
+        sentence=sections.verdict_sentence(files),
+        certificate=files.certificate,
+        chosen=files.selected.get("name"),
+        key=list(sections.key_figures(files)),
+        limits=list(files.limits),
+        limit_rows=list(sections.limit_rows(files)),
+        pictures=sections.pictures(files),
+        iterates=list(sections.iterate_rows(files)),
+        comparisons=sections.comparison_rows(files),
+        exact_rows=list(sections.exact_rows(files)) if files.exact else [],
+        pairs=sections.answer_pairs(files),
+    )
+
+
+def page(template: str, **content: Any) -> str:
+    """Return a page of ``templates/``; every text in ``content`` is escaped, but for drawings, which are our markup."""
     import jinja2
-    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dualign.report", "templates"),
@@ -80,25 +91,6 @@ def render(files: RunFiles) -> str:
         figure=reading.figure,
         share=reading.share,
         duration=reading.duration,
-        multiplier=lambda value: reading.multiplier_label(value).removeprefix("λ = ") or reading.NOTHING,
+        multiplier=lambda value: reading.multipliers(value) or reading.NOTHING,
     )
-    # the drawings are our own markup; the names written into them were escaped when they were drawn
-    drawn = {
-        section: [{"svg": Markup(item.svg), "caption": item.caption} for item in items]
-        for section, items in sections.pictures(files).items()
-    }
-    return environment.get_template("report.html.j2").render(
-        files=files,
-        word=sections.verdict_word(files),
-        sentence=sections.verdict_sentence(files),
-        certificate=files.certificate,
-        chosen=(files.result.get("selected") or {}).get("name"),
-        key=list(sections.key_figures(files)),
-        limits=list(sections.limits(files)),
-        limit_rows=list(sections.limit_rows(files)),
-        pictures=drawn,
-        iterates=list(sections.iterate_rows(files)),
-        comparisons=sections.comparison_rows(files),
-        exact_rows=list(sections.exact_rows(files)) if files.exact else [],
-        pairs=sections.answer_pairs(files),
-    )
+    return environment.get_template(template).render(**content)

@@ -4,47 +4,38 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dualign.report import figures, reading
-
-Row = Mapping[str, Any]
-
-
-def header(report: Row) -> list[str]:
-    """Return the names of the columns."""
-    limits, slices = report["limits"], _slices(report)
-    costs = [f"{name} (limit {reading.figure(limit)})" for name, limit in limits.items()]
-    refused = [f"refused, {name}" for name in slices]
-    first, bounded = report["rows"][0]["method"], next(iter(limits))
-    return [
-        "method", "limits held", "reward", *costs, "KL", "objective", f"reward at {bounded} limit",
-        f"objective at {bounded} limit", *refused,
-        f"reward − {first}", "policies", "fit s", "s to limit", "peak GB",
-    ]  # fmt: skip
+from dualign.report import figures
+from dualign.report.build import page as html_page
+from dualign.report.reading import NOTHING, Row, figure
 
 
-def cells(report: Row) -> Iterator[list[str]]:
-    """Yield the texts of every row."""
-    name, slices = next(iter(report["limits"])), _slices(report)
-    for row in report["rows"]:
-        yield [
-            row["method"],
-            f"{row['limits_held']} of {row['seeds']}",
-            _measured(row["reward"]),
-            *(_measured(row["costs"][key]) for key in report["limits"]),
-            _measured(row["kl"]),
-            _measured(row["objective"]),
-            _measured(row[f"reward_at_{name}_limit"]),
-            _measured(row[f"objective_at_{name}_limit"]),
-            *(_measured(row["refusals"].get(key)) for key in slices),
-            _between(row["difference"]["reward"]),
-            f"{row['policies']:.1f}",
-            f"{row['fit_seconds']:.0f}",
-            _seconds(row["seconds_to_limit"]),
-            f"{row['peak_bytes'] / 1e9:.1f}",
-        ]
+def cells(report: Row, row: Row) -> dict[str, str]:
+    """Return the texts of one row by the names of their columns."""
+    first, bounded = report["rows"][0]["method"], next(iter(report["limits"]))
+    costs = {
+        f"{name} (limit {figure(limit)})": _measured(row["costs"][name]) for name, limit in report["limits"].items()
+    }
+    return {
+        "method": row["method"],
+        "limits held": f"{row['limits_held']} of {row['seeds']}",
+        "reward": _measured(row["reward"]),
+        **costs,
+        "KL": _measured(row["kl"]),
+        "objective": _measured(row["objective"]),
+        **{
+            f"{what} at {bounded} limit": _measured(row[f"{what}_at_{bounded}_limit"])
+            for what in ("reward", "objective")
+        },
+        **{f"refused, {name}": _measured(row["refusals"].get(name)) for name in _slices(report)},
+        f"reward − {first}": _between(row["difference"]["reward"]),
+        "policies": f"{row['policies']:.1f}",
+        "fit s": f"{row['fit_seconds']:.0f}",
+        "s to limit": _seconds(row["seconds_to_limit"]),
+        "peak GB": f"{row['peak_bytes'] / 1e9:.1f}",
+    }
 
 
 def _slices(report: Row) -> list[str]:
@@ -53,27 +44,27 @@ def _slices(report: Row) -> list[str]:
 
 def _measured(found: Row | None) -> str:
     if found is None or found["mean"] is None:
-        return reading.NOTHING
+        return NOTHING
     if not found["error"]:
-        return reading.figure(found["mean"])
+        return figure(found["mean"])
     return f"{found['mean']:.3f} ± {found['error']:.3f}".replace("-", "−")
 
 
 def _seconds(found: Row) -> str:
-    return reading.NOTHING if found["mean"] is None else f"{found['mean']:.0f}"
+    return NOTHING if found["mean"] is None else f"{found['mean']:.0f}"
 
 
 def _between(found: Row | None) -> str:
     if found is None:
-        return reading.NOTHING
+        return NOTHING
     return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]".replace("-", "−")
 
 
 def markdown(report: Row) -> str:
     """Return the table as Markdown, and what was not trained under it."""
-    names = header(report)
-    lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
-    lines += ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in cells(report)]
+    rows = [cells(report, row) for row in report["rows"]]
+    lines = ["| " + " | ".join(rows[0]) + " |", "| --- |" + " ---: |" * (len(rows[0]) - 1)]
+    lines += ["| " + " | ".join(text.replace("|", "\\|") for text in row.values()) + " |" for row in rows]
     return "\n".join([*lines, "", sentence(report), *(f"Failed: {line}" for line in report["failed"])]) + "\n"
 
 
@@ -89,23 +80,17 @@ def comma_separated(report: Row) -> str:
 
 def _flat(cell: Row, limits: Sequence[str], slices: Sequence[str]) -> dict[str, Any]:
     """Return a cell's figures by the names of their columns."""
-    errors = ("reward", "objective", *limits)
     return {
         "method": cell["arm"],
-        "seed": cell["seed"],
-        "holds": cell["holds"],
-        "reward": cell["reward"],
+        **{name: cell[name] for name in ("seed", "holds", "reward")},
         **{f"cost_{name}": cell["costs"][name] for name in limits},
-        "kl": cell["kl"],
-        "objective": cell["objective"],
-        **{f"error_{name}": cell["errors"].get(name) for name in errors},
+        **{name: cell[name] for name in ("kl", "objective")},
+        **{f"error_{name}": cell["errors"].get(name) for name in ("reward", "objective", *limits)},
         **{f"multiplier_{name}": cell["multipliers"].get(name) for name in limits},
         **{f"refused_{name}": cell["refusals"].get(name) for name in slices},
         "policies": cell["policies"],
         "fit_seconds": cell["seconds"],
-        "seconds_to_limit": cell["seconds_to_limit"],
-        "wall_seconds": cell["wall_seconds"],
-        "peak_bytes": cell["peak_bytes"],
+        **{name: cell[name] for name in ("seconds_to_limit", "wall_seconds", "peak_bytes")},
     }
 
 
@@ -123,29 +108,24 @@ def sentence(report: Row) -> str:
 
 def page(report: Row) -> str:
     """Return the comparison as one HTML file that needs nothing else; every text is escaped."""
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dualign.report", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    drawings = [Markup(drawing) for drawing in _drawings(report)]
-    return environment.get_template("compare.html.j2").render(
-        title=report["run"], sentence=sentence(report), header=header(report), rows=list(cells(report)),
-        held=[row["held"] for row in report["rows"]], drawings=drawings,
-        failed=report["failed"], notes=report["notes"],
-    )  # fmt: skip
-
-
-def _drawings(report: Row) -> Iterator[str]:
-    """Yield the plane of each cost and the reward, a point a method."""
+    rows = [cells(report, row) for row in report["rows"]]
     called = _short_names([row["method"] for row in report["rows"]])
-    for name, limit in report["limits"].items():
-        points = [_point(row, name, called) for row in report["rows"] if row["reward"]["mean"] is not None]
-        yield figures.front(points, cost=name, limit=limit)
+    measured = [row for row in report["rows"] if row["reward"]["mean"] is not None]
+    drawings = [
+        figures.front([_point(row, name, called) for row in measured], cost=name, limit=limit)
+        for name, limit in report["limits"].items()
+    ]
+    return html_page(
+        "compare.html.j2",
+        title=report["run"],
+        sentence=sentence(report),
+        header=list(rows[0]),
+        rows=[list(row.values()) for row in rows],
+        held=[row["held"] for row in report["rows"]],
+        drawings=drawings,
+        failed=report["failed"],
+        notes=report["notes"],
+    )
 
 
 def _short_names(arms: Sequence[str]) -> dict[str, str]:

@@ -12,23 +12,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dualign.report.reading import Row, is_figure, multipliers, part
 from dualign.report.reading import figure as number
-from dualign.report.reading import is_figure, multiplier_label
 
-Axes = Any
 INK, MUTED, LINE, ACCENT, PAPER = "#0a0b0c", "#0a0b0d", "#0a0b0e", "#0a0b0f", "#0a0b10"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", PAPER: "--paper"}
-_MARKERS = {"reference": "s", "dpo": "D", "search": "o", "cost-only": "v", "arm": "^", "held": "o", "broke": "X"}
-_NAMES = {
-    "reference": "reference",
-    "dpo": "plain DPO",
-    "search": "C-DPO rounds",
-    "cost-only": "cost only",
-    "arm": "other arms",
-    "held": "limits shown to hold",
-    "broke": "not shown to hold",
+ROLES = {
+    "reference": ("s", INK, PAPER, "reference"),
+    "dpo": ("D", INK, INK, "plain DPO"),
+    "search": ("o", ACCENT, ACCENT, "C-DPO rounds"),
+    "cost-only": ("v", MUTED, MUTED, "cost only"),
+    "arm": ("^", MUTED, PAPER, "other arms"),
+    "held": ("o", ACCENT, ACCENT, "limits shown to hold"),
+    "broke": ("X", MUTED, MUTED, "not shown to hold"),
 }
+"""Marker, colour, face and name of a point by its role, in the order of the legend."""
 _TWO_SIDED = 1.96
+_DASHED: dict[str, Any] = {"color": INK, "lw": 0.9, "ls": (0, (4, 3))}
 _LABEL_PLACES = (
     (7, 6), (7, -13), (-7, 6), (-7, -13), (0, 16), (0, -24), (9, 18), (9, -26), (-9, 18), (-9, -26), (12, 32),
     (12, -40), (-12, 32), (-12, -40),
@@ -90,51 +90,40 @@ def front(points: Sequence[Point], *, cost: str, limit: float | None) -> str:
 
     def draw(canvas: Any) -> None:
         axes = canvas.add_subplot()
-        for role in _MARKERS:
-            _points(axes, [p for p in points if p.role == role], role)
+        for role in ROLES:
+            _points(axes, [p for p in points if p.role == role])
         for chosen in (p for p in points if p.selected):
             axes.plot(chosen.cost, chosen.reward, "o", ms=15, mfc="none", mec=ACCENT, mew=1.6)
-        if limit is not None:
-            _limit_line(axes, limit)
+        _limit_line(axes, limit)
         axes.margins(0.14)
-        axes.set_xlabel(f"{cost} (lower is better)")
-        axes.set_ylabel("reward (higher is better)")
+        axes.set(xlabel=f"{cost} (lower is better)", ylabel="reward (higher is better)")
         axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=5)
         _label(canvas, axes, points)
 
     return svg(draw, title=f"Reward against {cost}", height=4.4)
 
 
-def _points(axes: Axes, points: Sequence[Point], role: str) -> None:
-    if not points:
-        return
-    colour = ACCENT if role in ("search", "held") else INK if role in ("dpo", "reference") else MUTED
-    axes.errorbar(
-        [p.cost for p in points],
-        [p.reward for p in points],
-        xerr=[_TWO_SIDED * p.cost_error for p in points],
-        yerr=[_TWO_SIDED * p.reward_error for p in points],
-        fmt=_MARKERS[role],
-        color=colour,
-        mfc=PAPER if role in ("reference", "arm") else colour,
-        mec=colour,
-        ms=6,
-        elinewidth=0.8,
-        label=_NAMES[role],
-    )
+def _points(axes: Any, points: Sequence[Point]) -> None:
+    """Draw the points of one role with their intervals."""
+    if points:
+        marker, colour, face, name = ROLES[points[0].role]
+        axes.errorbar(
+            [p.cost for p in points], [p.reward for p in points],
+            xerr=[_TWO_SIDED * p.cost_error for p in points], yerr=[_TWO_SIDED * p.reward_error for p in points],
+            fmt=marker, color=colour, mfc=face, mec=colour, ms=6, elinewidth=0.8, label=name,
+        )  # fmt: skip
 
 
-def _label(canvas: Any, axes: Axes, points: Sequence[Point]) -> None:
+def _label(canvas: Any, axes: Any, points: Sequence[Point]) -> None:
     """Write each label where it covers least: no other label, no point, no interval. The selected one goes first."""
+    import numpy as np
     from matplotlib.transforms import Bbox
 
     canvas.draw_without_rendering()
     taken = []
     for point in points:
-        reach = (_TWO_SIDED * point.cost_error, _TWO_SIDED * point.reward_error)
-        corners = [(point.cost + s * reach[0], point.reward + s * reach[1]) for s in (-1, 1)]
-        ends = axes.transData.transform(corners)
-        middle = axes.transData.transform((point.cost, point.reward))
+        reach = _TWO_SIDED * np.array([point.cost_error, point.reward_error])
+        middle, *ends = axes.transData.transform([np.add((point.cost, point.reward), s * reach) for s in (0, -1, 1)])
         taken += [
             Bbox([(ends[0][0], middle[1] - 2), (ends[1][0], middle[1] + 2)]),
             Bbox([(middle[0] - 2, ends[0][1]), (middle[0] + 2, ends[1][1])]),
@@ -147,11 +136,10 @@ def _label(canvas: Any, axes: Axes, points: Sequence[Point]) -> None:
                           ha="left" if x > 0 else "right" if x < 0 else "center", color=colour)
             for x, y in _LABEL_PLACES
         ]  # fmt: skip
-        boxes = [note.get_window_extent() for note in notes]
-        covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
-        best = covered.index(min(covered))
-        for place, note in enumerate(notes):
-            if place != best:
+        boxes = {note: note.get_window_extent() for note in notes}
+        best = min(notes, key=lambda note: sum(_overlap(boxes[note], other) for other in taken))
+        for note in notes:
+            if note is not best:
                 note.remove()
         taken.append(boxes[best])
 
@@ -163,7 +151,7 @@ def _overlap(box: Any, other: Any) -> float:
     return float(max(0.0, width) * max(0.0, height))
 
 
-def rounds(iterates: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> str:
+def rounds(iterates: Sequence[Row], limits: Mapping[str, float]) -> str:
     """Return the multiplier (above) and the violation with its 95 % interval (below) of each round."""
     at = list(range(len(iterates)))
     line = {"color": ACCENT, "marker": "o", "ms": 5, "lw": 1.2}
@@ -175,10 +163,9 @@ def rounds(iterates: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -
             violation = [_value(i, "costs", name) - limits[name] for i in iterates]
             error = [_TWO_SIDED * max(0.0, _value(i, "errors", name, 0.0)) for i in iterates]
             lower.errorbar(at, violation, yerr=error, elinewidth=0.9, **line)
-            lower.axhline(0, color=INK, lw=0.9, ls=(0, (4, 3)))
-            upper.set_ylabel("multiplier λ")
-            lower.set_ylabel(f"{name} − limit")
-            lower.set_xlabel("round")
+            lower.axhline(0, **_DASHED)
+            upper.set(ylabel="multiplier λ")
+            lower.set(ylabel=f"{name} − limit", xlabel="round")
             lower.set_xticks(at, [str(i.get("round", n)) for n, i in enumerate(iterates)])
             for axes in (upper, lower):
                 axes.margins(y=0.15)
@@ -199,42 +186,40 @@ def histogram(reference: Sequence[float], selected: Sequence[float], *, cost: st
             (reference, "reference", MUTED, 0.28),
             (selected, "selected", ACCENT, 0.40),
         ):
-            weights = np.full(len(values), 1.0 / max(1, len(values)))
-            axes.hist(values, bins=edges, weights=weights, color=colour, alpha=alpha, histtype="stepfilled")
-            axes.hist(values, bins=edges, weights=weights, color=colour, histtype="step", lw=1.3, label=name)
-        if limit is not None:
-            _limit_line(axes, limit)
+            bars = {"bins": edges, "weights": np.full(len(values), 1.0 / max(1, len(values))), "color": colour}
+            axes.hist(values, alpha=alpha, histtype="stepfilled", **bars)
+            axes.hist(values, histtype="step", lw=1.3, label=name, **bars)
+        _limit_line(axes, limit)
         axes.margins(y=0.16)
-        axes.set_xlabel(f"{cost} of a response")
-        axes.set_ylabel("share of responses")
+        axes.set(xlabel=f"{cost} of a response", ylabel="share of responses")
         axes.legend(frameon=False, fontsize=9)
 
     return svg(draw, title=f"Distribution of {cost}", height=3.2)
 
 
-def _limit_line(axes: Axes, limit: float) -> None:
-    axes.axvline(limit, color=INK, lw=0.9, ls=(0, (4, 3)))
-    axes.annotate(f"limit {number(limit)}", (limit, 1), (4, -2), xycoords=("data", "axes fraction"),
-                  textcoords="offset points", va="top", fontsize=8.5, color=MUTED)  # fmt: skip
+def _limit_line(axes: Any, limit: float | None) -> None:
+    if limit is not None:
+        axes.axvline(limit, **_DASHED)
+        axes.annotate(f"limit {number(limit)}", (limit, 1), (4, -2), xycoords=("data", "axes fraction"),
+                      textcoords="offset points", va="top", fontsize=8.5, color=MUTED)  # fmt: skip
 
 
-def _value(iterate: Mapping[str, Any], group: str, name: str, default: float = float("nan")) -> float:
-    value = (iterate.get(group) or {}).get(name)
+def _value(iterate: Row, group: str, name: str, default: float = float("nan")) -> float:
+    value = part(iterate, group).get(name)
     return float(value) if is_figure(value) else default
 
 
-def as_point(policy: Mapping[str, Any], cost: str, *, role: str, selected: bool = False) -> Point | None:
+def as_point(policy: Row, cost: str, *, role: str, selected: bool = False) -> Point | None:
     """Return ``policy`` in the plane of ``cost`` and reward, or None where one of the two was not measured."""
     value, reward = _value(policy, "costs", cost), policy.get("reward")
     if not is_figure(value) or not is_figure(reward):
         return None
-    error = policy.get("reward_error")
-    label = "reference" if role == "reference" else multiplier_label(policy.get("multipliers")) or str(role)
-    if role == "arm":
-        label = str(policy.get("name") or label)
+    error, told = policy.get("reward_error"), multipliers(policy.get("multipliers"))
+    label = f"λ = {told}" if told and role != "reference" else role
+    label = str(policy.get("name") or label) if role == "arm" else label
     return Point(
         label=label if len(label) <= 40 else label[:39] + "…",
-        role=role if role in _MARKERS else "arm",
+        role=role if role in ROLES else "arm",
         cost=value,
         cost_error=max(0.0, _value(policy, "errors", cost, 0.0)),
         reward=float(reward),
@@ -253,10 +238,8 @@ svg { --ink: #1b1d1f; --muted: #5f656b; --line: #d9dad4; --accent: #0b6b66; --pa
 PANELS = {"order": ("order: P(the answers stand this way round)", 0.5), "sign": ("sign: P(unsafe)", 0.0)}
 """Title and least forecast, by name in ``calibration``."""
 
-Bin = Mapping[str, Any]
 
-
-def reliability_diagram(calibration: Mapping[str, Any]) -> str:
+def reliability_diagram(calibration: Row) -> str:
     """Return an SVG document: how often forecasts came true, by what was forecast.
 
     Args:
@@ -274,21 +257,13 @@ def reliability_diagram(calibration: Mapping[str, Any]) -> str:
     return drawn[:end] + COLOURS + drawn[end:] + "\n"
 
 
-def _panel(axes: Any, title: str, start: float, table: Sequence[Bin]) -> None:
+def _panel(axes: Any, title: str, start: float, table: Sequence[Row]) -> None:
     axes.plot([start, 1], [start, 1], color=LINE, lw=1)
-    forecast = [part["forecast"] for part in table]
-    observed = [part["observed"]["value"] for part in table]
-    reach = [
-        [part["observed"]["value"] - part["observed"]["low"] for part in table],
-        [part["observed"]["high"] - part["observed"]["value"] for part in table],
-    ]
+    forecast, seen = [row["forecast"] for row in table], [row["observed"] for row in table]
+    observed = [row["value"] for row in seen]
+    reach = [[row["value"] - row["low"] for row in seen], [row["high"] - row["value"] for row in seen]]
     axes.errorbar(forecast, observed, yerr=reach, fmt="o", color=ACCENT, ecolor=ACCENT, elinewidth=1, ms=5)
-    for part, x, y in zip(table, forecast, observed, strict=True):
-        axes.annotate(
-            f"{part['observed']['n']:,}", (x, y), xytext=(6, -11), textcoords="offset points", fontsize=8, color=MUTED
-        )
-    axes.set_xlim(start, 1)
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("forecast")
-    axes.set_ylabel("observed, with 95 % intervals")
+    for row, *at in zip(seen, forecast, observed, strict=True):
+        axes.annotate(f"{row['n']:,}", at, xytext=(6, -11), textcoords="offset points", fontsize=8, color=MUTED)
+    axes.set(xlim=(start, 1), ylim=(0, 1), xlabel="forecast", ylabel="observed, with 95 % intervals")
     axes.set_title(title, fontsize=10, color=INK)

@@ -39,6 +39,31 @@ class RunFiles:
     hashes: Mapping[str, str] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
 
+    @property
+    def selected(self) -> Row:
+        """Return the figures of the selected policy; empty where none was."""
+        return part(self.result, "selected")
+
+    @property
+    def reference(self) -> Row:
+        """Return the figures of the reference."""
+        return part(self.result, "reference")
+
+    @property
+    def iterates(self) -> list[Row]:
+        """Return the policies of the run, in the order in which they were made."""
+        return self.result.get("iterates") or []
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Return the limit of every constraint that has one, in the order of the run."""
+        return {str(name): float(value) for name, value in part(self.result, "limits").items() if is_figure(value)}
+
+
+def part(row: Row, name: str) -> Row:
+    """Return the object ``name`` of ``row``; empty where there is none."""
+    return row.get(name) or {}
+
 
 def read_run(run: Path) -> RunFiles:
     """Return the content of every file of ``run`` that the report shows.
@@ -51,12 +76,13 @@ def read_run(run: Path) -> RunFiles:
         raise MissingError(f"{run}: no such run directory")
     if not (run / "result.json").is_file():
         raise MissingError(f"{run}: holds no result.json: the run is not finished; give the train command again")
-    present = {part: name for part, name in OPTIONAL.items() if (run / name).is_file()}
-    found = {part: _read(run / name, run) for part, name in present.items()}
-    hashes = {n: d for n, d in store.read_manifest(run).items() if not n.startswith("report.")}
-    absent = tuple(name for part, name in OPTIONAL.items() if part not in present)
+    present = {field: name for field, name in OPTIONAL.items() if (run / name).is_file()}
     return RunFiles(
-        name=run.resolve().name, result=_read_object(run / "result.json", run), hashes=hashes, absent=absent, **found
+        name=run.resolve().name,
+        result=_read_object(run / "result.json", run),
+        hashes={n: d for n, d in store.read_manifest(run).items() if not n.startswith("report.")},
+        absent=tuple(name for name in OPTIONAL.values() if name not in present.values()),
+        **{field: _read(run / name, run) for field, name in present.items()},
     )
 
 
@@ -140,12 +166,12 @@ def duration(seconds: Any) -> str:
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-def multiplier_label(multipliers: Any) -> str:
-    """Return ``λ = 0.5`` for one multiplier, ``λ = (0.5, 0.1)`` for several."""
-    if not isinstance(multipliers, Mapping) or not multipliers:
+def multipliers(given: Any) -> str:
+    """Return ``0.5`` for one multiplier, ``(0.5, 0.1)`` for several; empty for none."""
+    if not isinstance(given, Mapping) or not given:
         return ""
-    values = [figure(value, 2 if len(multipliers) > 1 else 3) for value in multipliers.values()]
-    return f"λ = {values[0]}" if len(values) == 1 else f"λ = ({', '.join(values)})"
+    values = [figure(value, 2 if len(given) > 1 else 3) for value in given.values()]
+    return values[0] if len(values) == 1 else f"({', '.join(values)})"
 
 
 def _signed(text: str) -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualign.report import figures
-from dualign.report.reading import Row, RunFiles, figure, interval, is_figure, measured, multiplier_label
+from dualign.report.reading import Row, RunFiles, figure, interval, is_figure, measured, multipliers, part
 
 PROMPTS_SHOWN = 20
+MET: dict[object, str] = {True: "met", False: "broken"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,16 +19,10 @@ class Picture:
     caption: str
 
 
-def limits(files: RunFiles) -> dict[str, float]:
-    """Return the limit of every constraint that has one, in the order of the run."""
-    return {str(n): float(v) for n, v in (files.result.get("limits") or {}).items() if is_figure(v)}
-
-
 def verdict_word(files: RunFiles) -> str:
-    """Return the verdict: the certificate's; without one nothing is certified, but in a world that was summed up."""
-    if _enumerated(files):
-        return str(files.result.get("verdict") or "NO CERTIFICATE").upper()
-    return str(files.certificate.get("verdict") or "NO CERTIFICATE").upper()
+    """Return the certificate's verdict; without one that of a world that was summed up, else NO CERTIFICATE."""
+    told = files.result if _enumerated(files) else files.certificate
+    return str(told.get("verdict") or "NO CERTIFICATE").upper()
 
 
 def _enumerated(files: RunFiles) -> bool:
@@ -37,112 +32,106 @@ def _enumerated(files: RunFiles) -> bool:
 
 def certified_figures(files: RunFiles) -> dict[str, Row]:
     """Return the certificate's figures by constraint; a certificate of one limit may hold them at its top."""
-    constraints = files.certificate.get("constraints") or {}
-    if constraints or not files.certificate:
-        return {str(name): row for name, row in constraints.items() if isinstance(row, Mapping)}
-    names = list(limits(files))
-    return {names[0]: files.certificate} if len(names) == 1 else {}
+    limits, constraints = files.limits, part(files.certificate, "constraints")
+    if files.certificate and not constraints and len(limits) == 1:
+        constraints = dict.fromkeys(limits, files.certificate)
+    rows = {str(name): row for name, row in constraints.items() if row and isinstance(row, Mapping)}
+    return {name: {"limit": limits.get(name), **row} for name, row in rows.items()}
 
 
 def verdict_sentence(files: RunFiles) -> str:
     """Return the verdict as one sentence that a reader who sees nothing else may rely on."""
-    word, bounds = verdict_word(files), certified_figures(files)
-    given = limits(files)
-    parts = [
-        f"{name} is at most {figure(row.get('limit', given.get(name)))} (upper bound {figure(row.get('upper_bound'))})"
-        for name, row in bounds.items()
-    ]
-    prompts = files.certificate.get("n_prompts")
-    sealed = (
-        f"on {figure(prompts)} prompts that no earlier step had seen" if is_figure(prompts) else "on sealed prompts"
-    )
-    opening = files.certificate.get("opening")
-    if is_figure(opening) and opening > 1:
-        sealed = f"on {figure(prompts)} prompts that were opened for the {_ordinal(int(opening))} time"
-    delta = files.certificate.get("delta")
-    sure = f"with {figure(100 * (1 - delta))} % confidence" if is_figure(delta) else "at the stated confidence"
-    if word == "CERTIFIED" and _enumerated(files):
-        return "The selected policy meets its limits: a finite world, summed over all of its responses, without bounds."
-    if word == "CERTIFIED" and parts:
-        return f"The selected policy meets its limits: {sure}, {' and '.join(parts)}, measured {sealed}."
-    if word == "CERTIFIED":
-        return "The selected policy is certified; the figures of the certificate are not among the files."
+    word, certificate = verdict_word(files), files.certificate
     if word == "INVALID":
-        reasons = "; ".join(map(str, files.certificate.get("reasons") or ()))
+        reasons = "; ".join(map(str, certificate.get("reasons") or ()))
         why = f" ({reasons})" if reasons else ""
         return f"The certificate is invalid{why}: it proves nothing about the limits, whatever the other figures say."
     if _enumerated(files):
-        return "The selected policy does not meet its limits: a finite world, summed over all of its responses."
-    if not files.certificate:
+        says, ending = ("meets", ", without bounds") if word == "CERTIFIED" else ("does not meet", "")
+        return f"The selected policy {says} its limits: a finite world, summed over all of its responses{ending}."
+    if not certificate:
         return "No certificate was made: nothing below is proof that a limit holds."
-    failing = [
-        f"{name} has the upper bound {figure(row.get('upper_bound'))}, above its limit"
-        f" {figure(row.get('limit', given.get(name)))}"
-        for name, row in bounds.items()
-        if not _holds(row, given.get(name)) and is_figure(row.get("upper_bound"))
-    ]
+    if word == "CERTIFIED":
+        return _certified(files)
+    failing = " and ".join(
+        f"{name} has the upper bound {figure(row['upper_bound'])}, above its limit {figure(row['limit'])}"
+        for name, row in certified_figures(files).items()
+        if not _holds(row) and is_figure(row.get("upper_bound"))
+    )
     who = "None of the candidates is" if word == "NO CERTIFIED POLICY" else "The candidate policy is not"
-    why = f": {' and '.join(failing)}, measured {sealed}" if failing else ""
+    why = f": {failing}, measured {_sealed(certificate)}" if failing else ""
     return f"{who} certified{why}. The limit may hold, but these data do not prove it."
 
 
-def _ordinal(number: int) -> str:
-    endings = {1: "st", 2: "nd", 3: "rd"}
-    return f"{number}{'th' if 10 <= number % 100 <= 20 else endings.get(number % 10, 'th')}"
+def _certified(files: RunFiles) -> str:
+    parts = " and ".join(
+        f"{name} is at most {figure(row['limit'])} (upper bound {figure(row.get('upper_bound'))})"
+        for name, row in certified_figures(files).items()
+    )
+    if not parts:
+        return "The selected policy is certified; the figures of the certificate are not among the files."
+    delta = files.certificate.get("delta")
+    sure = f"with {figure(100 * (1 - delta))} % confidence" if is_figure(delta) else "at the stated confidence"
+    return f"The selected policy meets its limits: {sure}, {parts}, measured {_sealed(files.certificate)}."
 
 
-def _holds(row: Row, limit: float | None) -> bool:
+def _sealed(certificate: Row) -> str:
+    """Return which prompts the certificate looked at."""
+    prompts, opening = certificate.get("n_prompts"), certificate.get("opening")
+    if is_figure(opening) and opening > 1:
+        number = int(opening)
+        ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+        return f"on {figure(prompts)} prompts that were opened for the {number}{ending} time"
+    return f"on {figure(prompts)} prompts that no earlier step had seen" if is_figure(prompts) else "on sealed prompts"
+
+
+def _holds(row: Row) -> bool:
     if "verdict" in row:
         return bool(row["verdict"] == "CERTIFIED")
-    bound, limit = row.get("upper_bound"), row.get("limit", limit)
+    bound, limit = row.get("upper_bound"), row["limit"]
     return is_figure(bound) and is_figure(limit) and bound <= limit
+
+
+def _cost(policy: Row, name: str) -> str:
+    """Return a policy's cost with its interval."""
+    return measured(part(policy, "costs").get(name), part(policy, "errors").get(name))
 
 
 def key_figures(files: RunFiles) -> Iterator[tuple[str, str, str]]:
     """Yield (name, figure of the selected policy, remark) for the strip below the verdict."""
-    selected, reference = files.result.get("selected") or {}, files.result.get("reference") or {}
+    selected, reference = files.selected, files.reference
     if not selected:
         return
-    yield (
-        "reward",
-        measured(selected.get("reward"), selected.get("reward_error")),
-        f"reference {figure(reference.get('reward'))}",
-    )
-    for name, limit in limits(files).items():
-        cost = measured((selected.get("costs") or {}).get(name), (selected.get("errors") or {}).get(name))
-        yield name, cost, f"limit {figure(limit)}, reference {figure((reference.get('costs') or {}).get(name))}"
-    for name, value in (selected.get("multipliers") or {}).items():
-        yield f"multiplier of {name}", figure(value), _multiplier_remark(files, name)
+    reward = measured(selected.get("reward"), selected.get("reward_error"))
+    yield "reward", reward, f"reference {figure(reference.get('reward'))}"
+    for name, limit in files.limits.items():
+        before = figure(part(reference, "costs").get(name))
+        yield name, _cost(selected, name), f"limit {figure(limit)}, reference {before}"
+    for name, value in part(selected, "multipliers").items():
+        normalised = part(selected, "multipliers_normalised").get(name)
+        flip = part(files.result, "flip_multiplier").get(name)
+        remarks = (("normalised", normalised), ("a typical pair flips at", flip))
+        said = ", ".join(f"{words} {figure(number)}" for words, number in remarks if is_figure(number))
+        yield f"multiplier of {name}", figure(value), said
     yield "distance from reference", figure(selected.get("kl")), f"KL in nats, β = {figure(files.result.get('beta'))}"
-
-
-def _multiplier_remark(files: RunFiles, name: str) -> str:
-    selected = files.result.get("selected") or {}
-    normalised = (selected.get("multipliers_normalised") or {}).get(name)
-    flip = (files.result.get("flip_multiplier") or {}).get(name)
-    remarks = [f"normalised {figure(normalised)}"] * is_figure(normalised)
-    remarks += [f"a typical pair flips at {figure(flip)}"] * is_figure(flip)
-    return ", ".join(remarks)
 
 
 def limit_rows(files: RunFiles) -> Iterator[dict[str, str]]:
     """Yield one row a limit: what is bounded, on tune prompts, on sealed prompts, the bound, the verdict."""
     bounds = certified_figures(files)
-    selected, reference = files.result.get("selected") or {}, files.result.get("reference") or {}
-    for name, limit in limits(files).items():
-        rule = (files.result.get("constraints") or {}).get(name) or {}
-        row = bounds.get(name, {})
-        where = ", ".join(f"{key} = {value}" for key, value in (rule.get("where") or {}).items())
+    for name, limit in files.limits.items():
+        rule, row = part(part(files.result, "constraints"), name), bounds.get(name, {})
+        where = ", ".join(f"{key} = {value}" for key, value in part(rule, "where").items())
         yield {
             "name": name,
             "what": str(rule.get("functional") or "mean") + (f", where {where}" if where else ""),
             "limit": figure(limit),
-            "reference": measured((reference.get("costs") or {}).get(name), (reference.get("errors") or {}).get(name)),
-            "selected": measured((selected.get("costs") or {}).get(name), (selected.get("errors") or {}).get(name)),
+            "reference": _cost(files.reference, name),
+            "selected": _cost(files.selected, name),
             "estimate": figure(row.get("estimate")),
             "bound": figure(row.get("upper_bound")),
             "e_value": figure(row.get("e_value")),
-            "verdict": ("holds" if _holds(row, limit) else "not proved") if row else "not tested",
+            "verdict": ("holds" if _holds(row) else "not proved") if row else "not tested",
         }
 
 
@@ -156,60 +145,45 @@ def pictures(files: RunFiles) -> dict[str, list[Picture]]:
 
 
 def _fronts(files: RunFiles) -> Iterator[Picture]:
-    selected = files.result.get("selected") or {}
-    for name, limit in limits(files).items():
-        found = [figures.as_point(files.result.get("reference") or {}, name, role="reference")]
-        for iterate in files.result.get("iterates") or []:
-            chosen = bool(selected) and iterate.get("name") == selected.get("name")
-            found.append(figures.as_point(iterate, name, role=str(iterate.get("role")), selected=chosen))
-        points = [point for point in found if point is not None]
-        if points:
+    chosen = [bool(files.selected) and row.get("name") == files.selected.get("name") for row in files.iterates]
+    roles = [str(row.get("role")) for row in files.iterates]
+    policies = [(files.reference, "reference", False), *zip(files.iterates, roles, chosen, strict=True)]
+    for name, limit in files.limits.items():
+        found = [figures.as_point(row, name, role=role, selected=picked) for row, role, picked in policies]
+        if points := [point for point in found if point is not None]:
             caption = f"Every policy of the run: reward against {name}, with 95 % intervals, on the tune prompts."
             yield Picture(figures.front(points, cost=name, limit=limit), caption)
 
 
-def search_iterates(files: RunFiles) -> list[Row]:
-    """Return the iterates of the search for the multiplier: plain DPO first, then the rounds."""
-    return [i for i in files.result.get("iterates") or [] if i.get("role") in ("dpo", "search")]
-
-
 def _round_pictures(files: RunFiles) -> Iterator[Picture]:
-    found = search_iterates(files)
-    if found and limits(files):
+    found = [iterate for iterate in files.iterates if iterate.get("role") in ("dpo", "search")]
+    if found and files.limits:
         caption = "The search: the multiplier tried in each round, and by how much the cost then passed the limit."
-        yield Picture(figures.rounds(found, limits(files)), caption)
+        yield Picture(figures.rounds(found, files.limits), caption)
 
 
 def _histograms(files: RunFiles) -> Iterator[Picture]:
-    selected = answers_of(files, selected_names(files))
-    reference = answers_of(files, ("reference",)) or list(files.reference_scores)
-    for name in limits(files):
+    selected, reference = _selected_answers(files), _answers(files, "reference") or files.reference_scores
+    for name, limit in files.limits.items():
         left, right = _column(reference, f"cost_{name}"), _column(selected, f"cost_{name}")
         if left and right:
-            rule = (files.result.get("constraints") or {}).get(name) or {}
-            line = limits(files)[name] if rule.get("functional", "mean") == "mean" else None
-            caption = (
-                f"{name}: {figure(len(left))} responses of the reference, {figure(len(right))} of the selected policy."
-            )
-            yield Picture(figures.histogram(left, right, cost=name, limit=line), caption)
+            functional = part(part(files.result, "constraints"), name).get("functional", "mean")
+            line = limit if functional == "mean" else None
+            counts = f"{figure(len(left))} responses of the reference, {figure(len(right))} of the selected policy"
+            yield Picture(figures.histogram(left, right, cost=name, limit=line), f"{name}: {counts}.")
 
 
 def _column(rows: Sequence[Row], name: str) -> list[float]:
     return [float(row[name]) for row in rows if is_figure(row.get(name))]
 
 
-def selected_names(files: RunFiles) -> tuple[str, ...]:
-    """Return the names that the selected policy may have in the table of answers."""
-    return ("selected", str((files.result.get("selected") or {}).get("name")))
+def _answers(files: RunFiles, policy: str) -> list[Row]:
+    return [row for row in files.answers if row.get("policy") == policy]
 
 
-def answers_of(files: RunFiles, names: Sequence[str]) -> list[Row]:
-    """Return the answers of the first of ``names`` that has any."""
-    for name in names:
-        found = [row for row in files.answers if row.get("policy") == name]
-        if found:
-            return found
-    return []
+def _selected_answers(files: RunFiles) -> list[Row]:
+    """Return the selected policy's answers, under either of the names that it may have in the table."""
+    return _answers(files, "selected") or _answers(files, str(files.selected.get("name")))
 
 
 def answer_pairs(files: RunFiles) -> list[dict[str, Any]]:
@@ -217,7 +191,7 @@ def answer_pairs(files: RunFiles) -> list[dict[str, Any]]:
 
     The slices take turns, and within one the prompts' hashes decide: no look at the answers.
     """
-    reference, selected = _first(answers_of(files, ("reference",))), _first(answers_of(files, selected_names(files)))
+    reference, selected = _first(_answers(files, "reference")), _first(_selected_answers(files))
     slices: dict[str, list[str]] = {}
     for key in sorted(set(reference) & set(selected)):
         slices.setdefault(str(reference[key].get("slice") or ""), []).append(key)
@@ -262,40 +236,38 @@ def comparison_rows(files: RunFiles) -> list[dict[str, Any]]:
 
 def iterate_rows(files: RunFiles) -> Iterator[dict[str, str]]:
     """Yield one row a policy of the run, in the order in which they were made."""
-    chosen = (files.result.get("selected") or {}).get("name")
-    for iterate in files.result.get("iterates") or []:
-        costs, errors = iterate.get("costs") or {}, iterate.get("errors") or {}
+    chosen = files.selected.get("name")
+    for iterate in files.iterates:
         yield {
             "name": str(iterate.get("name")),
             "selected": "selected" if iterate.get("name") == chosen else "",
-            "multipliers": multiplier_label(iterate.get("multipliers")).removeprefix("λ = "),
-            "normalised": multiplier_label(iterate.get("multipliers_normalised")).removeprefix("λ = "),
+            "multipliers": multipliers(iterate.get("multipliers")),
+            "normalised": multipliers(iterate.get("multipliers_normalised")),
             "reward": measured(iterate.get("reward"), iterate.get("reward_error")),
-            "costs": "; ".join(measured(costs.get(name), errors.get(name)) for name in limits(files)),
+            "costs": "; ".join(_cost(iterate, name) for name in files.limits),
             "kl": figure(iterate.get("kl")),
             "slope": figure(iterate.get("slope_of_fit")),
             "steps": figure(iterate.get("steps")),
-            "met": {True: "met", False: "broken"}.get(iterate.get("limits_met"), ""),
+            "met": MET.get(iterate.get("limits_met"), ""),
         }
 
 
 def exact_rows(files: RunFiles) -> Iterator[dict[str, str]]:
     """Yield the exact optimum, the selected policy's true figures and every arm, for the exact section."""
-    exact = files.exact
-    entries = [("exact optimum", exact.get("optimum") or {}, "0", "met")]
-    entries.append(("selected", exact.get("selected") or {}, figure(exact.get("gap")), ""))
+    exact, limits = files.exact, files.limits
+    entries = [("exact optimum", part(exact, "optimum"), "0", "met")]
+    entries.append(("selected", part(exact, "selected"), figure(exact.get("gap")), ""))
     for arm in exact.get("arms") or []:
-        met = {True: "met", False: "broken"}.get(arm.get("limits_met"), "")
-        entries.append((str(arm.get("name")), arm, figure(arm.get("gap")), met))
+        entries.append((str(arm.get("name")), arm, figure(arm.get("gap")), MET.get(arm.get("limits_met"), "")))
     for name, row, gap, met in entries:
-        costs = row.get("costs") or {}
-        broken = [n for n, limit in limits(files).items() if is_figure(costs.get(n)) and costs[n] > limit]
+        costs = part(row, "costs")
+        broken = any(is_figure(costs.get(limited)) and costs[limited] > limit for limited, limit in limits.items())
         yield {
             "name": name,
             "reward": figure(row.get("reward")),
-            "costs": "; ".join(figure(costs.get(constraint)) for constraint in limits(files)),
+            "costs": "; ".join(figure(costs.get(limited)) for limited in limits),
             "kl": figure(row.get("kl")),
             "objective": figure(row.get("objective")),
             "gap": gap,
-            "met": met or ("broken" if broken else "met" if costs else ""),
+            "met": met or (MET[not broken] if broken or costs else ""),
         }

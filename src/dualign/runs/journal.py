@@ -14,12 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-import yaml
-
 from dualign.errors import DataError
 from dualign.hashing import canonical_digest, file_digest, folder_digests, plain
 from dualign.runs import store
-from dualign.strict import parse_yaml
+from dualign.strict import dump_yaml, parse_yaml
 
 T = TypeVar("T")
 
@@ -28,26 +26,6 @@ SEAL = "phase.json"
 SCRATCH = "checkpoint"
 """Folders of this name inside a work folder serve its resumption; they are dropped when the phase ends."""
 _KEY_DIGITS = 8
-
-
-class _CoreDumper(yaml.SafeDumper):
-    """Quotes every string that the YAML 1.2 reader would take for something else (``1e-5``)."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    try:
-        same = bool(parse_yaml(text, "text") == text)
-    except DataError:
-        same = False
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if same else '"')
-
-
-_CoreDumper.add_representer(str, _represent_text)
-
-
-def config_digest(config: Mapping[str, object]) -> str:
-    """Return the SHA-256 that stands for ``config``: the same for equal content in any order."""
-    return canonical_digest(config)
 
 
 def open_run(
@@ -60,34 +38,30 @@ def open_run(
             folder of something else; nothing in it is changed.
     """
     config = plain(config)
-    digest = config_digest(config)
-    path = run / CONFIG
-    if path.exists():
-        _refuse_other_config(run, config, digest)
+    if (run / CONFIG).exists():
+        _refuse_other_config(run, config)
     else:
         _refuse_strange_folder(run)
-        text = yaml.dump(config, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True)
-        store.write_text(path, text)
-    return Journal(run, digest, notify=notify)
+        store.write_text(run / CONFIG, dump_yaml(config))
+    return Journal(run, canonical_digest(config), notify=notify)
 
 
-def _refuse_other_config(run: Path, config: Mapping[str, Any], digest: str) -> None:
+def _refuse_other_config(run: Path, config: Mapping[str, Any]) -> None:
     made_by = parse_yaml(store.read_text(run / CONFIG), str(run / CONFIG))
     if not isinstance(made_by, dict):
         raise DataError(f"{run / CONFIG}: damaged: not a config; choose another --out")
-    if config_digest(made_by) != digest:
+    if canonical_digest(made_by) != canonical_digest(config):
         difference = first_difference(made_by, config)
         raise DataError(f"run {run} was made by another config: {difference}; choose another --out")
 
 
 def _refuse_strange_folder(run: Path) -> None:
-    if not run.exists():
-        return
-    if not run.is_dir():
+    if run.exists() and not run.is_dir():
         raise DataError(f"{run}: is a file, not a run directory; choose another --out")
-    strange = sorted(p.name for p in run.iterdir() if p.name != store.LOCK and not store.is_transient(p.name))
-    if strange:
-        raise DataError(f"{run}: holds {strange[0]} but no {CONFIG}: not a run directory; choose another --out")
+    present = sorted(path.name for path in run.iterdir()) if run.exists() else []
+    for name in present:
+        if name != store.LOCK and not store.is_transient(name):
+            raise DataError(f"{run}: holds {name} but no {CONFIG}: not a run directory; choose another --out")
 
 
 def first_difference(old: object, new: object, key: str = "") -> str:
@@ -166,12 +140,12 @@ class Journal:
         key = canonical_digest({"name": name, "inputs": inputs, "schema": store.SCHEMA})
         folder = self._folder(name, target)
         work = folder.with_name(f"{folder.name}{store.PARTIAL}{key[:_KEY_DIGITS]}")
-        if self._finished(name, target, folder, key):
-            self._event("reused", phase=name, target=target, seconds=0.0)
-            return load(folder)
-        if _seal_fault(work, key) is None:
+        finished = self._finished(name, target, folder, key)
+        if not finished and _seal_fault(work, key) is None:
             # killed between the seal and the rename: nothing is left to compute
             self._publish(work, folder, target, name, key)
+            finished = True
+        if finished:
             self._event("reused", phase=name, target=target, seconds=0.0)
             return load(folder)
         self._event("started", phase=name, target=target, resumed=work.exists())
@@ -257,9 +231,7 @@ class Journal:
         self._enter(folder, target, key)
 
     def _enter(self, folder: Path, target: str, key: str) -> None:
-        digests = {f"{target}/{name}": digest for name, digest in _sealed_files(folder).items()}
-        digests[f"{target}/{SEAL}"] = file_digest(folder / SEAL)
-        store.record(self.run, digests, forget=target)
+        store.record(self.run, _entries(folder, target), forget=target)
         self._state["phases"][target] = key
         self._save()
 
@@ -287,8 +259,7 @@ class Journal:
             for seal in sorted(self.run.rglob(SEAL)):
                 target = seal.parent.relative_to(self.run).as_posix()
                 if not store.is_transient(target):
-                    entries[f"{target}/{SEAL}"] = file_digest(seal)
-                    entries |= {f"{target}/{name}": d for name, d in _sealed_files(seal.parent).items()}
+                    entries |= _entries(seal.parent, target)
         config = self.run / CONFIG
         if config.exists():
             entries[CONFIG] = file_digest(config)
@@ -298,14 +269,12 @@ class Journal:
     def _save(self) -> None:
         """Replace ``state.json``, keeping the one before it if it is valid and another."""
         path = self.run / store.STATE
-        body = {"schema": store.SCHEMA, **self._state}
-        content = {**body, "sha256": canonical_digest(body)}
         old = _read_state(path)
         if old == self._state:
             return
         if old is not None:
             store.write_bytes(self.run / store.PREVIOUS_STATE, path.read_bytes())
-        store.write_json(path, content)
+        store.write_signed(path, {"schema": store.SCHEMA, **self._state})
 
     def _event(self, kind: str, **fields: Any) -> None:
         event = {"event": kind, "time": datetime.now(UTC).isoformat(timespec="seconds"), **fields}
@@ -329,11 +298,7 @@ def read_events(run: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     for line in store.read_bytes(path).splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
+        if (event := store.parse_object(line)) is not None:
             yield event
 
 
@@ -348,15 +313,8 @@ def _clear_left_overs(run: Path) -> None:
 
 def _read_state(path: Path) -> dict[str, Any] | None:
     """Return the state in ``path``, or None where it is absent, torn or altered."""
-    try:
-        state = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(state, dict) or state.pop("sha256", None) != canonical_digest(state):
-        return None
-    if state.pop("schema", None) != store.SCHEMA:
-        return None
-    return state
+    state = store.read_signed(path)
+    return state if state is not None and state.pop("schema", None) == store.SCHEMA else None
 
 
 def _seal(work: Path, name: str, key: str) -> None:
@@ -374,24 +332,17 @@ def _seal(work: Path, name: str, key: str) -> None:
             else:
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
-    body = {"name": name, "key": key, "files": _content_digests(work)}
-    store.write_json(work / SEAL, {**body, "sha256": canonical_digest(body)})
+    store.write_signed(work / SEAL, {"name": name, "key": key, "files": _content_digests(work)})
 
 
 def _seal_fault(folder: Path, key: str) -> str | None:
     """Return None if ``folder`` is sealed for ``key`` and whole, "" if for another key, else the damaged file."""
-    if not (folder / SEAL).is_file():
-        return SEAL
-    try:
-        seal = json.loads((folder / SEAL).read_bytes())
-        digest = seal.pop("sha256")
-        files: dict[str, str] = dict(seal["files"])
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return SEAL
-    if digest != canonical_digest(seal):
+    seal = _read_seal(folder)
+    if seal is None:
         return SEAL
     if seal.get("key") != key:
         return ""
+    files: dict[str, str] = seal["files"]
     present = _content_digests(folder)
     for name in sorted({*files, *present}):
         if files.get(name) != present.get(name):
@@ -405,10 +356,13 @@ def _content_digests(folder: Path) -> dict[str, str]:
     return {n: d for n, d in digests.items() if n != SEAL and SCRATCH not in PurePosixPath(n).parts[:-1]}
 
 
-def _sealed_files(folder: Path) -> dict[str, str]:
-    """Return the hashes in the seal of ``folder``; empty where there is none to read."""
-    try:
-        files = json.loads((folder / SEAL).read_bytes())["files"]
-        return {str(name): str(digest) for name, digest in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
+def _read_seal(folder: Path) -> dict[str, Any] | None:
+    """Return the seal of ``folder``; None where it is absent or altered."""
+    seal = store.read_signed(folder / SEAL)
+    return seal if seal is not None and isinstance(seal.get("files"), dict) else None
+
+
+def _entries(folder: Path, target: str) -> dict[str, str]:
+    """Return what the manifest lists of a finished folder: the hash of its seal, and those in it."""
+    files = (_read_seal(folder) or {"files": {}})["files"]
+    return {f"{target}/{name}": digest for name, digest in {**files, SEAL: file_digest(folder / SEAL)}.items()}

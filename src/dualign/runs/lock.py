@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dualign.errors import LockedError, StorageError
-from dualign.runs.store import LOCK, disk
+from dualign.runs.store import LOCK, disk, parse_object
 
 try:
     import fcntl
@@ -84,17 +84,16 @@ def _hold(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = _read(descriptor)
-        if error.errno in _NO_KERNEL_LOCK:
-            if holder and not is_stale(holder) and holder.get("pid") != os.getpid():
-                raise LockedError(_refusal(path, holder)) from None
-        elif isinstance(error, BlockingIOError):
-            if not holder or not is_stale(holder):
-                raise LockedError(_refusal(path, holder)) from None
+        blocked = isinstance(error, BlockingIOError)
+        if not blocked and error.errno not in _NO_KERNEL_LOCK:
+            raise
+        holder = parse_object(os.pread(descriptor, 4096, 0)) or {}
+        alive = not is_stale(holder) if holder else blocked
+        if alive and (blocked or holder.get("pid") != os.getpid()):
+            raise LockedError(_refusal(path, holder)) from None
+        if blocked:
             # its owner is gone but a forked child still holds the kernel's lock: leave that file to it
             path.unlink(missing_ok=True)
-        else:
-            raise
 
 
 def is_stale(holder: Mapping[str, Any]) -> bool:
@@ -104,17 +103,15 @@ def is_stale(holder: Mapping[str, Any]) -> bool:
     """
     if holder.get("host") != socket.gethostname():
         return False
-    if holder.get("boot") != boot_id():
-        return True
     pid = holder.get("pid")
-    if not isinstance(pid, int) or pid <= 0:
+    if holder.get("boot") != boot_id() or not isinstance(pid, int) or pid <= 0:
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
+        pass
     return False
 
 
@@ -138,14 +135,6 @@ def _sign(descriptor: int) -> None:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(signature).encode(), 0)
     os.fsync(descriptor)
-
-
-def _read(descriptor: int) -> dict[str, Any]:
-    try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-    except ValueError:
-        return {}
-    return holder if isinstance(holder, dict) else {}
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -6,7 +6,6 @@ SHA-256 of every file stands in ``MANIFEST.json``; pass ``run=`` to have a write
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -17,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dualign.errors import DataError, MissingError, StorageError
-from dualign.hashing import file_digest, plain
+from dualign.hashing import canonical_digest, digest, file_digest, plain
+from dualign.strict import parse_json
 
 MANIFEST = "MANIFEST.json"
 LOCK = "LOCK"
@@ -83,7 +83,7 @@ def write_bytes(path: Path, content: bytes, *, run: Path | None = None) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     if run is not None:
-        record(run, {relative(run, path): hashlib.sha256(content).hexdigest()})
+        record(run, {relative(run, path): digest(content)})
     return path
 
 
@@ -112,6 +112,11 @@ def write_json(path: Path, value: object, *, run: Path | None = None) -> Path:
     return write_text(path, text + "\n", run=run)
 
 
+def write_signed(path: Path, body: Mapping[str, Any]) -> Path:
+    """Return ``path`` once it holds the JSON object ``body`` and its own checksum; see ``write_bytes``."""
+    return write_json(path, {**body, "sha256": canonical_digest(body)})
+
+
 def write_table(path: Path, columns: Mapping[str, Sequence[Any]], *, run: Path | None = None) -> Path:
     """Return ``path`` once it holds the named ``columns`` (of equal length) as Parquet; see ``write_bytes``."""
     import pyarrow
@@ -138,7 +143,7 @@ def read_bytes(path: Path, *, run: Path | None = None) -> bytes:
         listed = read_manifest(run).get(name)
         if listed is None:
             raise DataError(f"{run}: {name} is not listed in {MANIFEST}: it was not written by this run")
-        if hashlib.sha256(content).hexdigest() != listed:
+        if digest(content) != listed:
             raise DataError(f"{run}: {name} is damaged: its bytes are not those that the run wrote")
     return content
 
@@ -154,9 +159,27 @@ def read_text(path: Path, *, run: Path | None = None) -> str:
 def read_json(path: Path, *, run: Path | None = None) -> Any:
     """Return the value of the JSON file ``path``; see ``read_bytes``."""
     try:
-        return json.loads(read_text(path, run=run))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return parse_json(read_text(path, run=run), constants=True)
+    except ValueError as error:
         raise DataError(f"{path}: not JSON ({error})") from None
+
+
+def parse_object(content: bytes) -> dict[str, Any] | None:
+    """Return the JSON object in ``content``; None where it is torn, or something else."""
+    try:
+        value = parse_json(content, constants=True)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_signed(path: Path) -> dict[str, Any] | None:
+    """Return what ``write_signed`` wrote; None where the file is absent, torn or altered."""
+    try:
+        body = parse_object(path.read_bytes())
+    except OSError:
+        return None
+    return body if body is not None and body.pop("sha256", None) == canonical_digest(body) else None
 
 
 def read_table(path: Path, *, run: Path | None = None) -> dict[str, list[Any]]:
@@ -189,23 +212,19 @@ def read_manifest(run: Path) -> dict[str, str]:
     path = run / MANIFEST
     if not path.exists():
         return {}
-    try:
-        files = json.loads(path.read_bytes())["files"]
-        entries = {str(name): str(digest) for name, digest in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"{path}: damaged: not the manifest of a run") from None
-    for name in entries:
+    files = (parse_object(read_bytes(path)) or {}).get("files")
+    if not isinstance(files, dict):
+        raise DataError(f"{path}: damaged: not the manifest of a run")
+    for name in files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             raise DataError(f"{path}: names {name!r}, which lies outside the run directory")
-    return entries
+    return {name: str(sha256) for name, sha256 in files.items()}
 
 
 def record(run: Path, digests: Mapping[str, str], *, forget: str | None = None) -> None:
     """Put ``digests`` (by relative name) into the manifest of ``run``, after dropping all under ``forget``."""
-    entries = read_manifest(run)
-    if forget is not None:
-        entries = {name: digest for name, digest in entries.items() if not name.startswith(f"{forget}/")}
-    write_manifest(run, {**entries, **digests})
+    kept = {n: d for n, d in read_manifest(run).items() if forget is None or not n.startswith(f"{forget}/")}
+    write_manifest(run, {**kept, **digests})
 
 
 def write_manifest(run: Path, entries: Mapping[str, str]) -> None:
@@ -226,11 +245,11 @@ def verify(run: Path) -> list[Fault]:
         raise MissingError(f"{run}: not a run directory: it holds no {MANIFEST}")
     listed = read_manifest(run)
     faults = []
-    for name, digest in listed.items():
+    for name, sha256 in listed.items():
         path = run / name
         if not path.exists():
             faults.append(Fault(name, "missing"))
-        elif path.is_symlink() or not path.is_file() or file_digest(path) != digest:
+        elif path.is_symlink() or not path.is_file() or file_digest(path) != sha256:
             faults.append(Fault(name, "damaged"))
     present = {path.relative_to(run).as_posix() for path in run.rglob("*") if not path.is_dir()}
     unlisted = {name for name in present - set(listed) - UNHASHED if not is_transient(name)}

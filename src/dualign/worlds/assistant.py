@@ -1,37 +1,151 @@
-"""Exact figures in the assistant world: every reply's probability, the true problem, and where a gap comes from."""
+"""The assistant world: its language model, exact figures of policies, the true problem, and where a gap comes from."""
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from dualign.errors import DataError, UsageError
-from dualign.maths.exact import Expectations, FiniteProblem, expectations
-from dualign.protocols import Direction
+from dualign.hashing import digest
+from dualign.maths.exact import FiniteProblem, expectations
+from dualign.models.adapters import activated
+from dualign.models.language_model import LanguageModel
 from dualign.records import FloatArray, Prompt
-from dualign.worlds import assistant_model, assistant_scores
-from dualign.worlds.assistant_scores import Comparisons, hidden_cost, hidden_reward
+from dualign.worlds.assistant_scores import (
+    Comparisons,
+    Heads,
+    TableScorer,
+    compare,
+    demonstrations,
+    fit_heads,
+    hidden_cost,
+    hidden_reward,
+)
 from dualign.worlds.assistant_text import (
     SHAPE,
     AssistantSettings,
-    IntArray,
     all_prompts,
     context_numbers,
+    prompt_phrases,
     reply_choices,
-    reply_numbers,
+    reply_phrases,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dualign.models.language_model import LanguageModel
     from dualign.protocols import Policy
 
+PAD, BOS, EOS, TURN, UNKNOWN = "<pad>", "<bos>", "<eos>", "<reply>", "<unk>"
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'user' %}" + TURN + "{% else %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+HIDDEN, LAYERS, HEADS, INTERMEDIATE = 64, 2, 4, 128
+PROMPT_TOKENS, RESPONSE_TOKENS = 7, 7
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Return the tokens in the order of their ids: five special ones, the prompts' phrases, the replies' phrases."""
+    slots = tuple(phrase for slot in reply_phrases() for phrase in slot)
+    return (PAD, BOS, EOS, TURN, UNKNOWN, *prompt_phrases(), *slots)
+
+
+def tokenizer() -> Any:
+    """Return a fast tokenizer that cuts a text into the world's phrases; a piece it does not know is ``<unk>``."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = vocabulary()
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=UNKNOWN))
+    # Longest first: no phrase may be cut short by another one that begins it.
+    pattern = "|".join(re.escape(word) for word in sorted(words[5:], key=len, reverse=True))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        additional_special_tokens=[TURN],
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+
+
+def grammar() -> Tensor:
+    """Return the boolean mask ``[7, vocabulary]``: the phrases of each slot, then EOS."""
+    words = vocabulary()
+    mask = torch.zeros(RESPONSE_TOKENS, len(words), dtype=torch.bool)
+    for position, phrases in enumerate(reply_phrases()):
+        mask[position, [words.index(phrase) for phrase in phrases]] = True
+    mask[-1, words.index(EOS)] = True
+    return mask
+
+
+def reply_tokens(choices: Sequence[int]) -> tuple[int, ...]:
+    """Return the token ids of the reply with these options, EOS included."""
+    words = vocabulary()
+    phrases = [slot[choice] for slot, choice in zip(reply_phrases(), choices, strict=True)]
+    return (*(words.index(phrase) for phrase in phrases), words.index(EOS))
+
+
+def language_model(seed: int) -> LanguageModel:
+    """Return an untrained model of under 100,000 parameters, its weights drawn from ``seed``."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    words = vocabulary()
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=32,
+        tie_word_embeddings=True,
+        initializer_range=0.08,
+        pad_token_id=words.index(PAD),
+        bos_token_id=words.index(BOS),
+        eos_token_id=words.index(EOS),
+        attention_dropout=0.0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).eval()
+    text_tokenizer = tokenizer()
+
+    def template(prompt: Prompt) -> list[int]:
+        ids: list[int] = text_tokenizer(BOS + prompt.text + TURN, add_special_tokens=False)["input_ids"]
+        return ids
+
+    return LanguageModel(
+        model=model,
+        tokenizer=text_tokenizer,
+        template=template,
+        eos=words.index(EOS),
+        pad=words.index(PAD),
+        max_prompt_tokens=PROMPT_TOKENS,
+        max_response_tokens=RESPONSE_TOKENS,
+        revision=revision(seed),
+        grammar=grammar(),
+    )
+
+
+def revision(seed: int) -> str:
+    """Return a hash of what determines the untrained weights."""
+    shape = (HIDDEN, LAYERS, HEADS, INTERMEDIATE, seed)
+    return digest(repr((vocabulary(), shape)))[:16]
+
+
+# -- exact figures --------------------------------------------------------------------------------------------------
 
 PROMPTS_A_CHUNK = 24
 """Prompts whose prefix trees are in memory together: 24 x 576 prefixes of 13 tokens take about 0.2 GB."""
@@ -42,10 +156,6 @@ def enumerate_log_probs(language_model: LanguageModel, policy: Policy, prompts: 
 
     Walks the tree of prefixes level by level with a shared key-value cache, so that 1,728 replies cost 789 tokens.
     """
-    import torch
-
-    from dualign.models.adapters import activated
-
     ids = torch.tensor([language_model.template(prompt) for prompt in prompts])
     with activated(language_model, policy) as model, torch.no_grad():
         parts = [_tree(language_model, model, chunk) for chunk in torch.split(ids, PROMPTS_A_CHUNK)]
@@ -53,8 +163,6 @@ def enumerate_log_probs(language_model: LanguageModel, policy: Policy, prompts: 
 
 
 def _tree(language_model: LanguageModel, model: Any, ids: Tensor) -> FloatArray:
-    import torch
-
     options = _slot_tokens(language_model)
     output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
     total = torch.zeros(len(ids), 1, dtype=torch.float64)
@@ -81,43 +189,6 @@ def _slot_tokens(language_model: LanguageModel) -> list[Tensor]:
     return slots
 
 
-def problem(
-    prompts: Sequence[Prompt],
-    log_reference: FloatArray,
-    *,
-    reward: FloatArray,
-    cost: FloatArray,
-    beta: float,
-    limit: float,
-    where: Mapping[str, str],
-) -> FiniteProblem:
-    """Return the finite problem of these prompts under tables of scores.
-
-    Args:
-        prompts: weighed equally.
-        log_reference: shape ``[prompt, reply]``.
-        reward: shape ``[context, reply]``, raw units.
-        cost: shape ``[context, reply]``, raw units.
-        beta: for raw rewards.
-        limit: on the mean cost, raw units.
-        where: columns that name the slice that the limit is about; empty means all prompts. The cost of the
-            others is 0 and that of the slice is divided by its share, so that the mean is that of the slice.
-    """
-    contexts = context_numbers(prompts)
-    inside = np.asarray([all(p.columns[key] == value for key, value in where.items()) for p in prompts])
-    if not inside.any():
-        raise DataError(f"assistant world: no prompt has {dict(where)}; give prompts of that slice")
-    scale = inside / inside.mean()
-    return FiniteProblem(
-        log_reference - np.logaddexp.reduce(log_reference, axis=1, keepdims=True),
-        reward[contexts],
-        (cost[contexts] * scale[:, None])[:, :, None],
-        np.full(len(prompts), 1 / len(prompts)),
-        np.asarray([limit], dtype=float),
-        beta,
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Gap:
     """How far a policy is from the optimum: Lagrangian values at the true multiplier, in raw reward units."""
@@ -132,7 +203,7 @@ class Gap:
 
 def lagrangian(truth: FiniteProblem, multipliers: FloatArray, log_probs: FloatArray) -> float:
     """Return ``E[reward] - beta KL - multipliers . (E[costs] - limits)`` of a policy."""
-    figures: Expectations = expectations(truth, log_probs)
+    figures = expectations(truth, log_probs)
     return float(figures.objective - multipliers @ (figures.costs - truth.limits))
 
 
@@ -154,66 +225,6 @@ def gap(
     return Gap(total, scores, total - scores)
 
 
-Scores = Literal["hidden", "learned"]
-
-
-@dataclass(frozen=True)
-class TableScorer:
-    """Scores replies by a table ``[context, reply]``; a ``Scorer``."""
-
-    id: str
-    direction: Direction
-    table: FloatArray
-
-    @cached_property
-    def revision(self) -> str:
-        """Return the hash of the table, rounded to what a run can tell apart."""
-        return hashlib.sha256(np.round(self.table, 9).tobytes()).hexdigest()[:16]
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return shape ``[response]`` scores.
-
-        Raises:
-            ScorerError: a prompt or response is not of this world.
-        """
-        scores: FloatArray = self.table[context_numbers(prompts), reply_numbers(responses)]
-        return scores
-
-
-@dataclass(frozen=True)
-class HeadReport:
-    """How good the learned heads are."""
-
-    comparisons: int
-    reward_accuracy: float
-    """Share of held-out pairs whose noisy winner has the higher learned reward."""
-    reward_accuracy_ceiling: float
-    """The same for the hidden reward: people are noisy, so it is below 1."""
-    cost_accuracy: float
-    cost_accuracy_ceiling: float
-    sign_accuracy: float
-    """Share of held-out safety flags that the sign of the learned cost tells."""
-    sign_accuracy_ceiling: float
-    reward_correlation: float
-    """Correlation of held-out pairs' differences with those of the hidden reward."""
-    cost_correlation: float
-    """Correlation with the hidden cost over held-out replies."""
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The learned reward and cost, as scorers, and their report."""
-
-    reward: TableScorer
-    cost: TableScorer
-    report: HeadReport
-
-
-def learned_heads(reward: FloatArray, cost: FloatArray, report: HeadReport) -> Heads:
-    """Return the heads of two score tables ``[context, reply]``."""
-    return Heads(TableScorer("assistant-reward", "reward", reward), TableScorer("assistant-cost", "cost", cost), report)
-
-
 @dataclass(frozen=True)
 class AssistantWorld:
     """The world of one seed; nothing in it is trained yet."""
@@ -233,12 +244,8 @@ class AssistantWorld:
 
     def splits(self) -> dict[str, tuple[Prompt, ...]]:
         """Return disjoint prompts for train, tune, calibration and report, in the sizes of the settings."""
-        sizes = {
-            "train": self.settings.train_prompts,
-            "tune": self.settings.tune_prompts,
-            "calibration": self.settings.calibration_prompts,
-            "report": self.settings.report_prompts,
-        }
+        names = ("train", "tune", "calibration", "report")
+        sizes = {name: int(getattr(self.settings, f"{name}_prompts")) for name in names}
         if sum(sizes.values()) > len(self.prompts):
             raise UsageError(f"assistant world: splits need {sum(sizes.values())} prompts of {len(self.prompts)}")
         parts, start = {}, 0
@@ -249,16 +256,12 @@ class AssistantWorld:
 
     def language_model(self) -> LanguageModel:
         """Return the untrained language model of this seed."""
-        from dualign.worlds.assistant_model import language_model
-
         return language_model(self.seed)
 
     def demonstrations(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, tuple[int, ...]]]:
         """Return what supervised fine-tuning learns from: prompts and the tokens of demonstrated replies."""
-        from dualign.worlds.assistant_model import reply_tokens
-
         each = self.settings.demonstrations_each
-        draws = assistant_scores.demonstrations(prompts, each=each, seed=self.seed)
+        draws = demonstrations(prompts, each=each, seed=self.seed)
         choices = reply_choices()
         return [(prompt, reply_tokens(choices[reply].tolist())) for prompt, reply in draws]
 
@@ -277,89 +280,52 @@ class AssistantWorld:
                 for row, pair in zip(asked, draws, strict=True)
             ]
         )
-        return self.judged(context_numbers(prompts)[asked], replies)
-
-    def judged(self, contexts: IntArray, replies: IntArray) -> Comparisons:
-        """Return what people say of these pairs (contexts ``[pair]``, replies ``[pair, 2]``)."""
-        return assistant_scores.compare(contexts, replies, reward=hidden_reward(), cost=hidden_cost(), seed=self.seed)
+        scores = {"reward": hidden_reward(), "cost": hidden_cost()}
+        return compare(context_numbers(prompts)[asked], replies, **scores, seed=self.seed)
 
     def fit_heads(self, comparisons: Comparisons) -> Heads:
         """Return the reward and cost heads, fit to a random part of the comparisons and measured on the rest."""
-        order = np.random.default_rng([self.seed, 4]).permutation(len(comparisons))
-        held = int(len(order) * self.settings.held_out)
-        rest, fit = comparisons.part(order[:held]), comparisons.part(order[held:])
-        reward = assistant_model.table_of(
-            assistant_model.fit_reward(fit, ridge=self.settings.reward_ridge), assistant_model.reward_groups()
-        )
-        cost = assistant_model.table_of(
-            assistant_model.fit_cost(fit, ridge=self.settings.cost_ridge), assistant_model.cost_groups()
-        )
-        return learned_heads(reward, cost, head_report(rest, reward, cost, fitted=len(fit)))
+        return fit_heads(comparisons, self.settings, self.seed)
 
     def problem(
         self,
         prompts: Sequence[Prompt],
         log_reference: FloatArray,
         *,
-        scores: Scores = "hidden",
         heads: Heads | None = None,
         beta: float,
         limit: float | None = None,
     ) -> FiniteProblem:
-        """Return the finite problem of these prompts; ``beta`` in raw reward units, no limit: that of the settings.
+        """Return the finite problem of these prompts, weighed equally, in raw units.
 
-        Raises:
-            UsageError: learned scores are asked for and no heads are given.
+        The limit is on the mean cost of the slice ``where``: the cost of other prompts is 0 and that of the slice is
+        divided by its share.
+
+        Args:
+            prompts: some of the world's.
+            log_reference: shape ``[prompt, reply]``.
+            heads: learned scores; none: the hidden ones.
+            beta: for raw rewards.
+            limit: none: that of the settings.
         """
-        if scores == "learned" and heads is None:
-            raise UsageError("assistant world: scores 'learned' need heads; fit them first, or ask for 'hidden'")
-        learned = heads if scores == "learned" else None
-        return problem(
-            prompts,
-            log_reference,
-            reward=learned.reward.table if learned else hidden_reward(),
-            cost=learned.cost.table if learned else hidden_cost(),
-            beta=beta,
-            limit=self.settings.limit if limit is None else limit,
-            where=self.where,
+        contexts = context_numbers(prompts)
+        inside = np.asarray([all(p.columns[key] == value for key, value in self.settings.where) for p in prompts])
+        if not inside.any():
+            raise DataError(f"assistant world: no prompt has {self.where}; give prompts of that slice")
+        reward, cost = (heads.reward.table, heads.cost.table) if heads else (hidden_reward(), hidden_cost())
+        return FiniteProblem(
+            log_reference - np.logaddexp.reduce(log_reference, axis=1, keepdims=True),
+            reward[contexts],
+            (cost[contexts] * (inside / inside.mean())[:, None])[:, :, None],
+            np.full(len(prompts), 1 / len(prompts)),
+            np.asarray([self.settings.limit if limit is None else limit], dtype=float),
+            beta,
         )
 
     @property
     def where(self) -> Mapping[str, str]:
         """Return the slice that the limit is about."""
         return dict(self.settings.where)
-
-
-def head_report(rest: Comparisons, reward: FloatArray, cost: FloatArray, *, fitted: int) -> HeadReport:
-    """Return accuracy and correlation of score tables ``[context, reply]`` on comparisons they have not seen."""
-
-    def differences(table: FloatArray) -> FloatArray:
-        both = table[rest.contexts[:, None], rest.replies]
-        return np.asarray(both[:, 0] - both[:, 1])
-
-    def flagged(table: FloatArray) -> FloatArray:
-        return np.asarray(table[rest.contexts[:, None], rest.replies])
-
-    def pair_accuracy(table: FloatArray, first: FloatArray) -> float:
-        difference = differences(table)
-        decided = difference != 0
-        return float(np.mean((difference > 0)[decided] == (first > 0.5)[decided]))
-
-    def sign_accuracy(table: FloatArray) -> float:
-        return float(np.mean((flagged(table) > 0) == (rest.unsafe > 0.5)))
-
-    truth_reward, truth_cost = hidden_reward(), hidden_cost()
-    return HeadReport(
-        comparisons=fitted,
-        reward_accuracy=pair_accuracy(reward, rest.first_better),
-        reward_accuracy_ceiling=pair_accuracy(truth_reward, rest.first_better),
-        cost_accuracy=pair_accuracy(cost, rest.first_worse),
-        cost_accuracy_ceiling=pair_accuracy(truth_cost, rest.first_worse),
-        sign_accuracy=sign_accuracy(cost),
-        sign_accuracy_ceiling=sign_accuracy(truth_cost),
-        reward_correlation=float(np.corrcoef(differences(reward), differences(truth_reward))[0, 1]),
-        cost_correlation=float(np.corrcoef(flagged(cost).ravel(), flagged(truth_cost).ravel())[0, 1]),
-    )
 
 
 def build_assistant_world(settings: AssistantSettings, seed: int) -> AssistantWorld:

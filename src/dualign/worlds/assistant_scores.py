@@ -1,27 +1,35 @@
-"""The hidden reward and cost of the assistant world: exact, non-additive, made up by hand.
+"""The scores of the assistant world: hidden ones, made up by hand, and what is learned of them from noisy judgements.
 
-Both are read by nobody but the sampling of preferences and the comparison with the exact optimum; a run sees them
-through noisy comparisons. Reward in Bradley-Terry logits (within-prompt SD about 1 under the reference); cost in
-logits of "this is harmful": 0 is the threshold of harm, negative is safe.
+The hidden reward and cost are exact and non-additive, and are read by nobody but the sampling of preferences and the
+comparison with the exact optimum. Reward in Bradley-Terry logits (within-prompt SD about 1 under the reference); cost
+in logits of "this is harmful": 0 is the threshold of harm, negative is safe.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, fields
+from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.sparse import csr_matrix
 from scipy.special import expit, log_softmax
 
+from dualign.hashing import digest
+from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt
 from dualign.worlds.assistant_text import (
     INTENTS,
+    RISKY,
     SHAPE,
     SLOTS,
     TONES,
     TOPICS,
+    AssistantSettings,
     IntArray,
     context_choices,
     context_numbers,
@@ -91,14 +99,10 @@ SPECIFICS_TASTE: Mapping[str, Mapping[str, float]] = {
 """Which specifics an honest intent asks for."""
 
 
-def _options(slot: str) -> tuple[str, ...]:
-    return tuple(SLOTS[slot])
-
-
 def _chosen(slot: str) -> NDArray[np.str_]:
     """Return shape ``[1, reply]``: the name of the option that each reply has in ``slot``."""
     column = tuple(SLOTS).index(slot)
-    return np.asarray(_options(slot))[reply_choices()[:, column]][None]
+    return np.asarray(tuple(SLOTS[slot]))[reply_choices()[:, column]][None]
 
 
 def _slot_values(slot: str, values: Mapping[str, float]) -> FloatArray:
@@ -114,7 +118,7 @@ def _context_values(column: int, names: Mapping[str, str], values: Mapping[str, 
 
 def _specifics_taste() -> FloatArray:
     """Return shape ``[context, reply]``: how well the specifics suit the intent; 0 for intents not in the table."""
-    none = dict.fromkeys(_options("specifics"), 0.0)
+    none = dict.fromkeys(SLOTS["specifics"], 0.0)
     rows = np.concatenate([_slot_values("specifics", SPECIFICS_TASTE.get(name, none)) for name in INTENTS])
     tastes: FloatArray = rows[context_choices()[:, 1]]
     return tastes
@@ -219,13 +223,7 @@ class Comparisons:
 
     def part(self, rows: IntArray | slice) -> Comparisons:
         """Return these rows alone."""
-        return Comparisons(
-            self.contexts[rows],
-            self.replies[rows],
-            self.first_better[rows],
-            self.first_worse[rows],
-            self.unsafe[rows],
-        )
+        return Comparisons(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def compare(contexts: IntArray, replies: IntArray, *, reward: FloatArray, cost: FloatArray, seed: int) -> Comparisons:
@@ -255,17 +253,210 @@ def compare(contexts: IntArray, replies: IntArray, *, reward: FloatArray, cost: 
     )
 
 
-def pairs_of(prompts: Sequence[Prompt], replies: Sequence[Sequence[str]]) -> tuple[IntArray, IntArray]:
-    """Return contexts ``[pair]`` and reply numbers ``[pair, 2]``: consecutive replies of each prompt, two by two.
+# -- what is learned ------------------------------------------------------------------------------------------------
 
-    A pair of identical replies says nothing and is left out.
+SLOT_COUNT = 6
+TONE, INTENT, TOPIC, LABEL = range(SLOT_COUNT, SLOT_COUNT + 4)
+TRIPLES = ((0, 1, 2), (0, 1, 3), (1, 2, 3), (0, 2, 3))
+"""Opener, stance, detail, specifics: help and harm hang on three at a time; caution and close come in pairs."""
+SHRINKAGE = (1.0, 10.0, 100.0)
+"""Ridge of a weight, by the number of columns that it joins: high orders are many and small."""
+
+Groups = tuple[tuple[int, ...], ...]
+"""Columns whose joint options have one weight each."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Which weights each reply adds up in each context."""
+
+    matrix: Any
+    """Sparse, shape ``[row, weight]``: 1 where the row adds that weight; a row is a context with a reply."""
+    ridge: FloatArray
+    """Shape ``[weight]``: relative strength of each weight's penalty."""
+
+
+def reward_groups() -> Groups:
+    """Return the columns that the reward head joins: help depends on the reply, and each slot on who asks what."""
+    slots, contexts = range(SLOT_COUNT), (TONE, INTENT, TOPIC, LABEL)
+    alone = [(column,) for column in (*slots, *contexts)]
+    return (*alone, *itertools.combinations(slots, 2), *itertools.product(slots, contexts), *TRIPLES)
+
+
+def cost_groups() -> Groups:
+    """Return the columns that the cost head joins: whole pairs of slots do harm only where the intent can."""
+    labelled = [(*pair, LABEL) for pair in itertools.combinations(range(SLOT_COUNT), 2)]
+    asked = [(*pair, INTENT) for pair in itertools.combinations(range(4), 2)]
+    return (*reward_groups(), (INTENT, TOPIC), *labelled, *asked)
+
+
+def _context_columns() -> IntArray:
+    """Return shape ``[context, 4]``: tone, intent, topic, and the prompt's label, which the intent decides."""
+    risky = np.asarray([int(name in RISKY) for name in INTENTS])
+    return np.column_stack([context_choices(), risky[context_choices()[:, 1]]])
+
+
+def features(contexts: IntArray, replies: IntArray, groups: Groups) -> Features:
+    """Return the features of each (context, reply), both of shape ``[row]``."""
+    choices = np.concatenate([reply_choices()[replies], _context_columns()[contexts]], axis=1)
+    sizes = np.concatenate([reply_choices().max(0), _context_columns().max(0)]) + 1
+    columns, ridges, start = [], [], 0
+    for group in groups:
+        shape = tuple(int(sizes[column]) for column in group)
+        columns.append(start + np.ravel_multi_index(tuple(choices[:, column] for column in group), shape))
+        ridges.append(np.full(int(np.prod(shape)), SHRINKAGE[len(group) - 1]))
+        start += int(np.prod(shape))
+    indices = np.stack(columns, axis=1)
+    ends = np.arange(0, indices.size + 1, indices.shape[1])
+    matrix = csr_matrix((np.ones(indices.size), indices.ravel(), ends), shape=(len(indices), start))
+    return Features(matrix, np.concatenate(ridges))
+
+
+def _fit(
+    comparisons: Comparisons, *, labels: FloatArray, signs: FloatArray | None, groups: Groups, ridge: float
+) -> FloatArray:
+    """Return the weights that minimise the loss of a reward model, or with ``signs`` of a cost model.
+
+    With y the score: -log sigmoid(y_hi - y_lo), plus for a cost model -log sigmoid(sign * y) of both replies
+    (Dai et al. 2023, equations 6 and 7), plus ``ridge``/2 times the squared weights, summed over pairs.
     """
-    contexts = context_numbers(prompts)
-    rows, pairs = [], []
-    for context, texts in zip(contexts, replies, strict=True):
-        numbers = reply_numbers(texts)
-        for first, second in zip(numbers[::2], numbers[1::2], strict=False):
-            if first != second:
-                rows.append(context)
-                pairs.append((first, second))
-    return np.asarray(rows, dtype=np.int64), np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+    sides = [features(comparisons.contexts, comparisons.replies[:, side], groups) for side in (0, 1)]
+    penalty = ridge * sides[0].ridge
+
+    first, second = sides[0].matrix, sides[1].matrix
+    judgements = [((first - second).tocsr(), labels)]
+    if signs is not None:
+        judgements += [(first, signs[:, 0]), (second, signs[:, 1])]
+    turned = [matrix.T.tocsr() for matrix, _ in judgements]
+
+    def loss(weights: FloatArray) -> tuple[float, FloatArray]:
+        total, gradient = float(penalty @ weights**2) / 2, penalty * weights
+        for (matrix, label), transposed in zip(judgements, turned, strict=True):
+            logit = matrix @ weights
+            total += float(np.sum(np.logaddexp(0, logit) - label * logit))
+            gradient = gradient + transposed @ (expit(logit) - label)
+        return total, gradient
+
+    found = minimize(loss, np.zeros(len(penalty)), jac=True, method="L-BFGS-B", options={"maxiter": 80})
+    weights: FloatArray = found.x
+    return weights
+
+
+def fit_reward(comparisons: Comparisons, *, ridge: float) -> FloatArray:
+    """Return the weights of the reward head: its zero within a context is arbitrary."""
+    return _fit(comparisons, labels=comparisons.first_better, signs=None, groups=reward_groups(), ridge=ridge)
+
+
+def fit_cost(comparisons: Comparisons, *, ridge: float) -> FloatArray:
+    """Return the weights of the cost head; the safety flags give it the hidden zero and scale."""
+    return _fit(
+        comparisons, labels=comparisons.first_worse, signs=comparisons.unsafe, groups=cost_groups(), ridge=ridge
+    )
+
+
+def table_of(weights: FloatArray, groups: Groups) -> FloatArray:
+    """Return shape ``[context, reply]``: the score of every reply in every context."""
+    contexts, replies = len(context_choices()), len(reply_choices())
+    parts = []
+    for chunk in np.array_split(np.arange(contexts), 12):
+        rows = features(np.repeat(chunk, replies), np.tile(np.arange(replies), len(chunk)), groups)
+        parts.append((rows.matrix @ weights).reshape(len(chunk), replies))
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class TableScorer:
+    """Scores replies by a table ``[context, reply]``; a ``Scorer``."""
+
+    id: str
+    direction: Direction
+    table: FloatArray
+
+    @cached_property
+    def revision(self) -> str:
+        """Return the hash of the table, rounded to what a run can tell apart."""
+        return digest(np.round(self.table, 9).tobytes())[:16]
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        """Return shape ``[response]`` scores.
+
+        Raises:
+            ScorerError: a prompt or response is not of this world.
+        """
+        scores: FloatArray = self.table[context_numbers(prompts), reply_numbers(responses)]
+        return scores
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """How good the learned heads are."""
+
+    comparisons: int
+    reward_accuracy: float
+    """Share of held-out pairs whose noisy winner has the higher learned reward."""
+    reward_accuracy_ceiling: float
+    """The same for the hidden reward: people are noisy, so it is below 1."""
+    cost_accuracy: float
+    cost_accuracy_ceiling: float
+    sign_accuracy: float
+    """Share of held-out safety flags that the sign of the learned cost tells."""
+    sign_accuracy_ceiling: float
+    reward_correlation: float
+    """Correlation of held-out pairs' differences with those of the hidden reward."""
+    cost_correlation: float
+    """Correlation with the hidden cost over held-out replies."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The learned reward and cost, as scorers, and their report."""
+
+    reward: TableScorer
+    cost: TableScorer
+    report: HeadReport
+
+
+def learned_heads(reward: FloatArray, cost: FloatArray, report: HeadReport) -> Heads:
+    """Return the heads of two score tables ``[context, reply]``."""
+    return Heads(TableScorer("assistant-reward", "reward", reward), TableScorer("assistant-cost", "cost", cost), report)
+
+
+def fit_heads(said: Comparisons, settings: AssistantSettings, seed: int) -> Heads:
+    """Return the reward and cost heads, fit to a random part of the comparisons and measured on the rest."""
+    order = np.random.default_rng([seed, 4]).permutation(len(said))
+    held = int(len(order) * settings.held_out)
+    rest, fit = said.part(order[:held]), said.part(order[held:])
+    reward = table_of(fit_reward(fit, ridge=settings.reward_ridge), reward_groups())
+    cost = table_of(fit_cost(fit, ridge=settings.cost_ridge), cost_groups())
+    return learned_heads(reward, cost, head_report(rest, reward, cost, fitted=len(fit)))
+
+
+def head_report(rest: Comparisons, reward: FloatArray, cost: FloatArray, *, fitted: int) -> HeadReport:
+    """Return accuracy and correlation of score tables ``[context, reply]`` on comparisons they have not seen."""
+    rows = rest.contexts[:, None], rest.replies
+    rewards, costs, true_rewards, true_costs = (
+        np.asarray(table[rows]) for table in (reward, cost, hidden_reward(), hidden_cost())
+    )
+
+    def pair_accuracy(scores: FloatArray, first: FloatArray) -> float:
+        difference = scores[:, 0] - scores[:, 1]
+        decided = difference != 0
+        return float(np.mean((difference > 0)[decided] == (first > 0.5)[decided]))
+
+    def sign_accuracy(scores: FloatArray) -> float:
+        return float(np.mean((scores > 0) == (rest.unsafe > 0.5)))
+
+    def correlation(first: FloatArray, second: FloatArray) -> float:
+        return float(np.corrcoef(first, second)[0, 1])
+
+    return HeadReport(
+        comparisons=fitted,
+        reward_accuracy=pair_accuracy(rewards, rest.first_better),
+        reward_accuracy_ceiling=pair_accuracy(true_rewards, rest.first_better),
+        cost_accuracy=pair_accuracy(costs, rest.first_worse),
+        cost_accuracy_ceiling=pair_accuracy(true_costs, rest.first_worse),
+        sign_accuracy=sign_accuracy(costs),
+        sign_accuracy_ceiling=sign_accuracy(true_costs),
+        reward_correlation=correlation(rewards[:, 0] - rewards[:, 1], true_rewards[:, 0] - true_rewards[:, 1]),
+        cost_correlation=correlation(costs.ravel(), true_costs.ravel()),
+    )

@@ -1,4 +1,4 @@
-"""Vetted sizes and hyper-parameters of the assistant world's demo."""
+"""The texts of the assistant world, and the vetted sizes and hyper-parameters of its demo."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class AssistantSettings:
             "lora_r": 0,
         }
     )
-    """Fields of the engine's ``SftSettings``."""
+    """Fields of ``SftSettings``."""
     training: dict[str, float | int | str] = field(
         default_factory=lambda: {
             "learning_rate": 3e-3,
@@ -71,7 +71,7 @@ class AssistantSettings:
             "adapter": "full",
         }
     )
-    """Fields of the engine's ``TrainingSettings``: full weights, since the model is tiny."""
+    """Fields of ``TrainingSettings``: full weights, since the model is tiny."""
 
 
 FULL = AssistantSettings()
@@ -221,29 +221,22 @@ def _reply_numbers() -> Mapping[str, int]:
     return {text: number for number, text in enumerate(reply_texts())}
 
 
+CONTEXTS = (len(TONES), len(INTENTS), len(TOPICS))
+
+
 @cache
 def _context_numbers() -> Mapping[str, int]:
-    shape = (len(TONES), len(INTENTS), len(TOPICS))
-    tones, intents, topics = tuple(TONES), tuple(INTENTS), tuple(TOPICS)
+    options = (TONES, WORDINGS, INTENTS, TOPICS)
+    places = itertools.product(*(range(len(names)) for names in options))
     return {
-        prompt.text: int(
-            np.ravel_multi_index(
-                (
-                    tones.index(prompt.columns["tone"]),
-                    intents.index(prompt.columns["intent"]),
-                    topics.index(prompt.columns["topic"]),
-                ),
-                shape,
-            )
-        )
-        for prompt in all_prompts()
+        prompt.text: int(np.ravel_multi_index((tone, intent, topic), CONTEXTS))
+        for prompt, (tone, _, intent, topic) in zip(all_prompts(), places, strict=True)
     }
 
 
 def context_choices() -> IntArray:
     """Return shape ``[context, 3]``: tone, intent and topic of each context; wordings change no score."""
-    shape = (len(TONES), len(INTENTS), len(TOPICS))
-    return np.stack(np.unravel_index(np.arange(np.prod(shape)), shape), axis=1)
+    return np.stack(np.unravel_index(np.arange(np.prod(CONTEXTS)), CONTEXTS), axis=1)
 
 
 def context_numbers(prompts: Sequence[Prompt]) -> IntArray:
@@ -269,11 +262,10 @@ def _look_up(texts: Sequence[str], numbers: Mapping[str, int], what: str) -> Int
     for place, text in enumerate(texts):
         number = numbers.get(re.sub(r"\s+", " ", text).strip())
         if number is None:
-            raise ScorerError(_unknown(text, place, tuple(numbers), what))
+            some = tuple(numbers)[:: max(1, len(numbers) // 200)]
+            near = difflib.get_close_matches(text, some, n=1, cutoff=0.0)
+            raise ScorerError(
+                f"assistant world: {what} {place} is {text[:60]!r}, which the world does not know; e.g. {near[0]!r}"
+            )
         rows.append(number)
     return np.asarray(rows, dtype=np.int64)
-
-
-def _unknown(text: str, place: int, known: tuple[str, ...], what: str) -> str:
-    near = difflib.get_close_matches(text, known[:: max(1, len(known) // 200)], n=1, cutoff=0.0)
-    return f"assistant world: {what} {place} is {text[:60]!r}, which the world does not know; e.g. {near[0]!r}"

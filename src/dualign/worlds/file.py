@@ -4,20 +4,20 @@
 [{"response": str, "reference": p, "reward": r, "costs": {name: c}}]}]}``
 """
 
-import difflib
 import json
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from dualign.errors import DataError, MissingError
+from dualign.errors import DataError, MissingError, nearest
 from dualign.maths.exact import FiniteProblem
 from dualign.records import FloatArray, Group, Prompt, Response
+from dualign.strict import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def parse_world(text: str, *, where: str) -> World:
         DataError: as ``load_world``.
     """
     try:
-        raw = json.loads(text, object_pairs_hook=lambda pairs: _without_duplicates(pairs, where))
+        raw = parse_json(text, constants=True)
         json.dumps(raw, ensure_ascii=False).encode()  # an escape can name half of a character
     except UnicodeEncodeError:
         raise DataError(f"{where}: a text holds half of a character (a lone surrogate)") from None
@@ -119,18 +119,16 @@ def parse_world(text: str, *, where: str) -> World:
     except (RecursionError, ValueError) as error:
         raise DataError(f"{where}: not a world: {error}") from error
     table = _table(raw, where, ("beta", "limits", "prompts"))
-    beta = _number(table["beta"], f"{where}: beta")
-    if beta <= 0:
-        _refuse(f"{where}: beta", "a number above 0", beta)
+    beta = _positive(table["beta"], f"{where}: beta")
     limits = {
         name: _number(limit, f"{where}: limits.{name}")
-        for name, limit in _mapping(table["limits"], f"{where}: limits").items()
+        for name, limit in _checked(dict, table["limits"], f"{where}: limits").items()
     }
     if not limits:
         _refuse(f"{where}: limits", "at least one named limit", table["limits"])
     prompts = [
         _prompt(entry, f"{where}: prompts[{position}]", tuple(limits))
-        for position, entry in enumerate(_list(table["prompts"], f"{where}: prompts"))
+        for position, entry in enumerate(_checked(list, table["prompts"], f"{where}: prompts"))
     ]
     if not prompts:
         _refuse(f"{where}: prompts", "at least one prompt", [])
@@ -145,13 +143,11 @@ def parse_world(text: str, *, where: str) -> World:
 
 def _prompt(raw: Any, where: str, names: tuple[str, ...]) -> WorldPrompt:
     table = _table(raw, where, ("prompt", "responses"), optional=("weight",))
-    text = _text(table["prompt"], f"{where}.prompt")
-    weight = _number(table.get("weight", 1.0), f"{where}.weight")
-    if weight <= 0:
-        _refuse(f"{where}.weight", "a number above 0", weight)
+    text = _checked(str, table["prompt"], f"{where}.prompt")
+    weight = _positive(table.get("weight", 1.0), f"{where}.weight")
     responses = [
         _response(entry, f"{where}.responses[{position}]", names)
-        for position, entry in enumerate(_list(table["responses"], f"{where}.responses"))
+        for position, entry in enumerate(_checked(list, table["responses"], f"{where}.responses"))
     ]
     if len(responses) < 2:
         _refuse(f"{where}.responses", "two responses or more", len(responses))
@@ -168,12 +164,11 @@ def _prompt(raw: Any, where: str, names: tuple[str, ...]) -> WorldPrompt:
 
 def _response(raw: Any, where: str, names: tuple[str, ...]) -> WorldResponse:
     table = _table(raw, where, ("response", "reference", "reward", "costs"))
-    reference = _number(table["reference"], f"{where}.reference")
-    if reference <= 0:
-        _refuse(f"{where}.reference", "a probability above 0 (leave out what the reference never says)", reference)
+    wanted = "a probability above 0 (leave out what the reference never says)"
+    reference = _positive(table["reference"], f"{where}.reference", wanted)
     costs = _table(table["costs"], f"{where}.costs", names)
     return WorldResponse(
-        text=_text(table["response"], f"{where}.response"),
+        text=_checked(str, table["response"], f"{where}.response"),
         reference=reference,
         reward=_number(table["reward"], f"{where}.reward"),
         costs=np.array([_number(costs[name], f"{where}.costs.{name}") for name in names]),
@@ -184,43 +179,24 @@ def _refuse(where: str, wanted: str, given: object) -> NoReturn:
     raise DataError(f"{where}: must be {wanted}, got {reprlib.repr(given)}")
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        repeated = next(key for position, (key, _) in enumerate(pairs) if key in dict(pairs[:position]))
-        raise DataError(f"{where}: key {repeated!r} is given twice in one object; keep one")
-    return table
+Kind = TypeVar("Kind", dict[str, Any], list[Any], str)
 
 
-def _mapping(raw: Any, where: str) -> dict[str, Any]:
-    if not isinstance(raw, dict):
-        _refuse(where, "an object", raw)
+def _checked(kind: type[Kind], raw: Any, where: str) -> Kind:
+    if not isinstance(raw, kind):
+        _refuse(where, {dict: "an object", list: "a list", str: "a string"}[kind], raw)
     return raw
 
 
 def _table(raw: Any, where: str, keys: tuple[str, ...], *, optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    table = _mapping(raw, where)
+    table = _checked(dict, raw, where)
     for key in table:
         if key not in keys + optional:
-            near = difflib.get_close_matches(key, keys + optional, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(keys + optional)}"
-            raise DataError(f"{where}: unknown key {key!r}; {hint}")
+            raise DataError(f"{where}: unknown key {key!r}; {nearest(key, keys + optional)}")
     for key in keys:
         if key not in table:
             raise DataError(f"{where}: key {key!r} is missing; given: {', '.join(table) or 'none'}")
     return table
-
-
-def _list(raw: Any, where: str) -> list[Any]:
-    if not isinstance(raw, list):
-        _refuse(where, "a list", raw)
-    return raw
-
-
-def _text(raw: Any, where: str) -> str:
-    if not isinstance(raw, str):
-        _refuse(where, "a string", raw)
-    return raw
 
 
 def _number(raw: Any, where: str) -> float:
@@ -233,6 +209,13 @@ def _number(raw: Any, where: str) -> float:
         value = math.inf
     if not math.isfinite(value):
         _refuse(where, "a finite number", value)
+    return value
+
+
+def _positive(raw: Any, where: str, wanted: str = "a number above 0") -> float:
+    value = _number(raw, where)
+    if value <= 0:
+        _refuse(where, wanted, value)
     return value
 
 

@@ -7,11 +7,13 @@ from typing import Any, Literal
 import numpy as np
 
 from dualign.errors import UsageError
-from dualign.maths.dual import DUAL_RULES, DualRule, DualState, Stopping, fixed
-from dualign.maths.exact import FiniteProblem, Optimum, expectations, optimum, prompt_covariances
+from dualign.maths.dual import DualRule, DualState, Stopping, fixed
+from dualign.maths.dual_rules import DUAL_RULES
+from dualign.maths.exact import FiniteProblem, Optimum, expectations, optimum, prompt_covariances, prompt_kl
+from dualign.maths.one_shot import from_problem
 from dualign.maths.preference import Scale, fit_scale, flip_curve, label_logit, relabel, saturation_share
-from dualign.methods.loop import between
-from dualign.methods.options import filled, unknown
+from dualign.methods.loop import mixed_at_limit
+from dualign.methods.options import Settings, filled, unknown
 from dualign.methods.table import METHODS, Method
 from dualign.protocols import Backend, Policy, Problem
 from dualign.records import Evaluation, FloatArray, Iterate
@@ -68,9 +70,12 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """A world in raw and in normalised units."""
+    """A world in raw and in normalised units, and what was chosen for it."""
 
     world: World
+    chosen: SolveSettings
+    """With every option of the method."""
+    method: Method
     raw: FiniteProblem
     scaled: FiniteProblem
     scale: Scale
@@ -91,35 +96,24 @@ def solve(world: World, settings: SolveSettings, *, backend: Backend | None = No
     """
     if settings.method not in METHODS:
         raise UsageError(unknown("method", settings.method, METHODS))
-    method = METHODS[settings.method]
-    options = filled(method.name, method.options, settings.options)
-    setting = _prepare(world)
-    rule, start = _rule(method, settings, setting), _start(settings, setting)
+    setting = _prepare(world, settings, METHODS[settings.method])
+    method, settings = setting.method, setting.chosen
+    rule, start = _rule(setting), _start(setting)
     if method.weight == "given" and settings.multipliers is None:
         method = next(row for row in METHODS.values() if row.weight == "dual rule")
-    problem = _problem(setting, settings.seed, backend or TabularBackend(world))
-    iterates, state = _collect(
-        method.run(
-            problem,
-            rule=rule,
-            start=start,
-            loss=settings.loss,
-            labels=settings.labels,
-            temperature=settings.temperature,
-            options=options,
-        )
-    )
-    mixed = between(problem, iterates) if settings.interpolate else None
+    problem = _problem(setting, backend or TabularBackend(world))
+    told = Settings(rule, start, settings.loss, settings.labels, settings.temperature, settings.options)
+    iterates, state = _collect(method.run(problem, told))
+    mixed = mixed_at_limit(problem, iterates) if settings.interpolate else None
     iterates += [] if mixed is None else [mixed]
     chosen = _choose(iterates, state, setting)
-    figures = _figures(setting, settings, iterates, chosen) | _parameters(
-        setting, settings, rule, state, start, iterates[chosen]
-    )
+    figures = _figures(setting, iterates, chosen) | {"parameters": _parameters(setting, told, state, iterates[chosen])}
     names = tuple(str(iterate.policy.name) for iterate in iterates)
     return Solution(figures, iterates[chosen].policy.state, setting.optimum.feasible, names, names[chosen])
 
 
-def _prepare(world: World) -> _Setting:
+def _prepare(world: World, settings: SolveSettings, method: Method) -> _Setting:
+    chosen = replace(settings, options=filled(method.name, method.options, settings.options))
     raw = world.problem()
     probabilities = [np.array([response.reference for response in prompt.responses]) for prompt in world.prompts]
     scale = fit_scale(world.groups(), probabilities=probabilities)
@@ -130,10 +124,10 @@ def _prepare(world: World) -> _Setting:
         limits=scale.limits(raw.limits),
         beta=scale.beta(raw.beta),
     )
-    return _Setting(world, raw, scaled, scale, optimum(raw))
+    return _Setting(world, chosen, method, raw, scaled, scale, optimum(raw))
 
 
-def _problem(setting: _Setting, seed: int, backend: Backend) -> Problem:
+def _problem(setting: _Setting, backend: Backend) -> Problem:
     """Return the method's problem, normalised; evaluations are sums over all responses, without error or margin."""
     scale, scaled = setting.scale, setting.scaled
     reference = TabularBackend(setting.world).reference
@@ -167,13 +161,14 @@ def _problem(setting: _Setting, seed: int, backend: Backend) -> Problem:
         reference,
         evaluate,
         scaled.beta,
-        seed,
+        setting.chosen.seed,
         cost_units=scale.cost_sds,
         reward_unit=scale.reward_sd,
     )
 
 
-def _rule(method: Method, settings: SolveSettings, setting: _Setting) -> DualRule:
+def _rule(setting: _Setting) -> DualRule:
+    settings, method = setting.chosen, setting.method
     several = len(setting.world.names) > 1
     name = settings.dual or ("projected_newton" if several else "bracket")
     if name not in DUAL_RULES:
@@ -216,22 +211,13 @@ def curvature_bound(problem: FiniteProblem) -> float:
     return bound if bound > 0 else 1.0
 
 
-def _start(settings: SolveSettings, setting: _Setting) -> FloatArray:
+def _start(setting: _Setting) -> FloatArray:
+    settings = setting.chosen
     count = len(setting.world.names)
     if settings.multipliers is not None:
         return setting.scale.multipliers(settings.multipliers)
     if settings.start == "one-shot":
-        from dualign.maths.one_shot import one_shot
-
-        scaled = setting.scaled
-        found = one_shot(
-            scaled.reward,
-            scaled.costs,
-            limits=scaled.limits,
-            beta=scaled.beta,
-            log_weights=scaled.log_reference,
-            prompt_weights=scaled.prompt_weights,
-        )
+        found = from_problem(setting.scaled, draws=False)
         return found.multipliers if found.feasible else setting.scale.multipliers(np.ones(count))
     if not (np.isfinite(settings.start) and settings.start >= 0):
         raise UsageError(f"--start: must be a number of 0 or more, or one-shot, got {settings.start}")
@@ -268,14 +254,14 @@ def _choose(iterates: Sequence[Iterate], state: DualState, setting: _Setting) ->
     return max(held, key=lambda k: iterates[k].evaluation.reward - beta * iterates[k].evaluation.kl)
 
 
-def _figures(setting: _Setting, settings: SolveSettings, iterates: Sequence[Iterate], chosen: int) -> dict[str, Any]:
+def _figures(setting: _Setting, iterates: Sequence[Iterate], chosen: int) -> dict[str, Any]:
     best, selected = setting.optimum, iterates[chosen]
     distance = divergence(setting.raw, selected.policy.state, best.log_probs) if best.feasible else float("nan")
-    rows = [_point(setting, settings, iterate) for iterate in iterates]
+    rows = [_point(setting, iterate) for iterate in iterates]
     row = rows[chosen]
     found = best.expectations
     return {
-        "method": settings.method,
+        "method": setting.chosen.method,
         "beta": setting.raw.beta,
         **{key: row[key] for key in ("multipliers", "reward", "costs", "kl", "objective")},
         "limits": dict(setting.world.limits),
@@ -294,18 +280,16 @@ def _figures(setting: _Setting, settings: SolveSettings, iterates: Sequence[Iter
         "distance": _finite(distance),
         "fit_distance": row["fit_distance"],
         "iterates": rows,
-        **_labels(setting, settings, selected),
+        **_labels(setting, selected),
     }
 
 
-def _point(setting: _Setting, settings: SolveSettings, iterate: Iterate) -> dict[str, Any]:
+def _point(setting: _Setting, iterate: Iterate) -> dict[str, Any]:
     multipliers = setting.scale.raw_multipliers(iterate.multipliers)
     found = expectations(setting.raw, iterate.policy.state)
     fit_distance = float("nan")
-    if settings.loss == "dpo" and settings.labels == "soft":
-        method = METHODS[settings.method]
-        options = filled(method.name, method.options, settings.options)
-        closed_form = method.target(setting.raw, multipliers, options)
+    if setting.chosen.loss == "dpo" and setting.chosen.labels == "soft":
+        closed_form = setting.method.target(setting.raw, multipliers, setting.chosen.options)
         fit_distance = divergence(setting.raw, iterate.policy.state, closed_form)
     return {
         "multipliers": setting.named(multipliers),
@@ -319,9 +303,9 @@ def _point(setting: _Setting, settings: SolveSettings, iterate: Iterate) -> dict
     }
 
 
-def _labels(setting: _Setting, settings: SolveSettings, selected: Iterate) -> dict[str, Any]:
+def _labels(setting: _Setting, selected: Iterate) -> dict[str, Any]:
     """Return what the labels were like, and what a user should be warned of."""
-    scaled = setting.scaled
+    scaled, settings = setting.scaled, setting.chosen
     first, second = np.triu_indices(scaled.reward.shape[1], k=1)
     real = np.isfinite(scaled.log_reference)[:, second]
     scores = relabel(scaled.reward, scaled.costs, selected.multipliers)
@@ -349,41 +333,29 @@ def _labels(setting: _Setting, settings: SolveSettings, selected: Iterate) -> di
     return figures
 
 
-def _parameters(
-    setting: _Setting,
-    settings: SolveSettings,
-    rule: DualRule,
-    state: DualState,
-    start: FloatArray,
-    selected: Iterate,
-) -> dict[str, Any]:
-    method = METHODS[settings.method]
-    uses_rule = method.weight != "none"
-    options = filled(method.name, method.options, settings.options)
+def _parameters(setting: _Setting, told: Settings, state: DualState, selected: Iterate) -> dict[str, Any]:
+    uses_rule = setting.method.weight != "none"
     multipliers = setting.scale.raw_multipliers(selected.multipliers)
+    own = setting.method.parameters(multipliers, setting.raw.beta, told.options)
     return {
-        "parameters": {
-            "dual": rule.name if uses_rule else None,
-            "status": state.status,
-            "start": setting.named(setting.scale.raw_multipliers(start)) if uses_rule else None,
-            "loss": settings.loss,
-            "labels": settings.labels,
-            "temperature": settings.temperature,
-            "beta_dpo": setting.scaled.beta / settings.temperature,
-            "seed": settings.seed,
-            "reward_sd": setting.scale.reward_sd,
-            "cost_sds": setting.named(setting.scale.cost_sds),
-            **options,
-            **{k: _finite(v) for k, v in method.parameters(multipliers, setting.raw.beta, options).items()},
-        }
+        "dual": told.rule.name if uses_rule else None,
+        "status": state.status,
+        "start": setting.named(setting.scale.raw_multipliers(told.start)) if uses_rule else None,
+        "loss": told.loss,
+        "labels": told.labels,
+        "temperature": told.temperature,
+        "beta_dpo": setting.scaled.beta / told.temperature,
+        "seed": setting.chosen.seed,
+        "reward_sd": setting.scale.reward_sd,
+        "cost_sds": setting.named(setting.scale.cost_sds),
+        **told.options,
+        **{name: _finite(value) for name, value in own.items()},
     }
 
 
 def divergence(problem: FiniteProblem, log_probs: FloatArray, other: FloatArray) -> float:
     """Return E KL(``log_probs`` || ``other``) over the prompts, in nats, 0 at the least."""
-    live = np.exp(log_probs) > 0
-    ratios = np.subtract(log_probs, other, out=np.zeros_like(log_probs), where=live)
-    return max(0.0, float(problem.prompt_weights @ (np.exp(log_probs) * ratios).sum(axis=1)))
+    return max(0.0, float(problem.prompt_weights @ prompt_kl(log_probs, other)))
 
 
 def policy_table(world: World, solution: Solution) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dualign.errors import NumericalError, UsageError
 from dualign.maths.adversarial import table_reward
-from dualign.maths.exact import FiniteProblem
 from dualign.maths.policy_gradient import (
     SETTLED,
     cost_moments,
@@ -19,6 +18,8 @@ from dualign.maths.policy_gradient import (
     mirror_step,
     on_policy_scores,
 )
+from dualign.maths.preference import relabel
+from dualign.methods.one_shot import finite_problem
 from dualign.protocols import Adversary, FitReport, Need, Objective, OnPolicyObjective, Policy
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.worlds.file import World
@@ -123,7 +124,10 @@ class TabularBackend:
     ) -> Policy:
         """Return ``policy`` after one natural-gradient step, exact: no answer is drawn."""
         rows = [self._row(group) for group in groups]
-        problem = finite_problem(groups, self.table(reference)[rows], beta=objective.kl / objective.scale)
+        no_limits = np.zeros(len(objective.multipliers))
+        problem = finite_problem(
+            groups, self.table(reference)[rows], limits=no_limits, beta=objective.kl / objective.scale
+        )
         before = self.table(policy)[rows]
         mean, deviation = cost_moments(problem, before)
         scores = on_policy_scores(problem, before, objective.multipliers, inflation=objective.inflation)
@@ -142,8 +146,8 @@ class TabularBackend:
         """Return the policy that draws ``n`` answers of ``reference`` and keeps a best one, in closed form."""
         rows = [self._row(group) for group in groups]
         table = self.table(reference).copy()
-        problem = finite_problem(groups, table[rows], beta=1.0)
-        table[rows] = log_best_of(problem.log_reference, problem.reward - problem.costs @ multipliers, n)
+        problem = finite_problem(groups, table[rows], limits=np.zeros(len(multipliers)), beta=1.0)
+        table[rows] = log_best_of(problem.log_reference, relabel(problem.reward, problem.costs, multipliers), n)
         return _made(name, table)
 
     def merge(self, first: Policy, second: Policy, *, share: float, name: str) -> Policy:
@@ -166,7 +170,7 @@ class TabularBackend:
         """Return the groups with retrained rewards, exact: every answer counts by its probability."""
         retrained = []
         for group, log_probs in zip(groups, self.log_probs(policy, groups), strict=True):
-            scores = group.reward - group.costs @ multipliers
+            scores = relabel(group.reward, group.costs, multipliers)
             reward = table_reward(scores, np.exp(log_probs), coefficient=adversary.coefficient)
             retrained.append(replace(group, reward=reward, costs=0 * group.costs))
         return retrained
@@ -192,7 +196,7 @@ def _pair_table(
     """Return the pairs of ``groups``, and their ``[group, rank]`` columns, worst score first."""
     counts = torch.tensor([len(group.responses) for group in groups])
     width = log_reference.shape[1]
-    scores = _padded([group.reward - group.costs @ objective.multipliers for group in groups], width)
+    scores = _padded([relabel(group.reward, group.costs, objective.multipliers) for group in groups], width)
     if not bool(torch.isfinite(scores).all()):
         raise NumericalError(f"objective {objective.name!r}: a score is not finite")
     present = torch.arange(width) < counts[:, None]
@@ -257,14 +261,3 @@ def _report(table: PairTable, fitted: Fitted, beta: float, seconds: float) -> Fi
 def _made(name: str, table: FloatArray) -> Policy:
     """Return a policy that no fit was needed for."""
     return Policy(name, table, FitReport(0, float("nan"), float("nan"), 0.0, ({"converged": 1.0},)))
-
-
-def finite_problem(groups: Sequence[Group], log_reference: FloatArray, *, beta: float) -> FiniteProblem:
-    """Return the groups as a finite problem without limits, padded to the width of ``log_reference``."""
-    shape = log_reference.shape
-    reward, costs = np.zeros(shape), np.zeros((*shape, groups[0].costs.shape[1]))
-    for row, group in enumerate(groups):
-        used = slice(len(group.responses))
-        reward[row, used], costs[row, used] = group.reward, group.costs
-    weights = np.array([group.weight for group in groups])
-    return FiniteProblem(log_reference, reward, costs, weights / weights.sum(), np.zeros(costs.shape[2]), beta)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from dualign.data.formats.table import read_preferences
 from dualign.data.preferences import PreferenceRow
@@ -26,6 +25,7 @@ from dualign.scorers.fitting.measure import measure
 from dualign.scorers.fitting.pairs import LabelledPair, answers, pairs_of
 from dualign.scorers.states import RememberedStates, config_of, located
 from dualign.scorers.table import make_scorer
+from dualign.strict import dump_yaml
 
 Pairs = tuple[LabelledPair, ...]
 
@@ -183,7 +183,7 @@ def fit_scorer(config: FitConfig, folder: Path, out: Path, tell: Callable[[str],
         "out": str(out),
         "config": config.model_dump(),
     }
-    write_text(out / SCORER, yaml.safe_dump(fit.description, sort_keys=False, allow_unicode=True))
+    write_text(out / SCORER, dump_yaml(fit.description))
     write_json(out / REPORT, report)
     return report
 

@@ -1,26 +1,29 @@
-"""KLDPO: DPO on the worst pairs in a Kullback-Leibler ball around the data (Xu et al. 2025, arXiv 2502.01930)."""
+"""DPO whose pairs are weighted by the exponential of their loss, within an optimiser step: KLDPO and Dr. DPO.
 
-from collections.abc import Generator
+KLDPO (Xu et al. 2025, arXiv 2502.01930) looks at the worst pairs in a Kullback-Leibler ball around the data; Dr. DPO
+(Wu et al. 2024, arXiv 2407.07880) does the opposite and trusts the pairs that it fits. The papers' methods are the
+multiplier 0. With soft labels on a finite world every pair is at its least loss under the Gibbs policy, so weights
+move nothing there: they matter where labels are drawn, wrong, or more than a policy can fit.
+"""
+
+from dataclasses import replace
 
 import numpy as np
 
 from dualign.errors import UsageError
 from dualign.maths.adversarial import clamped_weights, exponential_weights, solve_tau
-from dualign.maths.dual import DualRule, DualState
-from dualign.methods.options import NO_OPTIONS, NOT_NEGATIVE, POSITIVE, Option, Options
-from dualign.methods.recipe import Parts, Recipe, on_arrays, pairwise, refuse_other, trained
-from dualign.protocols import Problem
-from dualign.records import FloatArray, Iterate
+from dualign.methods.options import NOT_NEGATIVE, POSITIVE, Option, Options
+from dualign.methods.recipe import Recipe, on_arrays
+from dualign.protocols import Objective
+from dualign.records import FloatArray
 
 
-def parts(beta: float, options: Options) -> Parts:
-    """Return DPO's loss with weights that grow with it: within an optimiser step, not within a micro-step.
+def kldpo(plain: Objective, options: Options) -> Objective:
+    """Return DPO with weights that grow with the loss.
 
     Raises:
         UsageError: rho with the form ``code``.
     """
-    from dualign.maths.losses import dpo
-
     form, tau, rho = options["form"], float(options["tau"]), float(options["rho"])
     if rho > 0 and form == "code":
         raise UsageError("option rho of kldpo: only the form paper attains the worst case of a ball; give tau")
@@ -32,7 +35,7 @@ def parts(beta: float, options: Options) -> Parts:
             return ball_weights(losses, plain, rho=rho)
         return exponential_weights(losses, plain, tau=tau)
 
-    return Parts(pairwise(dpo, beta), weigh=on_arrays(weights))
+    return replace(plain, weigh=on_arrays(weights))
 
 
 def ball_weights(losses: FloatArray, weights: FloatArray, *, rho: float) -> FloatArray:
@@ -45,9 +48,15 @@ def ball_weights(losses: FloatArray, weights: FloatArray, *, rho: float) -> Floa
     return exponential_weights(losses, weights, tau=tau)
 
 
+def dr_dpo(plain: Objective, options: Options) -> Objective:
+    """Return DPO with weights that fall with the loss: the gradient of ``-width log mean exp(-loss / width)``."""
+    width = float(options["width"])
+    return replace(plain, weigh=on_arrays(lambda losses, weights: exponential_weights(losses, weights, tau=-width)))
+
+
 KLDPO = Recipe(
     "kldpo",
-    parts,
+    kldpo,
     (
         Option(
             "form",
@@ -69,25 +78,8 @@ KLDPO = Recipe(
         ),
     ),
 )
-
-
-def kldpo(
-    problem: Problem,
-    *,
-    rule: DualRule,
-    start: FloatArray,
-    loss: str = "dpo",
-    labels: str = "soft",
-    temperature: float = 1.0,
-    options: Options = NO_OPTIONS,
-) -> Generator[Iterate, None, DualState]:
-    """Return the generator of one iterate for every multiplier; the paper's method is the multiplier 0.
-
-    With soft labels on a finite world every pair is at its least loss under the Gibbs policy, so weights move nothing
-    there: they matter where labels are drawn, wrong, or more than a policy can fit.
-
-    Raises:
-        UsageError: as ``recipe.trained``; another loss, or options out of range.
-    """
-    refuse_other(KLDPO.name, loss)
-    return trained(problem, KLDPO, rule=rule, start=start, labels=labels, temperature=temperature, options=options)
+DR_DPO = Recipe(
+    "dr-dpo",
+    dr_dpo,
+    (Option("width", 1.0, "b of the weights exp(-loss / b); smaller trusts fewer pairs", within=POSITIVE),),
+)

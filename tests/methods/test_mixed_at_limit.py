@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from dualign.errors import UsageError
-from dualign.maths.dual import DUAL_RULES
+from dualign.maths.dual import fixed
 from dualign.maths.exact import expectations, log_policy
 from dualign.methods.c_dpo import c_dpo
-from dualign.methods.loop import between
+from dualign.methods.loop import mixed_at_limit
+from dualign.methods.options import Settings
 from dualign.protocols import Problem
 from dualign.records import Evaluation, Iterate
 from dualign.worlds.solving import SolveSettings, solve
@@ -33,15 +34,14 @@ def problem() -> Problem:
 
 
 def at(given: Problem, multiplier: float) -> Iterate:
-    rule = DUAL_RULES["fixed"](np.array([multiplier]))
-    return next(c_dpo(given, rule=rule, start=np.array([multiplier])))
+    return next(c_dpo(given, Settings(fixed(np.array([multiplier])), np.array([multiplier]))))
 
 
 def test_the_mix_is_the_gibbs_policy_of_the_mixed_multiplier() -> None:
     given = problem()
     low, high = at(given, 0.4), at(given, 2.5)
     limit = 0.5 * (low.evaluation.costs + high.evaluation.costs)
-    mixed = between(replace(given, limits=limit), [low, high])
+    mixed = mixed_at_limit(replace(given, limits=limit), [low, high])
     assert mixed is not None
     # the limit is half way between the costs, so the share is one half
     assert mixed.multipliers[0] == pytest.approx(1.45)
@@ -51,12 +51,12 @@ def test_the_mix_is_the_gibbs_policy_of_the_mixed_multiplier() -> None:
 
 def test_nothing_lies_between_policies_on_one_side() -> None:
     given = replace(problem(), limits=np.array([1e3]))
-    assert between(given, [at(given, 0.4), at(given, 2.5)]) is None
+    assert mixed_at_limit(given, [at(given, 0.4), at(given, 2.5)]) is None
 
 
 def test_two_limits_are_refused() -> None:
     with pytest.raises(UsageError, match="one limit, 2 are given"):
-        between(replace(problem(), limits=np.zeros(2)), [])
+        mixed_at_limit(replace(problem(), limits=np.zeros(2)), [])
 
 
 def test_solve_adds_it_once() -> None:

@@ -1,8 +1,17 @@
-"""docs/config.md from the field docstrings of ``dualign.config``: ``python -m dualign.config_document``."""
+"""docs/config.md from the field docstrings of ``dualign.config``: ``python docs/config_page.py``."""
 
 import re
 
-from dualign.config import Config, Section, held_by, sections_below
+from dualign.config import Config, Section, held_by
+
+
+def sections_below(model: type[Section]) -> tuple[type[Section], ...]:
+    """Return the sections inside ``model`` at any depth, each once, in the order of the fields."""
+    found: dict[type[Section], None] = {}
+    for field in model.model_fields.values():
+        for section in held_by(field.annotation):
+            found |= dict.fromkeys((section, *sections_below(section)))
+    return tuple(found)
 
 
 def _document() -> str:

@@ -1,8 +1,9 @@
-"""Root finding for one constraint: the violation never rises with the multiplier, and each look at it is a training.
+"""The table of dual rules, and root finding for one constraint: each look at a violation is a training.
 
-Noisy observations follow a safeguarded secant through an isotonic fit (a reconstruction: no source settles the details
-of stochastic root finding). Exact ones use every point there is: a linear fractional through the three
-best points, whose saturating shape is that of an expected cost under exponential tilting (Jarratt & Nudds 1965).
+The violation never rises with the multiplier. Noisy observations follow a safeguarded secant through an isotonic fit
+(a reconstruction: no source settles the details of stochastic root finding). Exact ones use every point there is: a
+linear fractional through the three best points, whose saturating shape is that of an expected cost under exponential
+tilting (Jarratt & Nudds 1965).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,18 +11,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from dualign.maths.dual_rule import (
+from dualign.maths.dual import (
     DualRule,
     DualState,
     Observation,
     Stopping,
     first_steps,
+    fixed,
+    gradient,
     initial,
     is_exact,
+    out_of_budget,
     resolve,
     select,
 )
 from dualign.maths.exact import FloatArray
+from dualign.maths.projected_newton import projected_newton
 
 EDGE = 0.1
 """A noisy step stays this share of the bracket away from its ends."""
@@ -96,11 +101,6 @@ def _ends(points: Sequence[Observation]) -> tuple[Observation | None, Observatio
     return (broken[-1] if broken else None, kept[0] if kept else None)
 
 
-def _finish(state: DualState, stopping: Stopping) -> DualState:
-    index, _ = select(state.history, stopping)
-    return resolve(state, "budget", state.history[index].multipliers)
-
-
 # -- exact --------------------------------------------------------------------------------------------------------
 
 
@@ -110,20 +110,15 @@ def _exact_step(state: DualState, proposal: Proposal, stopping: Stopping) -> Dua
     guess = proposal(points)
     newest = state.history[-1]
     here = _multiplier(newest)
-    allowed = _allowed(here, stopping)
+    allowed = float(stopping.allowed(here))
     doubt = max(abs(guess - here), _flat_distance(newest, points, allowed))
     if abs(_violation(newest)) <= stopping.violation_tolerance and doubt <= allowed / 2:
         return resolve(state, "converged", newest.multipliers)
     if low is not None and high is None and _multiplier(low) >= stopping.largest:
         return resolve(state, "infeasible", low.multipliers)
     if state.round >= stopping.budget:
-        return _finish(state, stopping)
+        return out_of_budget(state, stopping)
     return replace(state, multipliers=np.array([_safeguarded(guess, low, high, state.history, stopping)]))
-
-
-def _allowed(multiplier: float, stopping: Stopping) -> float:
-    """Return the error that a multiplier may have."""
-    return max(stopping.multiplier_tolerance, stopping.relative_tolerance * multiplier)
 
 
 def _flat_distance(newest: Observation, points: Sequence[Observation], near: float) -> float:
@@ -157,7 +152,7 @@ def _safeguarded(
         assert low is not None
         edge = max(_multiplier(low), stopping.multiplier_tolerance)
         if _violation(low) <= stopping.violation_tolerance:
-            return max(guess, edge + _allowed(edge, stopping)) if guess < 2 * edge else 2 * edge
+            return max(guess, edge + float(stopping.allowed(edge))) if guess < 2 * edge else 2 * edge
         step = guess if np.isfinite(guess) and guess > edge else 8 * edge
         return float(min(stopping.largest, np.clip(step, 1.5 * edge, 8 * edge)))
     below = 0.0 if low is None else _multiplier(low)
@@ -206,8 +201,7 @@ def _by_slopes(points: Sequence[Observation]) -> float:
 
 def _noisy_step(state: DualState, name: str, stopping: Stopping) -> DualState:
     newest = state.history[-1]
-    error = float(newest.error[0])
-    if abs(_violation(newest)) <= max(stopping.violation_tolerance, stopping.z * error):
+    if abs(_violation(newest)) <= stopping.noise(newest)[0]:
         return resolve(state, "converged", newest.multipliers)
     points = sorted(state.history, key=_multiplier)
     m = np.array([_multiplier(point) for point in points])
@@ -216,10 +210,10 @@ def _noisy_step(state: DualState, name: str, stopping: Stopping) -> DualState:
     if fitted[-1] > 0 and m[-1] >= stopping.largest and _violation(points[-1]) > stopping.z * errors[-1]:
         return resolve(state, "infeasible", points[-1].multipliers)
     if state.round >= stopping.budget:
-        return _finish(state, stopping)
+        return out_of_budget(state, stopping)
     guess = _by_slopes([newest]) if name == "newton" else np.nan
     following, width = _secant(m, fitted, guess, stopping)
-    if width <= max(stopping.multiplier_tolerance, stopping.relative_tolerance * following):
+    if width <= stopping.allowed(following):
         index, _ = select(state.history, stopping)
         return resolve(state, "converged", state.history[index].multipliers)
     return replace(state, multipliers=np.array([following]))
@@ -249,3 +243,13 @@ def _secant(m: FloatArray, fitted: FloatArray, guess: float, stopping: Stopping)
     secant = a + (b - a) * fitted[k] / (fitted[k] - fitted[k + 1])
     step = guess if a < guess < b else secant
     return float(np.clip(step, a + EDGE * (b - a), b - EDGE * (b - a))), b - a
+
+
+DUAL_RULES: dict[str, Callable[..., DualRule]] = {
+    "bracket": bracket,
+    "gradient": gradient,
+    "newton": newton,
+    "projected_newton": projected_newton,
+    "fixed": fixed,
+}
+"""Name -> factory. ``bracket`` and ``newton`` take one constraint; all but ``fixed`` take ``stopping``."""

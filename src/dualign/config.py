@@ -296,7 +296,9 @@ class TrainingSection(Section):
     learning_rate: float = Field(4e-4, gt=0)
     """Peak learning rate."""
     num_train_epochs: float = Field(1.0, gt=0)
-    """Passes over the groups."""
+    """Passes over the groups; not read where ``max_steps`` is positive."""
+    max_steps: int = Field(-1, ge=-1)
+    """Steps of every fit, if positive."""
     per_device_train_batch_size: int = Field(4, ge=1)
     """Groups a micro-step."""
     gradient_accumulation_steps: int = Field(1, ge=1)
@@ -317,6 +319,10 @@ class TrainingSection(Section):
     """Rank."""
     lora_alpha: float = Field(32.0, gt=0)
     """Scale."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of the adapter's input while it is trained."""
+    target_modules: str | list[str] = "all-linear"
+    """Layers that get an adapter: ``all-linear`` (all but the output head), or names of layers."""
     layout: Literal["auto", "rows", "shared"] = "auto"
     """How responses are laid out; ``auto``: shared where the model allows."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -438,6 +444,19 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         return validate(value, str(path))
     except ConfigError as error:
         raise blamed(error, overrides or []) from None
+
+
+def overridden(config: Config, overrides: list[str]) -> Config:
+    """Return ``config`` with ``a.b=value`` overrides applied; what it did not state is left unstated.
+
+    Raises:
+        ConfigError: a value is wrong.
+        UsageError: an override is wrong.
+    """
+    value = config.model_dump(exclude_unset=True)
+    for override in overrides:
+        _apply(value, override)
+    return validate(value, "config")
 
 
 def blamed(error: ConfigError, overrides: list[str]) -> ConfigError | UsageError:

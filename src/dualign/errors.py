@@ -4,6 +4,7 @@
 
     DualignError
     ├── UsageError       2   a mistake typed on the command line
+    │   └── ArgumentError    a mistake in an argument of a Python call
     ├── InfeasibleError 11   no policy meets the limits
     ├── DataError       65   a mistake inside a file: data, config, world, an altered run
     │   └── ConfigError 65
@@ -75,6 +76,10 @@ class UsageError(DualignError):
     """A mistake typed on the command line."""
 
     exit_code = 2
+
+
+class ArgumentError(UsageError, ValueError):
+    """A mistake in an argument of a Python call; the message begins with the argument's name."""
 
 
 class InfeasibleError(DualignError):

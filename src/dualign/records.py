@@ -170,3 +170,13 @@ class Certificate:
     """CERTIFIED, NOT CERTIFIED, NO CERTIFIED POLICY or INVALID."""
     selected: str | None
     figures: Mapping[str, Any]
+
+    @property
+    def statement(self) -> str:
+        """Return what may be said now, in words."""
+        return str(self.figures["statement"])
+
+    @property
+    def upper_bounds(self) -> dict[str, float]:
+        """Return the upper bound under each limit: of the selected policy, or of the first where none is certified."""
+        return {name: float(row["upper_bound"]) for name, row in self.figures["constraints"].items()}

@@ -43,7 +43,7 @@ def test_names_from_a_costs_file_are_shown_and_not_acted_upon(tmp_path: Path, na
     assert not acting(done.out + done.err)
     assert inert(said).split()[0] in done.out
     refused = dualign("certify", path, "--limit", "0", "--cap", "50", "--order", "x")
-    refused.refused(2, f"unknown policy 'x'; known are {inert(said)}, other")
+    refused.refused(2, f"unknown policy 'x'; known: {inert(said)}, other")
     assert not acting(refused.err)
     named = dualign(
         "certify", costs(tmp_path / "n.jsonl", "p", f"cost_{said}"), "--limit", f"{said}=0", "--cap", f"{said}=9"

@@ -1,27 +1,17 @@
 """``dualign certify``: a file of costs, limits and caps -> a certificate."""
 
-import difflib
-import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from dualign.cli.shared import Columns, mapping
-from dualign.errors import CERTIFIED, DataError, MissingError, UsageError, inert, nearest
-
-LARGEST_LOOK = 20_000
-"""More prompts are not searched for near-copies: it would take longer than the certificate."""
-
-if TYPE_CHECKING:
-    from dualign.certificate.claim import Opening, Requirement, Seal, Terms, Units
-    from dualign.data.score_file import CostFile
-    from dualign.maths.functionals import Functional
+import dualign
+from dualign.cli.shared import AsJson, Columns, figure, mapping, named, named_numbers, notes, shown, typed
+from dualign.errors import UsageError
+from dualign.records import Certificate
 
 
 def certify(
@@ -47,7 +37,7 @@ def certify(
         Path | None, typer.Option("--seal", help="Seal file: written at the first opening, kept to later.")
     ] = None,
     columns: Columns = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict alone.")] = False,
 ) -> None:
     """Certify that limits hold, from held-out costs of any origin.
@@ -56,99 +46,51 @@ def certify(
 
     Exit code 0 certified, 10 the only policy is not certified, 11 none of several is, 12 invalid.
     """
-    from dualign.certificate.claim import Terms
+    from dualign.certificate.certify import VERDICT_CODES
     from dualign.data.score_file import read_costs
 
     # What was typed is checked before the file, as far as that goes.
-    if not 0 < confidence < 1:
-        hint = f"; did you mean {confidence / 100:g}?" if 1 < confidence < 100 else ""
-        raise UsageError(f"--confidence: must lie strictly between 0 and 1; given {confidence:g}{hint}")
     if not limit:
         raise UsageError("--limit: missing; give the largest allowed cost, as --limit 0 or --limit harm=0")
+    limits = named_numbers("--limit", limit) or {}
+    caps, floors = named_numbers("--cap", cap), named_numbers("--floor", floor)
+    kinds = named("--functional", functional)
     content = read_costs(costs, columns=mapping(columns))
-    for note in () if quiet else content.notes:
-        print(f"note: {note}", file=sys.stderr)
-    ladder = _ladder(content, order)
-    terms = Terms(
-        _requirements(content.names, limit, cap or [], functional or [], floor or [], scorer),
-        delta=round(1 - confidence, 12),
-        seed=seed,
-        decoding=decoding,
-        method=method,
-    )
-    figures, printed = _tested(content, terms, ladder, sealed, as_json=as_json, quiet=quiet)
-    sys.stdout.write(printed)
-    sys.stdout.flush()
-    for line in figures["warnings"] if quiet and not as_json else ():
-        print(f"warning: {inert(line)}", file=sys.stderr)
-    code = exit_code(figures["verdict"])
-    if code != CERTIFIED:
-        raise typer.Exit(code)
+    for option, given in {"cap": caps, "floor": floors, "functional": kinds}.items():
+        extra = [name for name in given or () if name and name not in limits]
+        if extra and extra[0] in content.names:
+            raise UsageError(f"--{option}: {extra[0]!r} has no --limit; add --limit {extra[0]}=D or leave it out")
+    notes(content.notes, quiet=quiet)
+    printed: list[str] = []
 
-
-def _tested(
-    content: "CostFile", terms: "Terms", ladder: Sequence[str], path: Path | None, *, as_json: bool, quiet: bool
-) -> tuple[dict[str, Any], str]:
-    """Return the figures and what is printed of them; the opening is recorded when both stand, and before it is seen.
-
-    Whatever is refused, and whatever fails, fails before the seal file is touched: it has opened nothing.
-    """
-    from dualign.certificate.certify import certify as test
-    from dualign.certificate.certify import checked_units
-
-    observations = {policy: content.costs[policy] for policy in ladder}
-    units = checked_units(observations, terms)
-    with _held(path):
-        look = None if path is None else _look(path, content, terms, ladder, units)
-        promise, opening = (None, None) if look is None else (look.promise, look.opening)
-        certificate = test(observations, terms, sealed=promise, opening=opening)
-        told = [_with_texts(line, content) for line in certificate.figures["warnings"]]
-        figures = {**certificate.figures, "warnings": [*told, *_near_copies(content)]}
+    def finish(found: Certificate) -> None:
+        """Make what is printed, before the opening is recorded: what fails here has opened nothing."""
         if as_json:
-            printed = json.dumps(figures, allow_nan=False) + "\n"
+            printed.append(json.dumps(found.figures, allow_nan=False) + "\n")
         else:
-            printed = certificate.verdict + "\n" if quiet else certificate_text(figures)
-        if path is not None and look is not None and certificate.verdict != "INVALID":
-            _record(path, look)
-    return figures, printed
+            printed.append(found.verdict + "\n" if quiet else certificate_text(found.figures))
 
-
-def _with_texts(line: str, content: "CostFile") -> str:
-    """Return a warning with the first words of the prompts that it names by their ids."""
-    from dualign.certificate.claim import quoted
-
-    for name, prompt in content.asked.items():
-        if name in line:
-            line = line.replace(quoted(name), quoted(prompt.text[:40]))
-    return line
-
-
-def _near_copies(content: "CostFile") -> list[str]:
-    """Return a warning where prompts resemble each other and no cluster says that they belong together."""
-    from dualign.certificate.claim import quoted
-    from dualign.data.splits import near_clusters
-
-    first = next(iter(next(iter(content.costs.values())).values()))
-    # what has no four words is a name of a prompt, and names resemble each other
-    told = [p for p in content.asked.values() if p.history or len(p.text.split()) > 3 or not p.text.isascii()]
-    if first.clusters is not None or len(told) > LARGEST_LOOK:
-        return []
-    clusters = near_clusters(told)
-    count = len(clusters) - len(set(clusters.values()))
-    if not count:
-        return []
-    copy = next(name for name, cluster in clusters.items() if name != cluster)
-    return [
-        f"{count} of {len(clusters)} prompts are near-copies of another one and count as independent here (for example "
-        f"{quoted(content.asked[copy].text[:60])}): give near-copies one name in a column 'cluster'"
-    ]
-
-
-def exit_code(verdict: str) -> int:
-    """Return the exit code of a verdict: 0, 10, 11 or 12."""
-    from dualign.certificate.certify import VERDICT_CODES
-
-    return VERDICT_CODES[verdict]
+    with typed():
+        certificate = dualign.certify(
+            content,
+            limit=limits,
+            cap=caps,
+            floor=floors,
+            functional=kinds,
+            confidence=confidence,
+            order=None if order is None else [name.strip() for name in order.split(",")],
+            seed=seed,
+            method=method,
+            scorer=scorer,
+            decoding=decoding,
+            seal=sealed,
+            finish=finish,
+        )
+    sys.stdout.write(printed[0])
+    sys.stdout.flush()
+    notes(certificate.figures["warnings"], quiet=not quiet or as_json, word="warning")
+    if certificate.verdict != "CERTIFIED":
+        raise typer.Exit(VERDICT_CODES[certificate.verdict])
 
 
 def certificate_text(figures: Mapping[str, Any]) -> str:
@@ -158,8 +100,6 @@ def certificate_text(figures: Mapping[str, Any]) -> str:
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
-
-    from dualign.cli.shared import shown
 
     colour = {"CERTIFIED": "green", "INVALID": "red"}.get(figures["verdict"], "yellow")
     parts: list[Any] = [shown(figures["statement"])]
@@ -171,7 +111,7 @@ def certificate_text(figures: Mapping[str, Any]) -> str:
         for name, row in figures["constraints"].items():
             at_cap = f"{100 * row['share_at_cap']:.2g} %"
             cells = [row[key] for key in ("limit", "estimate", "simultaneous_upper_bound", "e_value")]
-            table.add_row(shown(name), *map(_figure, cells), str(row["n_prompts"]), at_cap)
+            table.add_row(shown(name), *map(figure, cells), str(row["n_prompts"]), at_cap)
         parts.append(table)
         parts.append(shown(_footing(figures), "dim"))
     if len(figures["ladder"]) > 1:
@@ -180,7 +120,7 @@ def certificate_text(figures: Mapping[str, Any]) -> str:
             rungs.add_column(heading, justify="right" if heading[0] == "e" else "left")
         for row in figures["ladder"]:
             closest = row["constraint"] or "-"
-            numbers = map(_figure, (row["estimate"], row["e_value"]))
+            numbers = map(figure, (row["estimate"], row["e_value"]))
             rungs.add_row(shown(row["policy"]), row["verdict"], shown(closest), *numbers)
         parts.append(rungs)
     parts += [shown(f"Warning: {line}", "yellow") for line in figures["warnings"]]
@@ -200,173 +140,6 @@ def _footing(figures: Mapping[str, Any]) -> str:
     sentences = [f"{together} with confidence {1 - figures['delta_spent']:g}."]
     if figures["method"] == "betting":
         sentences.append(f"An e-value of {1 / figures['delta_spent']:.4g} or more certifies.")
-    companions = ", ".join(f"{name} {_figure(value)}" for name, value in figures["companions"].items())
+    companions = ", ".join(f"{name} {figure(value)}" for name, value in figures["companions"].items())
     sentences.append(f"For comparison ({figures['constraint']}): {companions}.")
     return " ".join(sentences)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _ladder(content: "CostFile", order: str | None) -> list[str]:
-    """Return the policies in the order of testing."""
-    policies = list(content.costs)
-    if order is None:
-        return policies
-    if not content.policy_column:
-        raise UsageError("--order: the file has no column 'policy'; leave --order out")
-    named = [name.strip() for name in order.split(",")]
-    for name in named:
-        if name not in policies:
-            raise UsageError(f"--order: unknown policy {name!r}; {_nearest(name, policies)}")
-    if len(set(named)) != len(named):
-        raise UsageError(f"--order: a policy is named twice; given {order}")
-    left_out = [name for name in policies if name not in named]
-    if left_out:
-        raise UsageError(f"--order: every policy of the file must be named; left out: {', '.join(left_out)}")
-    return named
-
-
-def _requirements(
-    names: Sequence[str],
-    limits: Sequence[str],
-    caps: Sequence[str],
-    functionals: Sequence[str],
-    floors: Sequence[str],
-    scorer: str,
-) -> "dict[str, Requirement]":
-    from dualign.certificate.claim import Requirement
-    from dualign.maths.functionals import Mean
-
-    limit_of = {name: _number("--limit", text) for name, text in _named("--limit", limits, names).items()}
-    cap_of = {name: _number("--cap", text) for name, text in _named("--cap", caps, names).items()}
-    kind_of = {name: _functional(text) for name, text in _named("--functional", functionals, names).items()}
-    floor_of = {name: _number("--floor", text) for name, text in _named("--floor", floors, names).items()}
-    for option, given in (("--cap", cap_of), ("--functional", kind_of), ("--floor", floor_of)):
-        extra = [name for name in given if name not in limit_of]
-        if extra:
-            raise UsageError(f"{option}: {extra[0]!r} has no --limit; add --limit {extra[0]}=D or leave it out")
-    return {
-        name: Requirement(limit, cap_of.get(name), kind_of.get(name, Mean()), scorer, floor=floor_of.get(name))
-        for name, limit in limit_of.items()
-    }
-
-
-def _named(option: str, given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Return name -> text of repeated ``[NAME=]VALUE`` options; a bare value only where ``cost`` is the one column."""
-    found: dict[str, str] = {}
-    for text in given:
-        name, equals, value = text.rpartition("=")
-        if not equals:
-            if list(names) != ["cost"]:
-                raise UsageError(
-                    f"{option} {text}: the costs have names; write NAME={text}, NAME of {', '.join(names)}"
-                )
-            name = "cost"
-        if name not in names:
-            raise UsageError(f"{option} {text}: the file has no cost {name!r}; {_nearest(name, names)}")
-        if name in found:
-            raise UsageError(f"{option}: given twice for {name!r}; give it once")
-        found[name] = value
-    return found
-
-
-def _number(option: str, text: str) -> float:
-    from dualign.data.cells import LARGEST, decimal
-
-    number = decimal(text)
-    if not abs(number) <= LARGEST:
-        raise UsageError(f"{option}: expected a finite number; given {text!r}")
-    return number
-
-
-def _functional(text: str) -> "Functional":
-    from dualign.maths.functionals import FUNCTIONALS, ConditionalValueAtRisk, parse
-
-    if (kind := text.strip().split(":")[0]) not in FUNCTIONALS:
-        raise UsageError(f"--functional: unknown functional {kind!r}; {nearest(kind, FUNCTIONALS)}")
-    try:
-        functional = parse(text)
-    except ValueError as error:
-        raise UsageError(f"--functional: {error}") from error
-    if functional.spec == "relative":
-        raise UsageError("--functional relative: a costs file has no reference; write the differences as the cost")
-    if isinstance(functional, ConditionalValueAtRisk) and functional.threshold is None:
-        raise UsageError(f"--functional {text}: add the threshold fixed beforehand, as {text}:1.5")
-    return functional
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-
-
-@dataclass(frozen=True)
-class _Look:
-    """What the seal file says of this opening."""
-
-    promise: "Seal"
-    opening: "Opening"
-    content: Mapping[str, Any]
-    """The seal file as it will be, this opening recorded."""
-
-
-def _look(path: Path, content: "CostFile", terms: "Terms", ladder: Sequence[str], units: "Units") -> _Look:
-    """Return the promise in the seal file and which opening this is; nothing is written.
-
-    The same costs again are no new opening: the answer is the same one.
-    """
-    from dualign.certificate.certify import claim_of
-    from dualign.certificate.claim import Opening, Seal, seal
-
-    found, evidence = seal(units.cluster_of, claim_of(terms, ladder, units)), _evidence(content, terms, units)
-    fresh: dict[str, Any] = {"claim": found.claim, "prompts": found.prompts, "openings": []}
-    kept = _read_seal(path) if path.exists() else fresh
-    openings = [*kept["openings"], *([evidence] if evidence not in kept["openings"] else [])]
-    opening = Opening(openings.index(evidence) + 1, counted="by this seal file")
-    return _Look(Seal(kept["claim"], kept["prompts"]), opening, {**kept, "openings": openings})
-
-
-def _record(path: Path, look: _Look) -> None:
-    """Write the opening into the seal file, where it is not there yet."""
-    from dualign.runs.store import write_json
-
-    if not path.exists() or _read_seal(path) != look.content:
-        write_json(path, look.content)
-
-
-@contextmanager
-def _held(path: Path | None) -> Iterator[None]:
-    """Hold the seal file for this process alone, so that two openings at one time are two."""
-    if path is None:
-        yield
-        return
-    from dualign.runs.lock import file_lock
-
-    with file_lock(path.with_name(f".{path.name}.lock")):
-        yield
-
-
-def _read_seal(path: Path) -> dict[str, Any]:
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MissingError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not a seal file ({error})") from error
-    shape = {"claim": str, "prompts": str, "openings": list}
-    if not isinstance(kept, dict) or not all(isinstance(kept.get(key), kind) for key, kind in shape.items()):
-        raise DataError(f"{path}: not a seal file; expected the fields {', '.join(shape)}")
-    return kept
-
-
-def _evidence(content: "CostFile", terms: "Terms", units: "Units") -> str:
-    """Return a hash of the costs that have a limit and of which prompts are together, whatever the order of rows."""
-    rows = sorted(
-        (policy, name, prompt, float(cost))
-        for policy, by_name in content.costs.items()
-        for name in terms.requirements
-        for prompt, cost in zip(by_name[name].prompts, by_name[name].costs, strict=True)
-    )
-    return hashlib.sha256(json.dumps([units.partition, rows]).encode()).hexdigest()

@@ -1,6 +1,5 @@
 """``dualign data check``: preference files, looked at as a doctor would, before anything is trained on them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dualign.cli.shared import Columns, mapping
+from dualign.cli.shared import AsJson, Columns, mapping, printed, shown
 from dualign.errors import DataError, MissingError
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def check(
         Path | None,
         typer.Option("--clean", help="Write the kept rows here (of several files: a folder), and a ledger."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict alone.")] = False,
 ) -> None:
     """Say what is wrong with preference files and what they are made of.
@@ -79,9 +78,7 @@ def check(
         columns=mapping(columns),
     )
     written = write_clean(report, clean) if clean is not None and report.accepted else []
-    if as_json:
-        print(json.dumps({**report.to_json(), "written": [str(path) for path in written]}, allow_nan=False))
-    else:
+    if not printed({**report.to_json(), "written": [str(path) for path in written]}, as_json=as_json):
         _show(report, written, refused=clean if clean and not written else None, quiet=quiet)
     if not report.accepted:
         raise typer.Exit(DataError.exit_code)
@@ -104,7 +101,6 @@ def _show(report: "CheckReport", written: Sequence[Path], *, refused: Path | Non
     from rich.console import Console
     from rich.text import Text
 
-    from dualign.cli.shared import shown
     from dualign.data.checks.check import verdict
     from dualign.data.checks.statistics import summary
 
@@ -130,7 +126,6 @@ def _rules(report: "CheckReport") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    from dualign.cli.shared import shown
     from dualign.data.checks.rules import RULES
 
     table = Table("", "rows", "rule, first lines, what was found and what to do", box=box.SIMPLE, pad_edge=False)

@@ -1,15 +1,18 @@
 """``dualign methods``: the table of methods, what each needs and where it comes from."""
 
-import json
 import math
 from typing import Annotated, Any
 
 import typer
 
+from dualign.cli.shared import AsJson, printed, shown
 from dualign.errors import UsageError
 from dualign.maths.conversion import SYSTEMS, WITHOUT, Parameters, from_target, systems, to_target
 from dualign.methods.options import unknown
 from dualign.methods.table import METHODS
+
+FIELDS = ("name", "source", "needs", "constraint", "reconstruction", "weight", "note")
+OPTION = ("name", "default", "expected", "meaning")
 
 
 def methods(
@@ -17,7 +20,7 @@ def methods(
         str | None,
         typer.Option(metavar="SYSTEM:KEY=VALUE,...", help="Print the same target policy in every system's terms."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the table of methods, or one policy in the terms of all systems.
 
@@ -26,29 +29,12 @@ def methods(
     if equivalent_to is not None:
         _print_equivalents(equivalent_to, as_json=as_json)
         return
-    if as_json:
-        rows = [
-            {
-                "name": method.name,
-                "source": method.source,
-                "needs": list(method.needs),
-                "constraint": method.constraint,
-                "reconstruction": method.reconstruction,
-                "weight": method.weight,
-                "note": method.note,
-                "options": [
-                    {
-                        "name": option.name,
-                        "default": option.default,
-                        "expected": option.expected,
-                        "meaning": option.meaning,
-                    }
-                    for option in method.options
-                ],
-            }
-            for method in METHODS.values()
-        ]
-        print(json.dumps({"methods": rows}, indent=2))
+    rows = [
+        {key: getattr(method, key) for key in FIELDS}
+        | {"options": [{key: getattr(option, key) for key in OPTION} for option in method.options]}
+        for method in METHODS.values()
+    ]
+    if printed({"methods": rows}, as_json=as_json, indent=2):
         return
     from rich.console import Console
     from rich.table import Column, Table
@@ -66,13 +52,10 @@ def methods(
 def _print_equivalents(text: str, *, as_json: bool) -> None:
     """Print the policy that ``text`` means in the terms of every system."""
     found = equivalents(text)
-    if as_json:
-        print(json.dumps(found, allow_nan=False))
+    if printed(found, as_json=as_json):
         return
     from rich.console import Console
     from rich.table import Table
-
-    from dualign.cli.shared import shown
 
     meant = f"multiplier {found['multiplier']:.6g} and beta {found['beta']:.6g} in C-DPO's terms"
     table = Table("system", "parameters", "note", title=shown(f"{text}: {meant}"))

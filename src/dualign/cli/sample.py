@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dualign.cli.scorer import Direction, named_scorer
-from dualign.cli.shared import Columns, mapping
+from dualign.cli.shared import AsJson, Columns, mapping, notes, printed
 from dualign.errors import UsageError, inert
 from dualign.records import Prompt, Response
 
@@ -49,7 +48,7 @@ def sample(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same draws.")] = 0,
     columns: Columns = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
     """Draw responses of a policy: unbiased draws, each with its tokens and log-probability.
@@ -57,6 +56,7 @@ def sample(
     Example: dualign sample ./model prompts.jsonl --adapter run/rounds/02/fit/policy -n 4 --out answers.jsonl
     """
     from dualign.data.prompts import read_prompts
+    from dualign.face.run import keyed_apart
     from dualign.runs.store import write_text
 
     if out.suffix != ".jsonl":
@@ -94,12 +94,8 @@ def sample(
     )
     language_model = replace(language_model, max_prompt_tokens=room)
     day = language_model.wording.date
-    if not quiet:
-        for note in language_model.notes:
-            typer.echo(f"warning: {inert(note)}", err=True)
-        tell_of_template(language_model)
-        if template_date is not None and day is None:
-            typer.echo("note: --template-date: the template reads no clock; the day changes nothing", err=True)
+    notes(language_model.notes, quiet=quiet, word="warning")
+    notes(template_notes(language_model, template_date), quiet=quiet)
     settings = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=batch_size)
     drawn = TransformersSampler(language_model).generate(
         drawn_from, keyed_apart(asked), n, sampling=settings, seed=seed, stage="sample"
@@ -108,40 +104,18 @@ def sample(
     figures: dict[str, Any] = summary(drawn, out)
     figures |= {"notes": list(language_model.notes)} if language_model.notes else {}
     figures |= {"repeated_prompts": found.duplicates} | ({} if day is None else {"template_date": day})
-    if found.duplicates and not quiet:
-        typer.echo(f"note: {repeated(found)}", err=True)
-    if as_json:
-        print(json.dumps(figures, allow_nan=False))
-    if not quiet:
-        tell_of_answers(figures, max_new_tokens, drawn_to=None if as_json else out)
-
-
-def tell_of_answers(figures: Mapping[str, Any], max_new_tokens: int, *, drawn_to: Path | None) -> None:
-    """Print what was drawn into a file, if one is named, and on stderr that most of it did not end by itself."""
-    if drawn_to is not None:
-        print(
-            f"{figures['responses']} responses to {figures['prompts']} prompts, "
-            f"{figures['mean_tokens']:.1f} tokens each, "
-            f"{figures['share_finished']:.0%} ended by themselves -> {inert(drawn_to)}",
-            flush=True,
-        )
-    if figures["responses"] and figures["share_finished"] < FINISHED:
-        typer.echo(
-            f"warning: {figures['share_finished']:.0%} of the responses ended by themselves, the others were cut at "
-            f"{max_new_tokens} tokens; raise --max-new-tokens, or see where the model ends its turns",
-            err=True,
-        )
-
-
-def keyed_apart(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Return the prompts, the ids of repeated ones marked: draws are keyed by ids, and each row has its own."""
-    seen: Counter[str] = Counter()
-    keyed = []
-    for prompt in prompts:
-        seen[prompt.id] += 1
-        times = seen[prompt.id]
-        keyed.append(prompt if times == 1 else replace(prompt, id=f"{prompt.id}-{times}"))
-    return keyed
+    notes([repeated(found)] if found.duplicates else [], quiet=quiet)
+    share = f"{figures['share_finished']:.0%}"
+    if not printed(figures, as_json=as_json) and not quiet:
+        drawn_in_all = f"{figures['responses']} responses to {figures['prompts']} prompts"
+        each = f"{figures['mean_tokens']:.1f} tokens each, {share} ended by themselves"
+        print(f"{drawn_in_all}, {each} -> {inert(out)}", flush=True)
+    cut = (
+        f"{share} of the responses ended by themselves, the others were cut at {max_new_tokens} tokens; "
+        "raise --max-new-tokens, or see where the model ends its turns"
+    )
+    few = figures["responses"] and figures["share_finished"] < FINISHED
+    notes([cut] if few else [], quiet=quiet, word="warning")
 
 
 def repeated(found: "PromptFile") -> str:
@@ -176,15 +150,16 @@ def template_arguments(given: Sequence[str], date: str | None) -> dict[str, Any]
     return arguments
 
 
-def tell_of_template(language_model: "LanguageModel") -> None:
-    """Print on stderr what the template does that a user should know."""
+def template_notes(language_model: "LanguageModel", date: str | None) -> list[str]:
+    """Return what the template does that a user should know, options by their names; ``date`` was typed."""
     turns, day = language_model.turns, language_model.wording.date
-    notes = list(turns.notes) if turns is not None else []
+    said = list(turns.notes) if turns is not None else []
     if day is not None:
-        notes.append(f"the chat template reads the clock: it is {day} here (--template-date)")
-    for note in notes:
-        here = re.sub(r"policy\.template_arguments: \{(\w+): false\}", r"--template-argument \1=false", note)
-        typer.echo(f"note: {here}", err=True)
+        said.append(f"the chat template reads the clock: it is {day} here (--template-date)")
+    elif date is not None:
+        said.append("--template-date: the template reads no clock; the day changes nothing")
+    named = r"policy\.template_arguments: \{(\w+): false\}"
+    return [re.sub(named, r"--template-argument \1=false", note) for note in said]
 
 
 def lines(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Response]], day: str | None = None) -> str:
@@ -245,7 +220,7 @@ def score(
         list[str] | None, typer.Option("--set", help="key=value of the scorer; repeat for several.")
     ] = None,
     columns: Columns = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
     """Score responses; the scorer's id and revision stand beside the numbers.
@@ -274,9 +249,7 @@ def score(
     scores = built(content.prompts, content.responses)
     write_bytes(out, write(with_scores(content, name, scores, built)))
     figures = score_summary(scores, built, name, out)
-    if as_json:
-        print(json.dumps(figures, allow_nan=False))
-    elif not quiet:
+    if not printed(figures, as_json=as_json) and not quiet:
         said = (
             f"{figures['rows']} responses, {name} by {built.id} ({built.direction}): "
             f"mean {figures['mean']:.4g}, from {figures['min']:.4g} to {figures['max']:.4g} -> {out}"

@@ -1,6 +1,5 @@
 """How a scorer is named on the command line, and the scorer that is meant."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dualign.cli.shared import Columns, Progress, mapping
+from dualign.cli.shared import AsJson, Columns, Progress, mapping, printed
 from dualign.errors import ConfigError, MissingError, UsageError, inert_lines
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ def check(
     temperature: Annotated[float, typer.Option(help="Of the labels.")] = 1.0,
     format: Annotated[str | None, typer.Option("--format", help="Name of the format, if it is not recognised.")] = None,
     columns: Columns = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
     """Measure a scorer against labels: order, sign, scale, batch parity, agreement; the last line is the verdict.
@@ -157,7 +156,8 @@ def check(
     compared = None if other is None else other.build()
     tell(f"scoring with {built.id}" + ("" if compared is None else f" and {compared.id}"))
     report = plain(check_scorer(built, file, second=compared, beta=beta, temperature=temperature))
-    print(json.dumps(report, allow_nan=False) if json_output else inert_lines(check_text(report)))
+    if not printed(report, as_json=as_json):
+        print(inert_lines(check_text(report)))
 
 
 app = typer.Typer(
@@ -172,7 +172,7 @@ app = typer.Typer(
 def fit(
     config: Annotated[Path, typer.Argument(help="YAML config: kind, data, path, model.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; default scorers/<config's name>.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
     """Fit a reward or cost model to preference data, and measure it on held-out prompts.
@@ -190,7 +190,8 @@ def fit(
     folder = out if out is not None else Path("scorers") / config.stem
     report = fit_scorer(loaded, config.parent, folder, Progress(quiet=quiet).tell)
     write_text(folder / "reliability.svg", reliability_diagram(plain(report["held_out"]["calibration"])))
-    print(json.dumps(plain(report), allow_nan=False) if json_output else inert_lines(report_text(report)))
+    if not printed(plain(report), as_json=as_json):
+        print(inert_lines(report_text(report)))
 
 
 app.command("check")(check)

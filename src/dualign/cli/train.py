@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dualign.cli.shared import Progress
+import dualign
+from dualign.cli.shared import AsJson, Progress, printed
 from dualign.errors import ConfigError, InfeasibleError, UsageError, inert, inert_lines
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run directory; default runs/<run.name>.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, such as training.beta=0.3.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything that is cheap, then stop.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option(help="No progress on stderr.")] = False,
 ) -> None:
     """Train a policy that is as helpful as its limits allow, and certify it.
@@ -56,14 +56,14 @@ def train(
     from dualign.job.entry import check_only, run_config
 
     if dry_run:
-        finish(check_only(loaded, config.parent), 0, json_output=json_output)
+        finish(check_only(loaded, config.parent), 0, as_json=as_json)
     try:
         result, code = run_config(loaded, config.parent, run, progress.tell)
     except InfeasibleError as error:
-        if json_output:
-            show(_infeasible(loaded, error), json_output=True)
+        if as_json:
+            show(_infeasible(loaded, error), as_json=True)
         raise
-    finish(result, code, json_output=json_output, run=run)
+    finish(result, code, as_json=as_json, run=run)
 
 
 def _infeasible(config: Config, error: InfeasibleError) -> dict[str, Any]:
@@ -80,21 +80,19 @@ def _infeasible(config: Config, error: InfeasibleError) -> dict[str, Any]:
     }
 
 
-def finish(result: dict[str, Any], code: int, *, json_output: bool, run: Path | None = None) -> None:
+def finish(result: dict[str, Any], code: int, *, as_json: bool, run: Path | None = None) -> None:
     """Print the result, as JSON or as text, and exit with ``code``."""
-    show(result, json_output=json_output, run=run)
+    show(result, as_json=as_json, run=run)
     raise typer.Exit(code)
 
 
-def show(result: dict[str, Any], *, json_output: bool, run: Path | None = None) -> None:
+def show(result: dict[str, Any], *, as_json: bool, run: Path | None = None) -> None:
     """Print the result: as JSON, else what a person wants to know of ``run``, else line by line."""
-    import json
-
     from dualign.hashing import plain
 
-    if json_output:
-        typer.echo(json.dumps(plain(result)))
-    elif run is not None:
+    if printed(plain(result), as_json=as_json):
+        return
+    if run is not None:
         from dualign.report.build import summary_text
 
         typer.echo(summary_text(run))
@@ -110,7 +108,7 @@ def demo(
         bool,
         typer.Option("--full", help="Add the other arms: hard labels, half and twice the multiplier, exact scores."),
     ] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
     """Find the multiplier, train, meet the limit, certify it, and compare with the exact optimum: no download.
@@ -122,14 +120,14 @@ def demo(
 
     config = demo_config(seed, "assistant-quick" if quick else "assistant")
     result, code = run_config(config, Path(), out, Progress(quiet=quiet).tell, arms=full)
-    finish(result, code, json_output=json_output, run=out)
+    finish(result, code, as_json=as_json, run=out)
 
 
 def sft(
     config: Annotated[Path, typer.Argument(help="YAML config with policy.warm_start.")],
     out: Annotated[Path | None, typer.Option(help="Run directory; default runs/<run.name>-sft.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, such as run.seed=1.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
     """Run the supervised stages of a job and keep the model; an interrupted run goes on with the same command.
@@ -141,7 +139,7 @@ def sft(
 
     loaded = load_config(config, override)
     run = out if out is not None else Path("runs") / f"{loaded.run.name}-sft"
-    finish(run_warm_start(loaded, config.parent, run, Progress(quiet=quiet).tell), 0, json_output=json_output)
+    finish(run_warm_start(loaded, config.parent, run, Progress(quiet=quiet).tell), 0, as_json=as_json)
 
 
 DEFAULT_METHODS = "c-dpo,dpo,pd-dpo,sacpo,modpo,mocan,safedpo,kldpo,wdpo,b-dpo"
@@ -156,7 +154,7 @@ def compare(
     seeds: Annotated[str, typer.Option(help="Whole numbers.")] = "0",
     out: Annotated[Path | None, typer.Option(help="Folder of the cells; default runs/compare-<run.name>.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for all cells.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option(help="No progress on stderr.")] = False,
 ) -> None:
     """Train every method under every seed, each in its own run directory, and print one table.
@@ -165,7 +163,8 @@ def compare(
 
     A finished cell is reused, an interrupted one goes on. Beside the cells stand compare.json, .csv, .md and .html.
     """
-    from dualign.job.compare import compare_config
+    from dualign.job.cells import FileFamily
+    from dualign.job.compare import compare_cells
     from dualign.report.compare_page import markdown
 
     try:
@@ -175,31 +174,24 @@ def compare(
     names = [name for name in methods.split(",") if name]
     if not names or len(set(names)) < len(names) or len(set(numbers)) < len(numbers):
         raise UsageError("--methods, --seeds: at least one of each is needed, and none twice")
-    report = compare_config(config, names, numbers, out, override or [], Progress(quiet=quiet).tell)
-    print(
-        json.dumps(report, allow_nan=False) if json_output else inert_lines(markdown(report)),
-        end="\n" if json_output else "",
-    )
+    family = FileFamily(config, override or [])
+    report = compare_cells(family, names, numbers, out, Progress(quiet=quiet).tell)
+    if not printed(report, as_json=as_json):
+        print(inert_lines(markdown(report)), end="")
     if report["failed"]:
         raise typer.Exit(report["exit_code"])
 
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory of `train` or `demo`.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the path alone.")] = False,
 ) -> None:
     """Write RUN/report.html: one file to read, print or send, made from the run's files alone.
 
     Example: dualign report runs/demo
     """
-    from dualign.report.build import build_report, summary_text
-
-    path = build_report(run)
-    if as_json:
-        from dualign.report.reading import read_run
-        from dualign.report.sections import verdict_word
-
-        typer.echo(json.dumps({"run": str(run), "verdict": verdict_word(read_run(run)), "report": str(path)}))
-    else:
-        typer.echo(inert(path) if quiet else summary_text(run))
+    found = dualign.load_run(run)
+    path = found.report()
+    if not printed({"run": str(run), "verdict": found.verdict, "report": str(path)}, as_json=as_json):
+        print(inert(path) if quiet else found)

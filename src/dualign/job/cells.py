@@ -1,4 +1,4 @@
-"""One cell of a comparison: a method and a seed, trained by a process of its own, so that its memory is its own."""
+"""One cell of a comparison: a method and a seed in a run directory of its own, and what it came to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -92,38 +92,100 @@ def overrides(cell: Cell) -> list[str]:
     return [f"{key}={value}" for key, value in chosen.items()]
 
 
-def check_cell(cell: Cell, config: Path, given: list[str]) -> Config:
-    """Return the cell's config, checked.
+class Family(Protocol):
+    """What the cells of a comparison are made of: the config of each, and a way to train it."""
+
+    @property
+    def name(self) -> str:
+        """Of the job that they vary."""
+
+    def config(self, cell: Cell) -> Config:
+        """Return the cell's config, checked.
+
+        Raises:
+            DualignError: the arm does not fit the job.
+        """
+
+    def train(self, cell: Cell) -> tuple[int, str | None, int]:
+        """Return exit code, error line and peak bytes of the cell's training."""
+
+
+def check_arm(cell: Cell, config: Config, ready: Collection[str] = ()) -> Config:
+    """Return ``config``, checked for the cell; ``ready``: names of scorers that are not made from it.
 
     Raises:
-        DualignError: the arm does not fit the config.
+        DualignError: the arm does not fit.
     """
-    loaded = load_config(config, [*given, *overrides(cell)])
-    check(loaded)
-    filled(cell.arm.method, METHODS[cell.arm.method].options, loaded.method.options)
-    return loaded
+    check(config, ready)
+    filled(cell.arm.method, METHODS[cell.arm.method].options, config.method.options)
+    return config
 
 
-def run_cell(cell: Cell, config: Path, given: list[str], tell: Tell, *, like: Path | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FileFamily:
+    """Cells of a config file, each trained by a process of its own, so that its memory is its own."""
+
+    path: Path
+    given: Sequence[str] = ()
+    """``--set`` arguments for all cells."""
+
+    @property
+    def name(self) -> str:
+        """Return the name of the config's run."""
+        return load_config(self.path, list(self.given)).run.name
+
+    def config(self, cell: Cell) -> Config:
+        """Return the cell's config, checked."""
+        return check_arm(cell, load_config(self.path, [*self.given, *overrides(cell)]))
+
+    def train(self, cell: Cell) -> tuple[int, str | None, int]:
+        """Return how ``dualign train`` went in a process of its own."""
+        program = "from dualign.cli.main import main; main()"
+        settings = [part for value in (*self.given, *overrides(cell)) for part in ("--set", value)]
+        command = [sys.executable, "-c", program, "train", str(self.path), "--out", str(cell.run), *settings]
+        with subprocess.Popen(
+            [*command, "--json", "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            try:
+                said = process.stderr.read()
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+            finally:
+                # A comparison that is ended ends its cell; both go on by the same command.
+                if process.returncode is None:
+                    process.terminate()
+        lines = [line for line in said.splitlines() if line.startswith("error: ")]
+        error = lines[-1].removeprefix("error: ") if lines else None
+        # kilobytes on Linux, bytes on macOS
+        return process.returncode, error, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def run_cell(cell: Cell, family: Family, tell: Tell, *, like: Path | None = None) -> dict[str, Any]:
     """Return the cell's record: exit code, error line, seconds and peak bytes; one that is finished is read.
 
     ``like``: the run of another method under the same seed, whose shared folders are linked in.
     """
-    loaded = check_cell(cell, config, given)
-    known = finished_before(cell, loaded)
+    config = family.config(cell)
+    known = finished_before(cell, config)
     if known is not None:
         tell(f"{cell.run.name}: finished before")
         return known
     if like is not None and not _begun(cell):
-        share(loaded, like, cell.run)
+        share(config, like, cell.run)
     tell(f"{cell.run.name}: training")
     _opened_cells(cell.run.parent, begins=cell.run.name)
-    found = _train(cell, config, given)
+    began = time.perf_counter()
+    code, error, peak = family.train(cell)
+    seconds = round(time.perf_counter() - began, 3)
     _opened_cells(cell.run.parent)
-    if found["finished"]:
+    finished = code in ENDED and _has_result(cell)
+    found = {"arm": cell.arm.label, "method": cell.arm.method, "seed": cell.seed, "code": code, "finished": finished}
+    found |= {"error": error, "wall_seconds": seconds, "peak_bytes": peak}
+    if finished:
         write_json(cell.run / RECORD, found)
     else:
-        tell(f"{cell.run.name}: failed with exit code {found['code']}: {found['error']}")
+        tell(f"{cell.run.name}: failed with exit code {code}: {error}")
     return found
 
 
@@ -217,38 +279,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _train(cell: Cell, config: Path, given: list[str]) -> dict[str, Any]:
-    """Return how ``dualign train`` went in a process of its own."""
-    program = "from dualign.cli.main import main; main()"
-    settings = [part for value in (*given, *overrides(cell)) for part in ("--set", value)]
-    command = [sys.executable, "-c", program, "train", str(config), "--out", str(cell.run), *settings]
-    began = time.perf_counter()
-    with subprocess.Popen(
-        [*command, "--json", "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        try:
-            said = process.stderr.read()
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        finally:
-            # A comparison that is ended ends its cell; both go on by the same command.
-            if process.returncode is None:
-                process.terminate()
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    return {
-        "arm": cell.arm.label,
-        "method": cell.arm.method,
-        "seed": cell.seed,
-        "code": process.returncode,
-        "finished": process.returncode in ENDED and _has_result(cell),
-        "error": lines[-1].removeprefix("error: ") if lines else None,
-        "wall_seconds": round(time.perf_counter() - began, 3),
-        # kilobytes on Linux, bytes on macOS
-        "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-    }
 
 
 def cells(arms: list[Arm], seeds: list[int], out: Path) -> list[Cell]:

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from dualign.config import Config, load_config
+from dualign.config import Config
 from dualign.errors import DualignError, UsageError
 from dualign.hashing import plain
 from dualign.job.cells import (
     RECORD,
     Cell,
+    Family,
     Outcome,
     cells,
-    check_cell,
     failed,
     finished_before,
     fix_family,
@@ -141,8 +141,8 @@ def selected(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 FAMILY_LOCK = ".families.lock"
 
 
-def compare_config(
-    config: Path, methods: Sequence[str], seeds: Sequence[int], out: Path | None, given: list[str], tell: Tell
+def compare_cells(
+    family: Family, methods: Sequence[str], seeds: Sequence[int], out: Path | None, tell: Tell
 ) -> dict[str, Any]:
     """Return the report of all cells; the pages stand in ``out``.
 
@@ -151,17 +151,17 @@ def compare_config(
         DataError: a cell's folder was made by another config: then none is trained.
         DualignError: the first method does not fit the config: then none is trained.
     """
-    loaded = load_config(config, given)
-    folder = Path("runs") / f"compare-{loaded.run.name}" if out is None else out
-    todo = cells([parse_arm(name) for name in methods], list(seeds), folder)
-    check_cell(todo[0], config, given)
+    name = family.name
+    folder = Path("runs") / f"compare-{name}" if out is None else out
+    todo = cells([parse_arm(method) for method in methods], list(seeds), folder)
+    family.config(todo[0])
     for cell in todo:
         if (cell.run / RECORD).exists():
-            finished_before(cell, check_cell(cell, config, given))
+            finished_before(cell, family.config(cell))
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder / FAMILY_LOCK):  # of two comparisons at one time, the second sees the cells of the first
-        fix_family(todo, _configs(todo, config, given), folder)
-    records = _train(todo, config, given, tell)
+        fix_family(todo, _configs(todo, family), folder)
+    records = _train(todo, family, tell)
     done = [(cell, record) for cell, record in zip(todo, records, strict=True) if record["finished"]]
     broken = [(c, r) for c, r in zip(todo, records, strict=True) if not r["finished"]]
     if not done:
@@ -170,29 +170,29 @@ def compare_config(
     done.sort(key=lambda pair: (ranks[pair[0].arm.label], pair[0].seed))
     outcomes = [read_outcome(cell.run, record) for cell, record in done]
     limits = dict(read_json(done[0][0].run / "result.json")["limits"])
-    report = _report(loaded.run.name, outcomes, limits)
+    report = _report(name, outcomes, limits)
     report["failed"] = [f"{cell.arm.label}, seed {cell.seed}: {record['error']}" for cell, record in broken]
     report["exit_code"] = broken[0][1]["code"] if broken else 0
     _write(report, folder)
     return report
 
 
-def _configs(todo: Sequence[Cell], config: Path, given: list[str]) -> dict[Path, Config]:
+def _configs(todo: Sequence[Cell], family: Family) -> dict[Path, Config]:
     """Return the config of every cell that has one; the others are refused when their turn comes."""
     found = {}
     for cell in todo:
         with suppress(DualignError):
-            found[cell.run] = check_cell(cell, config, given)
+            found[cell.run] = family.config(cell)
     return found
 
 
-def _train(todo: Sequence[Cell], config: Path, given: list[str], tell: Tell) -> list[dict[str, Any]]:
+def _train(todo: Sequence[Cell], family: Family, tell: Tell) -> list[dict[str, Any]]:
     """Return the record of every cell; the first that finishes under a seed lends its shared parts to the others."""
     finished: dict[int, Path] = {}
     records = []
     for cell in todo:
         try:
-            record = run_cell(cell, config, given, tell, like=finished.get(cell.seed))
+            record = run_cell(cell, family, tell, like=finished.get(cell.seed))
         except DualignError as error:
             tell(f"{cell.run.name}: {error}")
             record = failed(error)

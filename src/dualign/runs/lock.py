@@ -7,7 +7,6 @@ and to recognise a stale one where the kernel's lock outlived its owner or the f
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -15,8 +14,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dualign.errors import LockedError
+from dualign.errors import LockedError, StorageError
 from dualign.runs.store import LOCK, disk, parse_object
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NO_KERNEL_LOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -31,8 +35,9 @@ def run_lock(run: Path) -> Iterator[Path]:
         LockedError: a live process holds it; the message names the process.
         StorageError: the directory or the lock file cannot be written.
     """
-    with disk(run, "lock"):
-        run.mkdir(parents=True, exist_ok=True)
+    if fcntl is not None:
+        with disk(run, "lock"):
+            run.mkdir(parents=True, exist_ok=True)
     with file_lock(run / LOCK):
         yield run
 
@@ -43,8 +48,10 @@ def file_lock(path: Path) -> Iterator[None]:
 
     Raises:
         LockedError: a live process holds it; the message names the process.
-        StorageError: the lock file cannot be written.
+        StorageError: the lock file cannot be written, or this system has no such locks.
     """
+    if fcntl is None:
+        raise StorageError(f"{path}: this system has no file locks (fcntl); on Windows use WSL, and dualign inside it")
     with disk(path, "lock"):
         descriptor = _acquire(path)
     try:

@@ -26,13 +26,11 @@ import numpy as np
 import torch
 
 from dualign.maths.losses import dpo, soft
-from dualign.models.compute import gigaflops
-from dualign.models.language_model import LanguageModel
+from dualign.models.language_model import LanguageModel, gigaflops
 from dualign.models.pair_store import build_store
 from dualign.protocols import Objective, Policy
 from dualign.records import Group, Prompt, Response
-from dualign.train.loop import step
-from dualign.train.optimiser import Optimiser
+from dualign.train.loop import Optimiser, step
 from dualign.train.pairs import FitInputs, pair_task
 from dualign.train.settings import TrainingSettings
 from dualign.train.weights import lora_config, trained_weights

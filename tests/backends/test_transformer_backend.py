@@ -287,7 +287,7 @@ def test_a_loss_that_is_no_number_stops_the_step_though_its_gradient_is_one(tmp_
 
 
 def test_a_gradient_that_is_no_number_moves_nothing() -> None:
-    from dualign.train.optimiser import Optimiser
+    from dualign.train.loop import Optimiser
 
     weight = torch.ones(3, requires_grad=True)
     optimiser = Optimiser({"w": weight}, weight_decay=0.0, betas=(0.9, 0.99))

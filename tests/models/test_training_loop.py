@@ -23,9 +23,8 @@ from dualign.protocols import Objective, OnPolicyObjective, OnPolicyTraining, Po
 from dualign.records import Response
 from dualign.scorers.fitting.config import FitConfig
 from dualign.scorers.fitting.training import EncodedPair, score_task
-from dualign.train.loop import Moment, Task, Terms, accumulate, late_loss, run, step
+from dualign.train.loop import Checkpoints, Moment, Optimiser, Task, Terms, accumulate, late_loss, run, step
 from dualign.train.on_policy import ActorCritic, Stage, answer_losses, answer_parts
-from dualign.train.optimiser import Checkpoints, Optimiser
 from dualign.train.pairs import FitInputs, pair_task
 from dualign.train.settings import TrainingSettings, keyed_generators, plan_steps, rate_factor
 from dualign.train.sft import sft_task

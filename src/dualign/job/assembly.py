@@ -25,8 +25,7 @@ from dualign.job.reading import (
     wording_of,
 )
 from dualign.job.warm_start import keep_merged, warm_start
-from dualign.models.compute import choose_compute
-from dualign.models.language_model import LanguageModel
+from dualign.models.language_model import LanguageModel, choose_compute
 from dualign.models.loading import load_language_model
 from dualign.models.sampler import TransformersSampler
 from dualign.protocols import Policy, Scorer

@@ -32,8 +32,7 @@ from dualign.models.pair_store import encode_prompt, encode_response
 from dualign.protocols import FitReport, OnPolicyObjective, OnPolicyTraining, Policy, Sampler, Sampling, Score, Scores
 from dualign.records import FloatArray, Prompt, Response
 from dualign.runs.store import read_json, write_bytes, write_json
-from dualign.train.loop import Moment, Row, Terms, accumulate, late_loss
-from dualign.train.optimiser import Optimiser
+from dualign.train.loop import Moment, Optimiser, Row, Terms, accumulate, late_loss
 from dualign.train.settings import TrainingSettings, rate_factor
 from dualign.train.sft import Example, TokenMicroBatch, next_token, token_micro_batch
 from dualign.train.weights import dropout_off, keyed_dropout, save_policy, trained_weights

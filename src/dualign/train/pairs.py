@@ -24,8 +24,7 @@ from dualign.models.pair_store import StoredGroup, group_digest
 from dualign.protocols import FitReport, Need, Objective, PairBatch, Policy, Side
 from dualign.records import FloatArray
 from dualign.runs.store import read_json, write_json
-from dualign.train.loop import Task, Terms, late, late_loss, run
-from dualign.train.optimiser import Checkpoints, Optimiser
+from dualign.train.loop import Checkpoints, Optimiser, Task, Terms, late, late_loss, run
 from dualign.train.settings import TrainingSettings, keyed_generators, plan_steps
 from dualign.train.weights import save_policy, trained_weights
 

@@ -25,8 +25,7 @@ from dualign.models.language_model import LanguageModel
 from dualign.models.log_probs import PairScorer, Reading, TokenBatch, check_head, rows
 from dualign.protocols import Policy
 from dualign.records import Prompt, named
-from dualign.train.loop import Task, Terms, late_loss, run
-from dualign.train.optimiser import Checkpoints, Optimiser, wide
+from dualign.train.loop import Checkpoints, Optimiser, Task, Terms, late_loss, run, wide
 from dualign.train.settings import TrainingSettings, plan_steps
 from dualign.train.weights import fingerprint, merged_weights, put_weights, trained_weights
 

@@ -28,8 +28,7 @@ from dualign.scorers.fitting.linear import OBJECTIVES
 from dualign.scorers.fitting.pairs import LabelledPair, signs
 from dualign.scorers.score_model import ScoreModel, save_score_model
 from dualign.scorers.states import faster_dtype, located
-from dualign.train.loop import Row, Task, Terms, late_loss, run
-from dualign.train.optimiser import Checkpoints, Optimiser
+from dualign.train.loop import Checkpoints, Optimiser, Row, Task, Terms, late_loss, run
 from dualign.train.settings import TrainingSettings, keyed_generators, plan_steps
 from dualign.train.weights import save_policy, trained_weights
 

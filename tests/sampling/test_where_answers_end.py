@@ -74,7 +74,7 @@ def test_the_eos_of_the_tokenizer_alone_would_read_an_invented_turn(name, models
 def test_given_answers_are_closed_as_the_template_closes_them(name, models):
     _, model = models(name)
     end = model.tokenizer.convert_tokens_to_ids(FAMILIES[name].ends)
-    tokens, _ = encode_response(model, Response("red two"))
+    tokens = encode_response(model, Response("red two"))
     assert tokens[-1] == end and decode(model.tokenizer, tokens[:-1]) == "red two"
     assert answer_text(model, tokens) == ("red two", True)
     assert answer_text(model, tokens[:-1]) == ("red two", False)
@@ -142,7 +142,7 @@ def test_an_answer_ends_at_a_terminator_of_plain_text_and_does_not_hold_it(model
     (answer,) = greedy(spoken, [Prompt("one")])
     assert (answer.text, answer.finished) == ("red", True)
     assert decode(model.tokenizer, answer.tokens) == "red\n### Human:"
-    assert encode_response(spoken, Response("red"))[0][-len(turns.closing) :] == turns.closing
+    assert encode_response(spoken, Response("red"))[-len(turns.closing) :] == turns.closing
     assert answer_text(spoken, ids) == ("red", True)
 
 

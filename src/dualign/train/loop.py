@@ -199,20 +199,15 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 class Optimiser:
     """Holds the masters: a weight in bfloat16 would lose most steps of a small learning rate to rounding."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], *, weight_decay: float, betas: tuple[float, float]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], settings: TrainingSettings) -> None:
         self.parameters = dict(parameters)
         self.masters = {name: p.detach().to(wide(p.dtype)).clone() for name, p in self.parameters.items()}
         # Norms and biases are not decayed: decay would pull them to 0, which is not their neutral value.
         matrices = [m for m in self.masters.values() if m.ndim > 1]
         others = [m for m in self.masters.values() if m.ndim <= 1]
-        kinds = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.adamw = torch.optim.AdamW([kind for kind in kinds if kind["params"]], betas=betas, fused=True)
-
-    @classmethod
-    def of(cls, parameters: Mapping[str, Tensor], settings: TrainingSettings) -> Optimiser:
-        """Return the optimiser of ``settings``."""
+        kinds = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         betas = (settings.adam_beta1, settings.adam_beta2)
-        return cls(parameters, weight_decay=settings.weight_decay, betas=betas)
+        self.adamw = torch.optim.AdamW([kind for kind in kinds if kind["params"]], betas=betas, fused=True)
 
     def step(self, *, learning_rate: float, max_grad_norm: float) -> float:
         """Return the gradient norm before clipping; the parameters are moved and their gradients dropped.

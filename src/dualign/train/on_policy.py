@@ -223,7 +223,7 @@ def answer_parts(
         for first in range(0, len(prompts), size):
             part = slice(first, first + size)
             sequences = [
-                (encode_prompt(model, prompt), tuple(encode_response(model, answer)[0] for answer in answers))
+                (encode_prompt(model, prompt), tuple(encode_response(model, answer) for answer in answers))
                 for prompt, answers in zip(prompts[part], responses[part], strict=True)
             ]
             batch = rows(sequences, model.pad).to(model.device)
@@ -334,9 +334,9 @@ class Learner:
         """Return the learner that goes on from ``memory``; ``means`` of reward and costs are where critics begin."""
         settings = stage.settings
         module = ActorCritic(stage.language_model, means if training.estimator == "critic" else None)
-        optimisers = {"policy": Optimiser.of(parameters, settings)}
+        optimisers = {"policy": Optimiser(parameters, settings)}
         if module.heads is not None:
-            optimisers["critic"] = Optimiser.of({"heads": module.heads}, replace(settings, weight_decay=0.0))
+            optimisers["critic"] = Optimiser({"heads": module.heads}, replace(settings, weight_decay=0.0))
         for owner, optimiser in optimisers.items():
             if memory.tensors:
                 optimiser.restore(memory.part(owner))

@@ -69,7 +69,7 @@ def fit(
         return done
     started, checkpoints = time.monotonic(), Checkpoints(folder, key)
     with trained_weights(language_model, inputs.start, settings) as parameters:
-        optimiser = Optimiser.of(parameters, settings)
+        optimiser = Optimiser(parameters, settings)
         history = run(pair_task(language_model, inputs, settings), optimiser, checkpoints, tell=notes.append)
         file = save_policy(language_model, parameters, optimiser.masters, settings, folder)
     squares = sum(row["squares"] for row in late(history))

@@ -133,7 +133,7 @@ def fine_tune(
     check_head(PairScorer(language_model), token_micro_batch(language_model, encoded, [0], [0]).tokens)
     checkpoints = Checkpoints(folder, "" if folder is None else _key(language_model, encoded, chosen, seed))
     with trained_weights(language_model, Policy("base"), chosen, draw_both=True) as parameters:
-        optimiser = Optimiser.of(parameters, chosen)
+        optimiser = Optimiser(parameters, chosen)
         history = run(sft_task(language_model, encoded, chosen, seed), optimiser, checkpoints, tell=notes.append)
         fitted = merged_weights(model, optimiser.masters, chosen)
     put_weights(model, fitted)

@@ -180,7 +180,7 @@ def fit_score_model(
 
     with trained_weights(language_model, Policy("base"), task.settings) as parameters:
         head = dict(task.module.named_parameters(recurse=False))
-        optimiser = Optimiser.of({**parameters, **head}, task.settings)
+        optimiser = Optimiser({**parameters, **head}, task.settings)
         history = run(task, optimiser, checkpoints, tell=tell, after_step=after_step)
         save_policy(language_model, parameters, optimiser.masters, task.settings, folder)
     checkpoints.drop()

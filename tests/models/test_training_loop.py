@@ -336,3 +336,34 @@ def test_labels_losses_weights_and_figures_of_pairs_by_hand() -> None:
         for name, wanted in {"products": products, "squares": squares}.items():
             assert float(terms.figures[name]) == pytest.approx(wanted)
     assert shares == pytest.approx(1)
+
+
+class Dropping(nn.Module):
+    """One weight and a dropout of ones: what is kept says which numbers were drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(64, dtype=torch.float64))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        return nn.functional.dropout(self.w, 0.5)
+
+
+def test_dropout_is_keyed_by_seed_step_and_micro_batch() -> None:
+    def kept(seed: int, number: int) -> list[list[float]]:
+        seen: list[list[float]] = []
+
+        def losses(output: torch.Tensor, batch: Inputs) -> Terms:
+            seen.append(output.tolist())
+            return Terms(output.sum()[None] * batch.tokens.sum())
+
+        settings = dataclasses.replace(SETTINGS, lora_dropout=0.5)
+        task = slope_task(module=Dropping(), losses=losses, settings=settings, seed=seed)
+        step(task, Optimiser(dict(task.module.named_parameters()), settings), number)
+        return seen
+
+    before = torch.get_rng_state()
+    drawn = [kept(seed, number) for seed, number in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    assert torch.equal(torch.get_rng_state(), before) and drawn[0] == drawn[1]
+    # two micro-batches of three different (seed, step): six different draws
+    assert len({tuple(one) for step_of_it in drawn for one in step_of_it}) == 6

@@ -227,7 +227,7 @@ class LanguageModel:
     template: Callable[[Prompt], list[int]]
     """Prompt -> token ids, generation prompt included, exactly one BOS where the model wants one."""
     eos: int
-    """The tokenizer's EOS; what ends an answer are ``stops``, what closes one that is given is ``closing``."""
+    """The tokenizer's EOS; ``written`` says what ends an answer, and what closes one that is given."""
     pad: int
     temperature: float = 1.0
     max_prompt_tokens: int = 512
@@ -248,16 +248,6 @@ class LanguageModel:
     def written(self) -> Turns:
         """Return what the template was found to write, or what is taken for granted of one that nobody looked at."""
         return plain_turns((), self.eos) if self.turns is None else self.turns
-
-    @property
-    def stops(self) -> frozenset[int]:
-        """Return the token ids at which an answer ends."""
-        return self.written.stops
-
-    @property
-    def closing(self) -> tuple[int, ...]:
-        """Return the tokens that close an answer which somebody wrote."""
-        return self.written.closing
 
     @property
     def device(self) -> torch.device:

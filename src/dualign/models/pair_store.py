@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 
 import numpy as np
@@ -210,11 +210,8 @@ def response_states(language_model: LanguageModel, groups: Sequence[Group], *, t
 
 def _parts(lengths: Sequence[int], tokens_a_batch: int) -> list[list[int]]:
     """Return batches of numbers of one length each, of at most that many tokens if it can."""
-    alike: dict[int, list[int]] = {}
-    for item, length in enumerate(lengths):
-        alike.setdefault(length, []).append(item)
     parts = []
-    for length, items in sorted(alike.items()):
-        size = max(1, tokens_a_batch // length)
+    for length, alike in groupby(sorted(range(len(lengths)), key=lengths.__getitem__), lengths.__getitem__):
+        items, size = list(alike), max(1, tokens_a_batch // length)
         parts += [items[first : first + size] for first in range(0, len(items), size)]
     return parts

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,10 +116,11 @@ def _finished(folder: Path, key: str) -> FitReport | None:
         path = adapters.weights_file(Policy(folder.name, folder))
         if record["key"] != key or path is None or file_digest(path) != record["sha256"]:
             return None
-        report = record["report"]
-        values = {name: math.nan if report[name] is None else report[name] for name in ("loss", "slope")}
-        return FitReport(report["steps"], values["loss"], values["slope"], report["seconds"], tuple(report["history"]))
-    except (DataError, MissingError, KeyError, TypeError):
+        report: dict[str, Any] = {
+            name: math.nan if value is None else value for name, value in record["report"].items()
+        }
+        return FitReport(**{**report, "history": tuple(report["history"])})
+    except (DataError, MissingError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -31,7 +31,9 @@ def trained_weights(
     model = language_model.model
     model.eval()
     adapters.switch_off(model)
-    _check_dtype(model, settings)
+    held = str(model.dtype).removeprefix("torch.")
+    if settings.dtype not in ("auto", held):
+        raise UsageError(f"training.dtype: {settings.dtype} was asked for, but the model was loaded in {held}")
     path = adapters.weights_file(start)
     if path is not None and (path.name == adapters.ADAPTER_WEIGHTS) != (settings.adapter == "lora"):
         raise UsageError(f"training: adapter '{settings.adapter}' cannot start from the {path.name} of '{start.name}'")
@@ -91,12 +93,6 @@ def _initialise(model: Any, seed: int, *, draw_both: bool) -> None:
             parameter.data.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
         if "lora_A" not in name:
             parameter.data.zero_()
-
-
-def _check_dtype(model: Any, settings: TrainingSettings) -> None:
-    held = str(model.dtype).removeprefix("torch.")
-    if settings.dtype not in ("auto", held):
-        raise UsageError(f"training.dtype: {settings.dtype} was asked for, but the model was loaded in {held}")
 
 
 def _requiring_gradient(parameters: dict[str, Tensor]) -> dict[str, Tensor]:

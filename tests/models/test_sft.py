@@ -202,6 +202,10 @@ def test_plan_uses_every_example_once_an_epoch():
     assert len(task.plan) == 6 and all(len(step) == 6 for step in task.plan)
     for epoch in (task.plan[:3], task.plan[3:]):
         assert sorted(i for step in epoch for i in step) == list(range(18))
+    # six steps fall by 0.9 / 6 each, and the floor lies one behind the last
+    chosen = dataclasses.replace(task.settings, warmup_steps=0)
+    rates = [rate_factor(step, chosen, last=task.last) for step in range(6)]
+    assert rates == pytest.approx([1, 0.85, 0.7, 0.55, 0.4, 0.25])
 
 
 def test_schedule():

@@ -214,6 +214,25 @@ def test_rows_are_told_as_they_come_and_a_costly_checkpoint_waits(tmp_path: Path
     assert late_loss(history) == pytest.approx(np.mean([row["loss"] for row in history[-5:]]))
 
 
+def test_a_run_that_was_killed_goes_on_behind_its_last_checkpoint(tmp_path: Path) -> None:
+    settings = dataclasses.replace(slope_task().settings, checkpoint_steps=2)
+
+    def ran(folder: Path, dies_at: int = 0) -> tuple[list[Any], float]:
+        def told(history: Any) -> None:
+            if len(history) == dies_at:
+                raise KeyboardInterrupt
+
+        task = slope_task(settings=settings, plan=[range(4)] * 5)
+        optimiser = Optimiser(dict(task.module.named_parameters()), settings)
+        history = run(task, optimiser, Checkpoints(folder, "key"), tell=print, after_step=told)
+        return history, weight(task)
+
+    with pytest.raises(KeyboardInterrupt):
+        ran(tmp_path / "cut", 3)
+    whole = ran(tmp_path / "whole")
+    assert ran(tmp_path / "cut") == whole and [row["step"] for row in whole[0]] == [1, 2, 3, 4, 5]
+
+
 def test_a_plan_uses_every_example_once_an_epoch_by_the_seed_and_rates_end_at_the_floor() -> None:
     def plan(seed: int) -> list[list[int]]:
         settings = TrainingSettings(per_device_train_batch_size=4, num_train_epochs=2.0)

@@ -124,10 +124,8 @@ def answer_text(language_model: LanguageModel, tokens: Sequence[int]) -> tuple[s
 
 def decode(tokenizer: Any, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
     """Return the text of tokens as they are: no version of transformers takes spaces from before punctuation."""
-    text: str = tokenizer.decode(
-        list(tokens), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-    )
-    return text
+    settings = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
+    return str(tokenizer.decode(list(tokens), **settings))
 
 
 def opener(tokenizer: Any) -> Callable[[list[int]], list[int]]:

@@ -154,15 +154,9 @@ def merged_weights(model: Any, masters: Mapping[str, Tensor], settings: Training
     """Return by clean name the base weights that a training changed, in the dtype of its ``masters``."""
     if settings.adapter == "full":
         return dict(masters)
-    merged = {}
-    with torch.no_grad():
-        for name, parameter in adapters.adapter_parameters(model, _TRAINED).items():
-            parameter.data = masters[name]
-        for path, module in model.named_modules():
-            if _TRAINED in getattr(module, "lora_A", {}):
-                update = module.get_delta_weight(_TRAINED)
-                merged[adapters.clean_name(f"{path}.weight")] = module.get_base_layer().weight.to(update.dtype) + update
-    return merged
+    for name, parameter in adapters.adapter_parameters(model, _TRAINED).items():
+        parameter.data = masters[name]
+    return {name: base.to(update.dtype) + update for name, base, update in adapters.updated(model, _TRAINED)}
 
 
 def put_weights(model: Any, weights: Mapping[str, Tensor]) -> None:

@@ -114,6 +114,39 @@ def test_imitation_goes_through_the_examples_step_by_step(monkeypatch: pytest.Mo
     assert sorted(seen) == sorted(tuple(parts.language_model.template(prompt)) for prompt, _ in EXAMPLES)
 
 
+def test_every_step_draws_anew_and_answers_are_held_against_the_stage_s_reference(tmp_path: Path) -> None:
+    parts, seeds = stage(), list[int]()
+
+    class Noting(TransformersSampler):
+        def generate(self, *given: Any, **settings: Any) -> Any:
+            seeds.append(settings["seed"])
+            return super().generate(*given, **settings)
+
+    noting = dataclasses.replace(parts, sampler=Noting(parts.language_model))
+    made = stretch("leave-one-out", answers=2, learning_rate=0.1)
+    train_on_policy(noting, REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / "p")
+    assert len(set(seeds)) == len(seeds) == 2
+    other, answers = Policy("p", tmp_path / "p"), [[Response("", (3, 4, 2))]]
+    group = [Group(PROMPTS[0], (answers[0][0],) * 2, np.zeros(2), np.zeros((2, 1)))]
+    scores = Scores(np.zeros((1, 1)), np.zeros((1, 1, 1)), np.ones((1, 1), dtype=bool))
+    for policy in (REFERENCE, other):
+        (part,) = on_policy.answer_parts(dataclasses.replace(parts, reference=policy), PROMPTS[:1], answers, scores)
+        known = backend(parts, tmp_path).log_probs(policy, group)[0][0]
+        assert float(part.reference.sum()) == pytest.approx(known, abs=1e-6)
+
+
+def test_critics_do_not_move_the_policy() -> None:
+    parts = stage()
+    scores = Scores(np.zeros((1, 1)), np.zeros((1, 1, 1)), np.ones((1, 1), dtype=bool))
+    (part,) = on_policy.answer_parts(parts, PROMPTS[:1], [[Response("", (3, 4, 2))]], scores)
+    with trained_weights(parts.language_model, REFERENCE, parts.settings) as parameters:
+        module = on_policy.ActorCritic(parts.language_model, np.ones(2))
+        module.heads.data.fill_(1.0)
+        values = module(part.tokens).values
+        slopes = torch.autograd.grad(values.sum(), [module.heads, *parameters.values()], allow_unused=True)
+    assert slopes[0].abs().max() > 0 and all(slope is None for slope in slopes[1:])
+
+
 def test_costs_of_late_answers_are_a_window() -> None:
     scores = Scores(np.zeros((2, 1)), np.array([[[3.0]], [[4.0]]]), np.array([[True], [False]]))
     memory = dataclasses.replace(recall(REFERENCE, np.array([0.5])), costs=((1.0, 2.0),))

@@ -386,3 +386,14 @@ def test_dropout_is_keyed_by_seed_step_and_micro_batch() -> None:
     assert torch.equal(torch.get_rng_state(), before) and drawn[0] == drawn[1]
     # two micro-batches of three different (seed, step): six different draws
     assert len({tuple(one) for step_of_it in drawn for one in step_of_it}) == 6
+
+
+def test_the_order_of_groups_is_that_of_the_seed() -> None:
+    model, objective = language_model(), Objective(lambda a, b: a.log_ratio - b.log_ratio, soft, np.zeros(1), 0.5)
+    stored = stored_groups(model, groups(8))
+    reference = [np.zeros(3) for _ in stored]
+    plans = [
+        pair_task(model, FitInputs(stored, reference, objective, BASE, seed, "rows"), SETTINGS).plan
+        for seed in (0, 0, 1)
+    ]
+    assert plans[0] == plans[1] != plans[2]

@@ -303,15 +303,18 @@ def test_one_checkpoint_is_kept_and_the_last_one_is_gone_on_from(tmp_path: Path)
     assert loaded is not None and len(loaded.history) == 2 and loaded.tensors["w"].item() == 2.0
     assert Checkpoints(tmp_path, "other").load(told.append) is None
     assert len(told) == 1 and "of other inputs is ignored; the fit starts afresh" in told[0]
+    (path,) = (tmp_path / "checkpoint").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"\x41")  # a number is another, and the file as well formed as before
+    assert checkpoints.load(told.append) is None and "damaged, so the checkpoint is ignored" in told[1]
 
 
 def test_like_lengths_stand_together_and_the_steps_are_shuffled() -> None:
     settings = TrainingSettings(per_device_train_batch_size=2, gradient_accumulation_steps=2)
     plan = plan_steps(range(32), settings, keyed_generators(0))
     assert sorted(plan) == [list(range(4 * k, 4 * k + 4)) for k in range(8)] and plan != sorted(plan)
-    counts = {"max_steps": 3, "num_train_epochs": 0.5}
+    counts = {"max_steps": 7, "num_train_epochs": 0.5}
     found = {name: dataclasses.replace(settings, **{name: value}).count_steps(10) for name, value in counts.items()}
-    assert found == {"max_steps": 3, "num_train_epochs": 2}  # half of the three steps of a pass over ten
+    assert found == {"max_steps": 7, "num_train_epochs": 2}  # half of the three steps of a pass over ten
 
 
 @pytest.mark.parametrize(("kind", "rest"), [("linear", [1, 0.8, 0.6, 0.4, 0.2]), ("constant", [1] * 5)])
@@ -397,3 +400,19 @@ def test_the_order_of_groups_is_that_of_the_seed() -> None:
         for seed in (0, 0, 1)
     ]
     assert plans[0] == plans[1] != plans[2]
+
+
+def test_a_fresh_adapter_is_drawn_from_its_seed_and_changes_nothing() -> None:
+    model = language_model()
+
+    def fresh(seed: int) -> dict[str, torch.Tensor]:
+        with trained_weights(model, BASE, dataclasses.replace(SETTINGS, adapter_seed=seed)) as parameters:
+            return {name: value.detach().clone() for name, value in parameters.items()}
+
+    one, same, other = (fresh(seed) for seed in (0, 0, 1))
+    for name, value in one.items():
+        assert torch.equal(value, same[name])
+        if "lora_A" in name:  # uniform within 1 / sqrt(inputs)
+            assert not torch.equal(value, other[name]) and 0 < value.abs().max() <= value.shape[1] ** -0.5
+        else:
+            assert not value.any()

@@ -80,6 +80,9 @@ def test_seeds():
     settings = SftSettings(num_train_epochs=2, per_device_train_batch_size=2)
     losses = [fit(tiny_language_model(), settings=settings, seed=seed).losses for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
+    chosen, encoded = training_settings(settings, 7), [([1], (3, EOS))] * 18
+    plans = [sft.sft_task(tiny_language_model(), encoded, chosen, seed).plan for seed in (0, 0, 1)]
+    assert plans[0] == plans[1] != plans[2] and chosen.adapter_seed == 7
 
 
 def test_saved_model_is_read_by_plain_transformers(tmp_path):

@@ -416,3 +416,17 @@ def test_a_fresh_adapter_is_drawn_from_its_seed_and_changes_nothing() -> None:
             assert not torch.equal(value, other[name]) and 0 < value.abs().max() <= value.shape[1] ** -0.5
         else:
             assert not value.any()
+
+
+def test_a_micro_batch_knows_its_whole_step_and_the_last_step_has_the_floor() -> None:
+    seen: list[tuple[list[int], list[int]]] = []
+
+    def collate(chosen: Any, whole: Any) -> Inputs:
+        seen.append((list(chosen), list(whole)))
+        return Inputs(DATA[list(chosen)])
+
+    settings = dataclasses.replace(slope_task().settings, lr_scheduler_type="linear", min_lr_ratio=0.1)
+    task = slope_task(settings=settings, collate=collate)
+    history = run(task, Optimiser(dict(task.module.named_parameters()), settings), Checkpoints(None, ""), tell=print)
+    assert seen == [([0, 1], [0, 1, 2, 3]), ([2, 3], [0, 1, 2, 3])] * 3
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.1, 0.055, 0.01])

@@ -29,7 +29,7 @@ from dualign.train.on_policy import ActorCritic, Stage, answer_losses, answer_pa
 from dualign.train.pairs import FitInputs, pair_task
 from dualign.train.settings import TrainingSettings, keyed_generators, plan_steps, rate_factor
 from dualign.train.sft import sft_task
-from dualign.train.weights import trained_weights
+from dualign.train.weights import save_policy, trained_weights
 from engine_parts import groups, language_model
 
 SOURCE = Path(dualign.__file__).parent
@@ -430,3 +430,17 @@ def test_a_micro_batch_knows_its_whole_step_and_the_last_step_has_the_floor() ->
     history = run(task, Optimiser(dict(task.module.named_parameters()), settings), Checkpoints(None, ""), tell=print)
     assert seen == [([0, 1], [0, 1, 2, 3]), ([2, 3], [0, 1, 2, 3])] * 3
     assert [row["learning_rate"] for row in history] == pytest.approx([0.1, 0.055, 0.01])
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_what_is_kept_of_a_policy_is_what_the_next_training_begins_at(adapter: Any, tmp_path: Path) -> None:
+    model, settings = language_model(), dataclasses.replace(SETTINGS, adapter=adapter)
+    with trained_weights(model, BASE, settings) as parameters:
+        for value in parameters.values():
+            value.data.add_(0.125)
+        masters = {name: value.detach() + (0.5 if adapter == "lora" else 0.0) for name, value in parameters.items()}
+        save_policy(model, parameters, masters, settings, tmp_path)
+    with trained_weights(model, Policy("p", tmp_path), settings) as parameters:
+        # an adapter is kept as its masters are, which may be finer than what is computed with
+        assert all(torch.equal(value, masters[name]) for name, value in parameters.items())
+        assert parameters.keys() == masters.keys()

@@ -37,6 +37,8 @@ def test_uniform_logits_give_log_v():
     two[:, [5, 6, 7, 8, EOS]] = True
     masked = tiny_language_model(model=model.model, grammar=two)
     assert token_losses(masked, batch).tolist() == pytest.approx([math.log(5)] * 6)
+    # the loss of a step is the mean over its responses' tokens, whatever their prompts' lengths
+    assert fit(model).first_loss == pytest.approx(math.log(len(WORDS)))
 
 
 def test_losses_are_those_of_plain_forward_passes_whatever_the_padding():

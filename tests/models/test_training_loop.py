@@ -317,7 +317,12 @@ def test_like_lengths_stand_together_and_the_steps_are_shuffled() -> None:
     assert found == {"max_steps": 7, "num_train_epochs": 2}  # half of the three steps of a pass over ten
 
 
-@pytest.mark.parametrize(("kind", "rest"), [("linear", [1, 0.8, 0.6, 0.4, 0.2]), ("constant", [1] * 5)])
+COSINE = [0.2 + 0.8 * (1 + np.cos(np.pi * k / 4)) / 2 for k in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rest"), [("linear", [1, 0.8, 0.6, 0.4, 0.2]), ("constant", [1] * 5), ("cosine", COSINE)]
+)
 def test_the_rate_rises_over_the_warm_up_and_falls_to_its_floor(kind: Any, rest: list[float]) -> None:
     settings = TrainingSettings(warmup_steps=2, min_lr_ratio=0.2, lr_scheduler_type=kind)
     assert [rate_factor(k, settings, last=6) for k in range(7)] == pytest.approx([1 / 3, 2 / 3, *rest])

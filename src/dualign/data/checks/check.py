@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dualign.data.checks import row_rules
 from dualign.data.checks.group_rules import GROUP_CHECKS
 from dualign.data.checks.reading import (
     MAX_LENGTH,
@@ -19,7 +18,7 @@ from dualign.data.checks.reading import (
     prepared,
     read,
 )
-from dualign.data.checks.rules import CHOSEN, RULES, Severity
+from dualign.data.checks.rules import CHOSEN, ROW_RULES, RULES, Severity, mended, unsound
 from dualign.data.checks.statistics import statistics, summary
 from dualign.data.preferences import Fault, PreferenceFile, PreferenceRow
 from dualign.errors import UsageError, nearest
@@ -193,13 +192,12 @@ def check_rows(
     rows: Sequence[PreferenceRow], *, limits: Limits | None = None, measure: Measure = WORDS
 ) -> tuple[list[Fault], Context, list[PreferenceRow]]:
     """Return (faults, context, sound rows) of rows that were read; each needs a line of its own."""
-    faults = row_rules.unsound(rows)
+    faults = unsound(rows)
     out = {fault.line for fault in faults}
     sound = [row for row in rows if row.line not in out and row.answers]
     context = prepared(sound, limits=limits or Limits(), measure=measure)
-    for rule in RULES.values():
-        if of_row := rule.of_row:
-            faults += [Fault(rule.name, row.line, what) for row in sound if (what := of_row(row, context))]
+    for name, of_row in ROW_RULES.items():
+        faults += [Fault(name, row.line, what) for row in sound if (what := of_row(row, context))]
     for check in GROUP_CHECKS:
         faults += check(sound)
     return faults, context, sound
@@ -255,7 +253,7 @@ def _checked(reading: PreferenceFile, faults: Sequence[Fault], severities: Mappi
     fixed: tuple[Fault, ...] = ()
     if severities["contradictory row"] == "warn":
         fixed = tuple(fault for fault in faults if fault.rule == "contradictory row" and fault.line not in out)
-        kept = [row_rules.mended(row) for row in kept]
+        kept = [mended(row) for row in kept]
     return CheckedFile(reading, tuple(faults), dropped, fixed, tuple(kept))
 
 

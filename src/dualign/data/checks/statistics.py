@@ -16,7 +16,7 @@ from dualign.data.checks.group_rules import (
     safer_opinions,
 )
 from dualign.data.checks.reading import Context
-from dualign.data.checks.row_rules import contradiction
+from dualign.data.checks.rules import contradiction
 from dualign.data.preferences import PreferenceRow, grouped
 from dualign.data.splits import SIMILARITY
 

@@ -7,9 +7,21 @@ from typing import Any, TypeVar
 
 from dualign.data.cells import HALF, RowError, column_text, encodable
 from dualign.data.formats.table import preference_file
-from dualign.data.layouts import ANSWERED, READ_AS, Layout, answered_layout, chosen_layout, mapping_hint, recognised
 from dualign.data.table_files import Row
-from dualign.data.tables import Source, Table, check_readable, read_table, renamed
+from dualign.data.tables import (
+    ANSWERED,
+    READ_AS,
+    Layout,
+    Source,
+    Table,
+    answered_layout,
+    check_readable,
+    chosen_layout,
+    mapping_hint,
+    read_table,
+    recognised,
+    renamed,
+)
 from dualign.data.turns import SYSTEM, check_attached, written
 from dualign.errors import DataError, nearest
 from dualign.records import Prompt, in_slice

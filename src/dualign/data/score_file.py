@@ -16,10 +16,9 @@ import numpy as np
 
 from dualign.certificate.held_out import Costs
 from dualign.data.cells import HALF, RowError, decimal, encodable, name_cell, number_cell
-from dualign.data.layouts import instructed, mapping_hint
 from dualign.data.prompts import spelt_alike
 from dualign.data.table_files import Row
-from dualign.data.tables import Source, Table, check_readable, read_table, renamed
+from dualign.data.tables import Source, Table, check_readable, instructed, mapping_hint, read_table, renamed
 from dualign.data.turns import SYSTEM, as_prompt, holds_messages, with_system, without_answer
 from dualign.errors import DataError, MissingError
 from dualign.records import FloatArray, Prompt

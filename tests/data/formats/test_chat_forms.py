@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from dualign.data.checks.check import check, verdict
-from dualign.data.checks.clean import write_clean
+from dualign.data.checks.check import check, verdict, write_clean
 from dualign.data.checks.statistics import summary
 from dualign.data.formats.chat_forms import PROMPT_LIKE, PROMPTS
 from dualign.data.formats.table import describe, preference_file, read_preferences

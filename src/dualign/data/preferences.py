@@ -110,6 +110,7 @@ def refusal(table: Table, faults: tuple[Fault, ...], format: str = "") -> Prefer
 
 
 RowReading = Callable[[Values], PreferenceRow]
+Recognition = Callable[[Sequence[Values]], bool]
 
 
 def any_rows(_rows: Sequence[Values]) -> bool:
@@ -128,7 +129,7 @@ class Format:
     """Columns that some row must have."""
     read_row: RowReading
     """From the cells of one row; its line may be left at 0. Raises ``RowError``."""
-    recognise: Callable[[Sequence[Values]], bool] = any_rows
+    recognise: Recognition = any_rows
     """Whether rows that have the needed columns are of this format."""
     options: tuple[str, ...] = ()
     """Further columns that are read where they are there."""

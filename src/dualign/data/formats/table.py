@@ -6,19 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dualign.data.cells import RowError, Values, column_text, encodable, given, literal
-from dualign.data.formats.chat_forms import JUDGED, PAIRS, TRANSCRIPTS, TRL_PLAIN_IMPLICIT, like_a_prompt, named_prompt
-from dualign.data.formats.labelled import (
-    BEAVERTAILS,
-    BEAVERTAILS_EVALUATION,
-    HELPSTEER,
-    INTERNAL,
-    PKU_SAFERLHF,
-    PKU_SAFERLHF_QA,
-    PKU_SAFERLHF_V0,
-    SAFERLHF_V,
-    SAFETY_PAIRS,
-    SCORED_PAIRS,
-)
+from dualign.data.formats.chat_forms import CHAT_FORMS, like_a_prompt, named_prompt
+from dualign.data.formats.labelled import BEAVERTAILS_EVALUATION, LABELLED
 from dualign.data.preferences import (
     NO_PROMPT,
     READING_RULES,
@@ -35,28 +24,12 @@ from dualign.data.tables import Source, Table, check_readable, read_table, renam
 from dualign.data.turns import ATTACHED, PYTHON, SYSTEM, as_messages, check_attached, is_parts, with_system
 from dualign.errors import UsageError, nearest
 
-FORMATS: dict[str, Format] = {
-    known.name: known
-    for known in (
-        INTERNAL,
-        PKU_SAFERLHF,
-        PKU_SAFERLHF_V0,
-        SAFERLHF_V,
-        SCORED_PAIRS,
-        PKU_SAFERLHF_QA,
-        *HELPSTEER,
-        BEAVERTAILS,
-        SAFETY_PAIRS,
-        *TRANSCRIPTS,
-        *PAIRS,
-        *JUDGED,
-        TRL_PLAIN_IMPLICIT,
-        BEAVERTAILS_EVALUATION,
-    )
-}
+FORMATS = {known.name: known for known in (*LABELLED, *CHAT_FORMS, BEAVERTAILS_EVALUATION)}
 """From the most particular to the most general; the first that fits is taken."""
-READ_AS = [name for known in FORMATS.values() if not known.refusal for name in (*known.needs, *known.options)]
-READ_AS += [*SYSTEM, *SCORED_PAIRS.more]
+READ_AS = [
+    *(name for known in FORMATS.values() if not known.refusal for name in (*known.needs, *known.options, *known.more)),
+    *SYSTEM,
+]
 """Names that columns may be renamed to."""
 
 

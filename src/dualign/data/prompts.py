@@ -1,6 +1,7 @@
 """Prompts, demonstrations and responses of tables: read, checked, filtered, all of it counted."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -15,12 +16,10 @@ from dualign.data.tables import (
     Source,
     Table,
     answered_layout,
-    check_readable,
     chosen_layout,
     mapping_hint,
-    read_table,
+    read_named,
     recognised,
-    renamed,
 )
 from dualign.data.turns import SYSTEM, check_attached, written
 from dualign.errors import DataError, nearest
@@ -110,24 +109,23 @@ def read_prompts(
         UsageError: a name of ``rename`` that nothing is read as.
         DataError: a row is broken (its line is named), a column does not exist, or no prompt is left.
     """
-    table = _table(source, rename)
+    table = read_named(source, rename, READ_AS)
     if prompt_column is None and recognised(table.columns) is None:
         table = _asked_in_pairs(table) or table
     layout = chosen_layout(table, prompt_column=prompt_column, response_column=None)
-    taken = _taken(table, layout, columns or {}, where or {})
-    short = [prompt for _, prompt in taken if _within(prompt, max_words)]
-    distinct = _first_of(short, [prompt.id for prompt in short])
+    kept, out = _kept(table, layout, columns or {}, where or {}, max_words)
+    every = [prompt for _, prompt in kept]
+    distinct = _first_of(every, [prompt.id for prompt in every])
     if not distinct:
-        raise DataError(f"{table.name}: {_none_left(table, where, max_words)}")
+        raise _none_left(table, where, max_words)
     return PromptFile(
         prompts=distinct,
         layout=layout.name,
         rows=len(table.rows),
-        filtered=len(table.rows) - len(taken),
-        too_long=len(taken) - len(short),
-        duplicates=len(short) - len(distinct),
-        alike=spelt_alike(short),
-        every=short,
+        duplicates=len(every) - len(distinct),
+        alike=spelt_alike(every),
+        every=every,
+        **out,
     )
 
 
@@ -158,7 +156,7 @@ def read_demonstrations(  # noqa: PLR0913
         UsageError: a name of ``rename`` that nothing is read as.
         DataError: a row is broken, the layout has no response, or nothing is left.
     """
-    every = table = _table(source, rename)
+    every = table = read_named(source, rename, READ_AS)
     layout = chosen_layout(table, prompt_column=prompt_column, response_column=response_column, answered=True)
     if layout.response is None:
         wanted = f"{mapping_hint(table.first, ('response',))} (in a config: rename)"
@@ -170,24 +168,22 @@ def read_demonstrations(  # noqa: PLR0913
         bad = f"{len(negative)} with an answer that is marked as bad, {len(broken)} broken"
         nothing = f"{table.name}: nothing to imitate in {len(every.rows)} rows ({bad})"
         raise DataError(next(iter(broken.values()), nothing))
-    taken = _taken(table, layout, columns or {}, where or {})
-    short = [(row, prompt) for row, prompt in taken if _within(prompt, max_words)]
-    answers = replace(table, rows=[row for row, _ in short]).each(layout.answer)
-    pairs = [(prompt, answer) for (_, prompt), answer in zip(short, answers, strict=True)]
+    kept, out = _kept(table, layout, columns or {}, where or {}, max_words)
+    answers = replace(table, rows=[row for row, _ in kept]).each(layout.answer)
+    pairs = [(prompt, answer) for (_, prompt), answer in zip(kept, answers, strict=True)]
     filled = [(prompt, response) for prompt, response in pairs if response.strip()]
     distinct = _first_of(filled, [(prompt.id, response) for prompt, response in filled])
     if not distinct:
-        raise DataError(f"{table.name}: {_none_left(table, where, max_words)}")
+        raise _none_left(table, where, max_words)
     return DemonstrationFile(
         demonstrations=distinct,
         layout=layout.name,
         rows=len(every.rows),
-        filtered=len(table.rows) - len(taken),
-        too_long=len(taken) - len(short),
         duplicates=len(filled) - len(distinct),
         empty=len(pairs) - len(filled),
         negative=len(negative),
         broken=tuple(broken.values()),
+        **out,
     )
 
 
@@ -214,7 +210,7 @@ def read_responses(source: Source, *, rename: Mapping[str, str] | None = None) -
             cannot be written to a file; its line is named.
     """
     names = [name for layout in ANSWERED for name in sorted(layout.needs | layout.texts)]
-    table = _table(source, rename, names=(*names, *SYSTEM))
+    table = read_named(source, rename, (*names, *SYSTEM))
     layout = answered_layout(table)
     pairs = table.each(partial(_answered, table=table, layout=layout))
     return ResponseFile(
@@ -227,30 +223,12 @@ def _answered(row: Row, *, table: Table, layout: Layout) -> Demonstration:
     for name, value in row.values.items():
         if not encodable(name):
             raise RowError("lone surrogate", f"the name {name!r} of a column holds {HALF}")
-        if not all(encodable(text) for text in _texts(value)):
+        if not encodable(json.dumps(value, ensure_ascii=False, default=str)):
             raise RowError("lone surrogate", f"{name} holds {HALF}")
     for name in sorted(layout.needs):
         if name not in row.values:
             raise RowError("missing column", f"no column {name!r}; {nearest(name, row.values)}")
     return layout.asked(row, table), layout.answer(row)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in a value of JSON or Parquet, the names in its objects included."""
-    waiting = [value]
-    while waiting:
-        current = waiting.pop()
-        if isinstance(current, str):
-            yield current
-        elif isinstance(current, Mapping):
-            waiting += [*current, *current.values()]
-        elif isinstance(current, list | tuple):
-            waiting += current
-
-
-def _table(source: Source, rename: Mapping[str, str] | None, *, names: Sequence[str] = READ_AS) -> Table:
-    check_readable(rename or {}, names)
-    return renamed(read_table(source), rename or {})
 
 
 def _asked_in_pairs(table: Table) -> Table | None:
@@ -309,16 +287,22 @@ def _broken(table: Table, layout: Layout, negative: set[int]) -> dict[int, str]:
     return broken
 
 
-def _taken(
-    table: Table, layout: Layout, columns: Mapping[str, str], where: Mapping[str, str]
-) -> list[tuple[Row, Prompt]]:
-    """Return the rows inside ``where`` with their prompts; a ``where`` that no row knows is an error."""
+def _kept(
+    table: Table, layout: Layout, columns: Mapping[str, str], where: Mapping[str, str], max_words: int | None
+) -> tuple[list[tuple[Row, Prompt]], dict[str, int]]:
+    """Return the rows inside ``where`` that are not too long, with their prompts, and how many others there are.
+
+    Raises:
+        DataError: a name of ``where`` that no row knows, or a row is no prompt.
+    """
     prompts = table.each(partial(_prompt, table=table, layout=layout, columns=columns))
     known = sorted({name for prompt in prompts for name in prompt.columns})
     for name in where:
         if name not in known:
             raise DataError(f"{table.name}: where: no column {name!r}; {nearest(name, known)}")
-    return [(row, one) for row, one in zip(table.rows, prompts, strict=True) if in_slice(one.columns, where)]
+    inside = [(row, one) for row, one in zip(table.rows, prompts, strict=True) if in_slice(one.columns, where)]
+    short = [(row, one) for row, one in inside if max_words is None or len(one.text.split()) <= max_words]
+    return short, {"filtered": len(table.rows) - len(inside), "too_long": len(inside) - len(short)}
 
 
 def _prompt(row: Row, *, table: Table, layout: Layout, columns: Mapping[str, str]) -> Prompt:
@@ -337,9 +321,5 @@ def _first_of(items: Sequence[Item], keys: Sequence[object]) -> list[Item]:
     return list(first.values())
 
 
-def _within(prompt: Prompt, max_words: int | None) -> bool:
-    return max_words is None or len(prompt.text.split()) <= max_words
-
-
-def _none_left(table: Table, where: Mapping[str, str] | None, max_words: int | None) -> str:
-    return f"none of {len(table.rows)} rows is left (where: {dict(where or {})}, {max_words=})"
+def _none_left(table: Table, where: Mapping[str, str] | None, max_words: int | None) -> DataError:
+    return DataError(f"{table.name}: none of {len(table.rows)} rows is left (where: {dict(where or {})}, {max_words=})")

@@ -139,6 +139,18 @@ def _filled(table: Table) -> Table:
     return table
 
 
+def read_named(source: Source, columns: Mapping[str, str] | None, names: Iterable[str]) -> Table:
+    """Return the table of ``read_table`` with columns under the names that they are read as, each one of ``names``.
+
+    Raises:
+        UsageError: another name, or one column is to be read as two.
+        MissingError: as ``read_table``.
+        DataError: as ``read_table``, or no row has such a column.
+    """
+    check_readable(columns or {}, names)
+    return renamed(read_table(source), columns or {})
+
+
 def read_rows(path: str | Path) -> Sequence[Row]:
     """Return the rows of ``read_table`` alone."""
     return read_table(path).rows
@@ -285,12 +297,9 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout("instruction prompts", "instruction", instructed, None, "instruction input history"),
 )
 """From the most particular to the most general; the first whose columns are all there is taken."""
-ANSWERED = tuple(
-    layout
-    for name in ("demonstrations", "completions", "instructions", "messages", "conversations")
-    for layout in LAYOUTS
-    if layout.name == name
-)
+_BY_NAME = {layout.name: layout for layout in LAYOUTS}
+_ANSWERED = ("demonstrations", "completions", "instructions", "messages", "conversations")
+ANSWERED = tuple(_BY_NAME[name] for name in _ANSWERED)
 """Layouts in which a model's answer may stand, from the most particular to the most general."""
 READ_AS = ("prompt", "response", *(name for layout in LAYOUTS for name in sorted(layout.needs | layout.texts)), *SYSTEM)
 """Names that columns of prompts and demonstrations may be renamed to."""

@@ -12,20 +12,12 @@ from dualign.data.cells import RowError, Values, given, literal, whole_text
 from dualign.records import Prompt, Turn
 
 Role = Literal["system", "user", "assistant"]
-ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
+NAMES: Mapping[Role, tuple[str, ...]] = {
+    "system": ("system", "developer"),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai"),
 }
+ROLES = {name: role for role, names in NAMES.items() for name in names}
 """What the speakers are called in the field, in lower case."""
 TOOL_ROLES = ("tool", "tools", "tool_call", "tool_response", "function", "function_call", "observation", "ipython")
 SPEAKERS = ("role", "from")

@@ -19,7 +19,7 @@ from dualign.data.checks.reading import (
     Context,
     Limits,
     Measure,
-    prepared,
+    measured,
     read,
 )
 from dualign.data.checks.rules import CHOSEN, ROW_RULES, RULES, Severity, mended, unsound
@@ -198,10 +198,10 @@ def check_rows(
     rows: Sequence[PreferenceRow], *, limits: Limits | None = None, measure: Measure = WORDS
 ) -> tuple[list[Fault], Context, list[PreferenceRow]]:
     """Return (faults, context, sound rows) of rows that were read; each needs a line of its own."""
-    faults = unsound(rows)
+    faults = [fault for row in rows for fault in unsound(row)]
     out = {fault.line for fault in faults}
     sound = [row for row in rows if row.line not in out and row.answers]
-    context = prepared(sound, limits=limits or Limits(), measure=measure)
+    context = Context(limits or Limits(), measure, {row.line: measured(row, measure) for row in sound})
     for name, of_row in ROW_RULES.items():
         faults += [Fault(name, row.line, what) for row in sound if (what := of_row(row, context))]
     for check in GROUP_CHECKS:
@@ -412,10 +412,8 @@ def _jsonable(value: Any) -> Any:
         return {str(key): _jsonable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(inner) for inner in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Decimal):
-        return float(value) if value.is_finite() else None
+    if isinstance(value, float | Decimal):
+        return float(value) if math.isfinite(value) else None
     if isinstance(value, date | time):
         return value.isoformat()
     return value if value is None or isinstance(value, str | int) else None

@@ -139,11 +139,6 @@ def measured(row: PreferenceRow, measure: Measure) -> Lengths:
         return Lengths(0, answers, refused=str(error))
 
 
-def prepared(rows: Sequence[PreferenceRow], *, limits: Limits, measure: Measure) -> Context:
-    """Return the context in which these rows are checked."""
-    return Context(limits, measure, {row.line: measured(row, measure) for row in rows})
-
-
 WHOLE_FILE = 0
 """The line of a fault that no single line is to blame for."""
 

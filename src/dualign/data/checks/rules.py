@@ -55,12 +55,8 @@ SCRIPT_OPENING = re.compile(
 SCRIPT_END = re.compile(r"(?:\n\s*#{0,3}\s?|\s)(?:assistant|response|gpt|bot)\s?:\s*\Z", re.IGNORECASE)
 
 
-def unsound(rows: Sequence[PreferenceRow]) -> list[Fault]:
-    """Return what keeps a row from being looked at any further: labels without a meaning, texts without a word."""
-    return [fault for row in rows for fault in _unsound(row)]
-
-
-def _unsound(row: PreferenceRow) -> Iterator[Fault]:
+def unsound(row: PreferenceRow) -> Iterator[Fault]:
+    """Yield what keeps a row from being looked at any further: labels without a meaning, texts without a word."""
     for name, chosen in (("better", row.better), ("safer", row.safer)):
         if chosen is not None and not 0 <= chosen < len(row.answers):
             yield Fault("id out of range", row.line, f"{name} is answer {chosen} of {len(row.answers)}, counted from 0")

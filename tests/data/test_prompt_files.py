@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dualign.data.prompts import load_demonstrations, read_demonstrations, read_prompts
+from dualign.data.prompts import read_demonstrations, read_prompts
 from dualign.errors import DataError, MissingError
 from dualign.records import prompt_id
 
@@ -166,8 +166,8 @@ def test_demonstrations_drop_empty_and_equal_rows(tmp_path):
 def test_an_attack_opening_is_no_demonstration_unless_named(tmp_path):
     path = write(tmp_path / "f.jsonl", [{"goal": "g", "target": "Sure"}])
     with pytest.raises(DataError, match="no response"):
-        load_demonstrations(path)
-    assert load_demonstrations(path, response_column="target")[0][1] == "Sure"
+        read_demonstrations(path)
+    assert read_demonstrations(path, response_column="target").demonstrations[0][1] == "Sure"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no folder of shared data")

@@ -187,11 +187,6 @@ def read_demonstrations(  # noqa: PLR0913
     )
 
 
-def load_demonstrations(source: Source, **settings: Any) -> list[Demonstration]:
-    """Return the (prompt, response) rows of ``read_demonstrations`` alone; the same settings."""
-    return read_demonstrations(source, **settings).demonstrations
-
-
 def read_responses(source: Source, *, rename: Mapping[str, str] | None = None) -> ResponseFile:
     """Return the prompts, responses and rows of a table to be scored; both may be texts or messages.
 
@@ -315,10 +310,8 @@ def _prompt(row: Row, *, table: Table, layout: Layout, columns: Mapping[str, str
 
 def _first_of(items: Sequence[Item], keys: Sequence[object]) -> list[Item]:
     """Return the first item of each key, in order."""
-    first: dict[object, Item] = {}
-    for key, item in zip(keys, items, strict=True):
-        first.setdefault(key, item)
-    return list(first.values())
+    first = dict(zip(reversed(keys), reversed(items), strict=True))
+    return [first[key] for key in dict.fromkeys(keys)]
 
 
 def _none_left(table: Table, where: Mapping[str, str] | None, max_words: int | None) -> DataError:

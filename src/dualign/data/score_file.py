@@ -276,11 +276,7 @@ def read_scores(source: Source, *, columns: Mapping[str, str] | None = None) -> 
 
 
 def _shares(
-    table: Table,
-    groups: Sequence[Sequence[int]],
-    names: Sequence[str],
-    weights: FloatArray,
-    config: Mapping[str, Any],
+    table: Table, groups: Sequence[Sequence[int]], names: Sequence[str], weights: FloatArray, config: Mapping[str, Any]
 ) -> dict[str, float]:
     """Return the weight of the prompts in the slice of each cost that has one, as the scores of a run tell it.
 

@@ -151,11 +151,6 @@ def read_named(source: Source, columns: Mapping[str, str] | None, names: Iterabl
     return renamed(read_table(source), columns or {})
 
 
-def read_rows(path: str | Path) -> Sequence[Row]:
-    """Return the rows of ``read_table`` alone."""
-    return read_table(path).rows
-
-
 def check_readable(columns: Mapping[str, str], names: Iterable[str], *, unknown: str = "nothing is read as") -> None:
     """Check that each name that a column is to be read as is one of ``names``; ``cost_*`` stands for all that so begin.
 

@@ -156,9 +156,8 @@ def prompt_of(conversation: Sequence[Turn]) -> Prompt:
     for number, turn in enumerate(conversation[opening:]):
         expected = "assistant" if number % 2 else "user"
         if turn.role != expected:
-            raise RowError(
-                "wrong role", f"turn {opening + number + 1} is of role {turn.role!r}; {expected!r} is needed"
-            )
+            what = f"turn {opening + number + 1} is of role {turn.role!r}; {expected!r} is needed"
+            raise RowError("wrong role", what)
     if len(conversation) == opening or conversation[-1].role != "user":
         raise RowError("wrong role", "the prompt does not end with a turn of role 'user'")
     return Prompt(conversation[-1].text, history=tuple(conversation[:-1]))
@@ -276,13 +275,12 @@ def written(prompt: Prompt) -> str | list[dict[str, str]]:
 
 TRANSCRIPT_MARKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 LAST_ANSWER = "\n\nAssistant:"
-TRANSCRIPT_ROLES: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
-def marked_turns(said: str, marker: re.Pattern[str], roles: Mapping[str, Role]) -> tuple[str, list[Turn]]:
+def marked_turns(said: str, marker: re.Pattern[str]) -> tuple[str, list[Turn]]:
     """Return what a text says before the first marker of a speaker, and the turns that the markers part."""
     opening, *parts = marker.split(said)
-    return opening, [Turn(roles[who], words) for who, words in zip(parts[::2], parts[1::2], strict=True)]
+    return opening, [Turn(ROLES[speaker(who)], words) for who, words in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def transcript_turns(transcript: str) -> list[Turn]:
@@ -299,7 +297,7 @@ def transcript_turns(transcript: str) -> list[Turn]:
     answer = transcript[start + len(LAST_ANSWER) :]
     if (after := TRANSCRIPT_MARKER.search(answer)) is not None and after.start():
         raise RowError("wrong role", "a transcript ends with a turn of the Human; the Assistant's is needed")
-    opening, said = marked_turns(transcript[:start], TRANSCRIPT_MARKER, TRANSCRIPT_ROLES)
+    opening, said = marked_turns(transcript[:start], TRANSCRIPT_MARKER)
     if opening.strip():
         raise RowError("wrong role", f"a transcript opens with {opening.strip()[:40]!r}; '\\n\\nHuman:' is needed")
     joined: list[Turn] = []

@@ -138,13 +138,11 @@ def summary(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     labels, tokens, same = figures["labels"], figures["tokens"], figures["duplicates"]
     near, splits, harm = figures["near_duplicates"], figures["splits"], figures["categories"]
     clusters = f"{near['prompts']:,} are near-duplicates ({near['clusters']:,} clusters)"
-    disputed = (
-        f"{same['replies_labelled_both_ways']:,} replies by winner, {same['replies_flagged_both_ways']:,} by flag"
-    )
+    both = f"{same['replies_labelled_both_ways']:,} replies by winner, {same['replies_flagged_both_ways']:,} by flag"
     lines = [
         ("prompts", f"{figures['prompts']:,}; {clusters}"),
         ("rows", f"{same['distinct_rows']:,} distinct, {same['repeated_rows']:,} repeated"),
-        ("both ways", f"{same['rows_labelled_both_ways']:,} rows; {disputed}"),
+        ("both ways", f"{same['rows_labelled_both_ways']:,} rows; {both}"),
     ]
     if labels["flagged_rows"]:
         shares = ", ".join(f"{kind} {labels[kind]:.1%}" for kind in ("safe", "mixed", "unsafe"))

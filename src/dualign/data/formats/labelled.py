@@ -8,7 +8,7 @@ from typing import Any
 from dualign.data.cells import RowError, Values, categories, flag, given, position, score, severity, text
 from dualign.data.formats.chat_forms import asked
 from dualign.data.preferences import Answer, Format, PreferenceRow, Recognition, any_rows, made
-from dualign.data.turns import Role, marked_turns, prompt_of, turns
+from dualign.data.turns import marked_turns, prompt_of, turns
 from dualign.records import Prompt, Turn
 
 LABELS: Mapping[str, Callable[[Values, str], Any]] = {
@@ -103,7 +103,6 @@ def read_scored_pair(values: Values) -> PreferenceRow:
 STRONGEST = 3
 TURN_MARKER = re.compile(r"\n*<extra_id_1>(User|Assistant)\s*")
 """What stands between the turns of a prompt of several."""
-SIDES: Mapping[str, Role] = {"User": "user", "Assistant": "assistant"}
 
 
 def _helpsteer_prompt(values: Values, name: str) -> Prompt:
@@ -115,7 +114,7 @@ def _helpsteer_prompt(values: Values, name: str) -> Prompt:
     said = asked(values, name)
     if len(said) > 1 or not TURN_MARKER.search(said[0].text):
         return prompt_of(said)
-    opening, later = marked_turns(said[0].text, TURN_MARKER, SIDES)
+    opening, later = marked_turns(said[0].text, TURN_MARKER)
     return prompt_of([Turn("user", opening), *later] if opening.strip() else later)
 
 

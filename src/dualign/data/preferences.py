@@ -28,11 +28,6 @@ class Answer:
     desirable: bool | None = None
     """Whether this is an answer to give, as KTO labels single answers."""
 
-    @property
-    def negative(self) -> bool:
-        """Return whether the label says that nobody should learn to give this answer: unsafe, or not desirable."""
-        return self.safe is False or self.desirable is False
-
 
 @dataclass(frozen=True, slots=True)
 class PreferenceRow:

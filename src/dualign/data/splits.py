@@ -143,9 +143,7 @@ def _join_alike(bucket: Sequence[int], sets: Sequence[HashArray], found: "Disjoi
     leaders: list[int] = []
     for position in bucket:
         for leader in leaders:
-            if found.connected(leader, position):
-                break
-            if jaccard(sets[leader], sets[position]) >= similarity:
+            if found.connected(leader, position) or jaccard(sets[leader], sets[position]) >= similarity:
                 found.merge(leader, position)
                 break
         else:
@@ -251,11 +249,11 @@ def without_leaks(
     """
     ranked = [(number, prompt) for number, members in enumerate(parts.values()) for prompt in members]
     last = {clusters[prompt.id]: number for number, prompt in ranked}
-    kept: dict[str, list[Prompt]] = {name: [] for name in parts}
-    dropped: dict[str, list[Prompt]] = {name: [] for name in parts}
+    kept: dict[str, list[Prompt]] = {}
+    dropped: dict[str, list[Prompt]] = {}
     for number, (name, members) in enumerate(parts.items()):
-        for prompt in members:
-            (dropped if number < last[clusters[prompt.id]] else kept)[name].append(prompt)
+        kept[name] = [prompt for prompt in members if last[clusters[prompt.id]] == number]
+        dropped[name] = [prompt for prompt in members if last[clusters[prompt.id]] > number]
     return kept, dropped
 
 

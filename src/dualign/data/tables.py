@@ -51,12 +51,10 @@ class Table:
     @property
     def first(self) -> dict[str, Any]:
         """Return every column, each with the first value that some row has there."""
-        values: dict[str, Any] = {}
-        for row in self.rows:
-            for name, value in row.values.items():
-                if values.get(name) is None:
-                    values[name] = value
-        return values
+        return {
+            name: next((row.values[name] for row in self.rows if row.values.get(name) is not None), None)
+            for name in self.columns
+        }
 
     def place(self, line: int) -> str:
         """Return what messages call a row."""
@@ -338,8 +336,7 @@ def chosen_layout(
             raise DataError(f"{table.name}: no column {given!r}; {nearest(given, present)}")
     layout = recognised(present, answered=answered)
     if prompt_column is not None:
-        response = layout.response if layout else None
-        name = layout.name if layout else "named columns"
+        response, name = (layout.response, layout.name) if layout else (None, "named columns")
         layout = Layout(name, frozenset(), column(prompt_column), response, frozenset({prompt_column}))
     if layout is None:
         known = "; ".join(sorted(" + ".join(sorted(layout.needs)) for layout in LAYOUTS))

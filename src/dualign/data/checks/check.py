@@ -255,12 +255,11 @@ def _of_every_row(reading: PreferenceFile, faults: Sequence[Fault]) -> list[Faul
 def _checked(reading: PreferenceFile, faults: Sequence[Fault], severities: Mapping[str, Severity]) -> CheckedFile:
     dropped = tuple(fault for fault in faults if severities[fault.rule] == "drop")
     out = {fault.line for fault in faults if severities[fault.rule] == "error"} | {fault.line for fault in dropped}
-    kept = [row for row in reading.rows if row.raw.line not in out]
-    fixed: tuple[Fault, ...] = ()
-    if severities["contradictory row"] == "warn":
-        fixed = tuple(fault for fault in faults if fault.rule == "contradictory row" and fault.line not in out)
-        kept = [mended(row) for row in kept]
-    return CheckedFile(reading, tuple(faults), dropped, fixed, tuple(kept))
+    kept = tuple(row for row in reading.rows if row.raw.line not in out)
+    if severities["contradictory row"] != "warn":
+        return CheckedFile(reading, tuple(faults), dropped, (), kept)
+    fixed = tuple(fault for fault in faults if fault.rule == "contradictory row" and fault.line not in out)
+    return CheckedFile(reading, tuple(faults), dropped, fixed, tuple(map(mended, kept)))
 
 
 def _chosen(one: CheckedFile) -> set[int]:
@@ -375,7 +374,17 @@ def clean_paths(files: Sequence[str | Path], out: Path) -> list[Path]:
 
 
 def _paths(sources: Sequence[Path], out: Path) -> list[Path]:
-    names = [_one(out)] if len(sources) == 1 else _of_several(sources, out)
+    if len(sources) == 1:
+        if out.is_dir():
+            such = out / "kept.jsonl"
+            raise UsageError(f"--clean {out}: is a folder; of one file name the new file, such as {such}")
+        if out.suffix.lower() != ".jsonl":
+            raise UsageError(f"--clean {out}: the rows are written as JSONL; a name that ends with .jsonl is needed")
+        names = [out]
+    elif out.exists() and not out.is_dir():
+        raise UsageError(f"--clean {out}: is a file; of several files name a folder")
+    else:
+        names = [out / f"{_without_ending(source.absolute().name)}.jsonl" for source in sources]
     written = [*names, *map(ledger_path, names)]
     if len(set(written)) < len(written):
         both = next(name for name in written if written.count(name) > 1)
@@ -384,20 +393,6 @@ def _paths(sources: Sequence[Path], out: Path) -> list[Path]:
         if any(name.exists() and source.exists() and name.samefile(source) for source in sources):
             raise UsageError(f"--clean {out}: {name} is a file that is checked; name another")
     return names
-
-
-def _one(out: Path) -> Path:
-    if out.is_dir():
-        raise UsageError(f"--clean {out}: is a folder; of one file name the new file, such as {out / 'kept.jsonl'}")
-    if out.suffix.lower() != ".jsonl":
-        raise UsageError(f"--clean {out}: the rows are written as JSONL; a name that ends with .jsonl is needed")
-    return out
-
-
-def _of_several(sources: Sequence[Path], out: Path) -> list[Path]:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--clean {out}: is a file; of several files name a folder")
-    return [out / f"{_without_ending(source.absolute().name)}.jsonl" for source in sources]
 
 
 def _without_ending(name: str) -> str:

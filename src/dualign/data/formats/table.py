@@ -209,8 +209,7 @@ def mixed(rows: Sequence[Row], known: Format) -> dict[int, Fault]:
         usual = Counter(kind for kind in kinds if kind in (TEXT, MESSAGES)).most_common(1)
         for row, kind in zip(rows, kinds, strict=True):
             if kind == PRINTED:
-                printed = f"{PRINTED} ({str(row.values[name])[:12]!r}); write them as JSON"
-                what = f"{name} holds {printed}"
+                what = f"{name} holds {PRINTED} ({str(row.values[name])[:12]!r}); write them as JSON"
                 found.setdefault(row.line, Fault("not a text", row.line, what))
             elif kind and usual and kind != usual[0][0]:
                 what = f"{name} is {given(row.values, name)}; {usual[0][0]} is needed, as in most rows"

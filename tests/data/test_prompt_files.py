@@ -141,13 +141,13 @@ def test_missing_file_and_folder_exit_66(tmp_path):
 
 def test_unknown_columns_get_the_nearest(tmp_path):
     path = write(tmp_path / "f.jsonl", [{"question": "a", "label": "x"}])
-    assert read_prompts(path, prompt_column="question").prompts[0].columns == {"label": "x"}
+    assert read_prompts(path, rename={"prompt": "question"}).prompts[0].columns == {"label": "x"}
     with pytest.raises(DataError, match="did you mean 'question'"):
-        read_prompts(path, prompt_column="questoin")
+        read_prompts(path, rename={"prompt": "questoin"})
     with pytest.raises(DataError, match="did you mean 'label'"):
-        read_prompts(path, prompt_column="question", where={"lable": "x"})
+        read_prompts(path, rename={"prompt": "question"}, where={"lable": "x"})
     with pytest.raises(DataError, match="none of 1 rows"):
-        read_prompts(path, prompt_column="question", where={"label": "y"})
+        read_prompts(path, rename={"prompt": "question"}, where={"label": "y"})
 
 
 def test_demonstrations_drop_empty_and_equal_rows(tmp_path):

@@ -87,7 +87,6 @@ class ResponseFile:
 def read_prompts(
     source: Source,
     *,
-    prompt_column: str | None = None,
     columns: Mapping[str, str] | None = None,
     where: Mapping[str, str] | None = None,
     max_words: int | None = None,
@@ -98,7 +97,6 @@ def read_prompts(
     Args:
         source: JSONL, JSON list, CSV, TSV, Parquet or plain text (one prompt a line), also gzipped; or prompts in
             memory (``table_files.in_memory``).
-        prompt_column: the prompt's column; none: by the layout that the columns are recognised as.
         columns: constant columns that every prompt gets; they override the file's own.
         where: keep only prompts with these column values (the constant columns count).
         max_words: longer prompts are dropped; the last turn of a conversation counts.
@@ -110,9 +108,9 @@ def read_prompts(
         DataError: a row is broken (its line is named), a column does not exist, or no prompt is left.
     """
     table = read_named(source, rename, READ_AS)
-    if prompt_column is None and recognised(table.columns) is None:
+    if recognised(table.columns) is None:
         table = _asked_in_pairs(table) or table
-    layout = chosen_layout(table, prompt_column=prompt_column, response_column=None)
+    layout = chosen_layout(table)
     kept, out = _kept(table, layout, columns or {}, where or {}, max_words)
     every = [prompt for _, prompt in kept]
     distinct = _first_of(every, [prompt.id for prompt in every])
@@ -140,13 +138,14 @@ def read_demonstrations(  # noqa: PLR0913
     *,
     prompt_column: str | None = None,
     response_column: str | None = None,
-    columns: Mapping[str, str] | None = None,
     where: Mapping[str, str] | None = None,
     max_words: int | None = None,
     rename: Mapping[str, str] | None = None,
     imitated: bool = False,
 ) -> DemonstrationFile:
     """Return (prompt, response) rows of a table in its order, and what was left out; arguments as ``read_prompts``.
+
+    ``prompt_column``, ``response_column``: none: by the layout that the columns are recognised as.
 
     ``imitated``: a model is to give these answers. Rows whose answer is marked as bad, and rows that cannot be read,
     are then left out and counted.
@@ -168,7 +167,7 @@ def read_demonstrations(  # noqa: PLR0913
         bad = f"{len(negative)} with an answer that is marked as bad, {len(broken)} broken"
         nothing = f"{table.name}: nothing to imitate in {len(every.rows)} rows ({bad})"
         raise DataError(next(iter(broken.values()), nothing))
-    kept, out = _kept(table, layout, columns or {}, where or {}, max_words)
+    kept, out = _kept(table, layout, {}, where or {}, max_words)
     answers = replace(table, rows=[row for row, _ in kept]).each(layout.answer)
     pairs = [(prompt, answer) for (_, prompt), answer in zip(kept, answers, strict=True)]
     filled = [(prompt, response) for prompt, response in pairs if response.strip()]

@@ -317,7 +317,7 @@ def recognised(names: Iterable[str], *, answered: bool = False) -> Layout | None
 
 
 def chosen_layout(
-    table: Table, *, prompt_column: str | None, response_column: str | None, answered: bool = False
+    table: Table, *, prompt_column: str | None = None, response_column: str | None = None, answered: bool = False
 ) -> Layout:
     """Return the layout to read by: the recognised one, with the columns that the caller names put in.
 

@@ -96,7 +96,7 @@ def read_prompts(
 
     Args:
         source: JSONL, JSON list, CSV, TSV, Parquet or plain text (one prompt a line), also gzipped; or prompts in
-            memory (``table_files.in_memory``).
+            memory (``tables.in_memory``).
         columns: constant columns that every prompt gets; they override the file's own.
         where: keep only prompts with these column values (the constant columns count).
         max_words: longer prompts are dropped; the last turn of a conversation counts.

@@ -39,19 +39,13 @@ LEADERS = 16
 _BLOCK = 4096  # shingles hashed at a time, which bounds the memory that a very long text takes
 
 
-def similar_texts(texts: Sequence[str], *, similarity: float = SIMILARITY, seed: int = 0) -> list[list[int]]:
+def similar_texts(texts: Sequence[str], *, seed: int = 0) -> list[list[int]]:
     """Return the clusters of two or more like texts (single linkage), as ascending positions, in order of appearance.
 
     Args:
         texts: in any script; case and white space do not count.
-        similarity: least Jaccard index of two texts that are alike, in (0, 1].
         seed: of the hash functions; it decides which pairs below 0.8 are missed, and nothing else.
-
-    Raises:
-        ValueError: ``similarity`` is out of range.
     """
-    if not 0 < similarity <= 1:
-        raise ValueError(f"similarity must be in (0, 1]; given {similarity}")
     from scipy.cluster.hierarchy import DisjointSet
 
     sets = [shingles(text) for text in texts]
@@ -63,7 +57,7 @@ def similar_texts(texts: Sequence[str], *, similarity: float = SIMILARITY, seed:
         for position, key in enumerate(columns):
             buckets[key.tobytes()].append(position)
         for bucket in buckets.values():
-            _join_alike(bucket, sets, found, similarity)
+            _join_alike(bucket, sets, found)
     return [sorted(cluster) for cluster in found.subsets() if len(cluster) > 1]
 
 
@@ -138,12 +132,12 @@ def minimal_hashes(sets: Sequence[HashArray], seed: int) -> HashArray:
     return result
 
 
-def _join_alike(bucket: Sequence[int], sets: Sequence[HashArray], found: "DisjointSet", similarity: float) -> None:
+def _join_alike(bucket: Sequence[int], sets: Sequence[HashArray], found: "DisjointSet") -> None:
     """Join the texts of one bucket with the first of its leaders that they are like; the others lead themselves."""
     leaders: list[int] = []
     for position in bucket:
         for leader in leaders:
-            if found.connected(leader, position) or jaccard(sets[leader], sets[position]) >= similarity:
+            if found.connected(leader, position) or jaccard(sets[leader], sets[position]) >= SIMILARITY:
                 found.merge(leader, position)
                 break
         else:

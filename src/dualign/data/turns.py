@@ -238,16 +238,16 @@ def as_prompt(value: object, what: str = "prompt") -> Prompt:
     return prompt_of(_said_by(value, what, "user"))
 
 
-def as_answer(value: object, what: str = "response") -> str:
+def as_answer(value: object) -> str:
     """Return the answer of a text, or of one message of the assistant's.
 
     Raises:
         RowError: anything else.
     """
-    turns = _said_by(value, what, "assistant")
+    turns = _said_by(value, "response", "assistant")
     if [turn.role for turn in turns] != ["assistant"]:
         roles = ", ".join(turn.role for turn in turns[:5])
-        raise RowError("wrong role", f"the {what} holds turns of {roles}; one turn of the assistant is needed")
+        raise RowError("wrong role", f"the response holds turns of {roles}; one turn of the assistant is needed")
     return turns[0].text
 
 

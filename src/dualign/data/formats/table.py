@@ -40,7 +40,7 @@ def read_preferences(
 
     Args:
         source: JSONL, JSON list, CSV, TSV or Parquet, also gzipped; a folder with one such file; ``org/name@revision``,
-            a data set of the Hub that is in the local cache; or rows in memory (``table_files.in_memory``).
+            a data set of the Hub that is in the local cache; or rows in memory (``tables.in_memory``).
         format: a name of ``FORMATS``; none: recognised by the columns.
         columns: column of the file by the name that a format knows it by, ``{"chosen": "good_answer"}``.
 

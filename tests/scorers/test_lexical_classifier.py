@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualign.data.prompts import load_demonstrations
+from dualign.data.prompts import read_demonstrations
 from dualign.errors import DataError, MissingError
 from dualign.job.measurement import Scored
 from dualign.job.results import unread
@@ -223,8 +223,9 @@ def test_wilson_by_hand():
 def test_refusals_in_real_answers():
     refusals = SHARED / "safety-tuned-llamas/safety_only_data_Instructions.jsonl"
     answers = [SHARED / "self-instruct" / f"{name}.jsonl" for name in ("seed_tasks", "user_oriented_instructions")]
-    harmful = load_demonstrations(SHARED / "pku-saferlhf-5k/pairs.jsonl", response_column="less_safe")
-    sources = [(True, load_demonstrations(refusals)), *((False, load_demonstrations(path)) for path in answers)]
+    labelled = [(True, refusals), *((False, path) for path in answers)]
+    harmful = read_demonstrations(SHARED / "pku-saferlhf-5k/pairs.jsonl", response_column="less_safe").demonstrations
+    sources = [(kind, read_demonstrations(path).demonstrations) for kind, path in labelled]
     figures = fit_lexical(
         [
             LabelledText(response, positive, prompt.id)

@@ -56,11 +56,11 @@ def plan_figures(scores: Scores, limits: Mapping[str, float], beta: float) -> di
             "logit_spread": found.logit_spread,
             "kl_saturation": found.kl_saturation,
         },
-        "warnings": [*_infeasible(names, shot), *shot.warnings, *_near_copies(len(scores.prompts), n_units)],
+        "warnings": [*_infeasible(names, shot), *shot.warnings, *_near_copies(len(scores.asked), n_units)],
         "frontier": [
             {"multipliers": named(multipliers / shares)} | achieved(found) for multipliers, found in frontier(shot)
         ],
-        "n_prompts": len(scores.prompts),
+        "n_prompts": len(scores.asked),
         "n_units": n_units,
     }
     return dict(plain(figures))

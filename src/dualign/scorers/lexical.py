@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from dualign.data.cells import column_text
-from dualign.data.prompts import Demonstration, load_demonstrations
-from dualign.data.tables import read_rows
+from dualign.data.prompts import Demonstration, read_demonstrations
+from dualign.data.tables import read_table
 from dualign.errors import DataError, nearest
 from dualign.maths.agreement import clustered_auc, wilson
 from dualign.protocols import Direction, Scorer
@@ -221,12 +221,12 @@ class ResponsesFile(ScorerSpec):
 
     def read(self, setting: Setting) -> list[Demonstration]:
         """Return the (prompt, response) rows."""
-        return load_demonstrations(
+        return read_demonstrations(
             setting.existing(self.path, "scorer lexical"),
             prompt_column=self.prompt_column,
             response_column=self.response_column,
             where=self.where,
-        )
+        ).demonstrations
 
 
 class LexicalTraining(ScorerSpec):
@@ -312,7 +312,7 @@ def build(spec: LexicalSpec, setting: Setting) -> LexicalScorer:
 
 def _read_labelled(path: str) -> list[LabelledText]:
     rows = []
-    for row in read_rows(path):
+    for row in read_table(path).rows:
         for name in ("response", "label"):
             if name not in row.values:
                 raise DataError(f"{path}: line {row.line}: no column {name!r}; {nearest(name, row.values)}")

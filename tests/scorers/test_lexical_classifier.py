@@ -16,16 +16,23 @@ from dualign.maths.agreement import clustered_auc, wilson
 from dualign.protocols import words_read
 from dualign.records import Prompt, Response
 from dualign.scorers.checked import checked
-from dualign.scorers.composite import LogOdds, WeightedSum, compliance_harm
+from dualign.scorers.composite import (
+    ComplianceHarmSpec,
+    LogOddsSpec,
+    build_compliance_harm,
+    build_log_odds,
+    weighted_sum,
+)
 from dualign.scorers.lexical import (
     LabelledText,
-    LexicalScorer,
     fit_lexical,
+    lexical_scorer,
     load_lexical,
     quality,
     trained,
 )
-from dualign.scorers.refusal import RefusalScorer
+from dualign.scorers.refusal import refusal_scorer
+from dualign.scorers.spec import Setting
 from dualign.scorers.table import make_scorer
 
 SHARED = Path(os.environ.get("DUALIGN_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -74,13 +81,19 @@ class Inner:
         return np.full(len(responses), 0.5)
 
 
+def around(inner):
+    return Setting("cost", Path(), None, lambda _: inner)
+
+
 def test_every_scorer_says_how_many_words_it_reads():
     classifier = fit_lexical(rows(), max_words=6)
-    lexical, refusal = LexicalScorer(classifier, "cost"), RefusalScorer(classifier, "cost")
-    assert [words_read(checked(one)) for one in (lexical, refusal, RefusalScorer(None, "cost"))] == [6, 6, None]
-    assert words_read(compliance_harm(refusal, where={})) == 6
-    both = WeightedSum("sum", ((1.0, Inner(9)), (2.0, lexical), (1.0, Inner(None))), "cost")
-    assert words_read(checked(both)) == 6 and words_read(LogOdds(both, 4, 0, "cost")) == 6
+    lexical, refusal = lexical_scorer(classifier, "cost"), refusal_scorer(classifier, "cost", 0.95)
+    phrases = refusal_scorer(None, "cost", 0.95)
+    assert [words_read(checked(one)) for one in (lexical, refusal, phrases)] == [6, 6, None]
+    assert words_read(build_compliance_harm(ComplianceHarmSpec(), around(refusal))) == 6
+    both = weighted_sum([(1.0, Inner(9)), (2.0, lexical), (1.0, Inner(None))], "cost")
+    assert words_read(checked(both)) == 6
+    assert words_read(build_log_odds(LogOddsSpec(scorer={}), around(both))) == 6
 
 
 def test_answers_that_a_scorer_does_not_read_whole_are_counted():

@@ -18,7 +18,7 @@ from dualign.errors import ConfigError, MissingError, ScorerError, nearest
 from dualign.hashing import digest, file_digest
 from dualign.protocols import Direction, Scorer, words_read
 from dualign.records import FloatArray, Prompt, named
-from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+from dualign.scorers.spec import FunctionScorer, ScorerSpec, Setting, revision_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,29 +120,22 @@ class CallableSpec(ScorerSpec):
     """Change it when the numbers change for a reason outside the module's source (a service, a data file)."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallableScorer:
-    """Calls a function with texts."""
+def _calling(
+    function: Callable[[list[str], list[str]], Any], id: str, direction: Direction, revision: str
+) -> FunctionScorer:
+    """Return the scorer that calls ``function`` with texts; what that raises is the cause of a ``ScorerError``."""
 
-    id: str
-    function: Callable[[list[str], list[str]], Any]
-    direction: Direction
-    revision: str
+    def scores(prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        with _failing(f"scorer {id}:"):
+            found: FloatArray = function([prompt.text for prompt in prompts], list(responses))
+        return found
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return what the callable returns; the check around every scorer verifies it.
-
-        Raises:
-            ScorerError: the callable raised; its own error is the cause.
-        """
-        with _failing(f"scorer {self.id}:"):
-            scores: FloatArray = self.function([prompt.text for prompt in prompts], list(responses))
-        return scores
+    return FunctionScorer(id, direction, revision, scores)
 
 
 def function_scorer(
     function: Callable[[list[str], list[str]], Any], *, direction: Direction, version: str = ""
-) -> CallableScorer:
+) -> FunctionScorer:
     """Return the scorer that calls ``function`` with the texts of prompts and responses, two lists of one length.
 
     Its revision is a hash of the function's name, its source where Python can read that, ``version``, and the plain
@@ -170,7 +163,7 @@ def function_scorer(
     except (OSError, TypeError):
         source = ""
     revision = revision_of(kind="function", name=name, version=version, source=digest(source), carried=_told(carried))
-    return CallableScorer(name, function, direction, revision)
+    return _calling(function, name, direction, revision)
 
 
 def _told(value: Any) -> Any:
@@ -231,10 +224,10 @@ def _imported(name: str) -> ModuleType:
         ) from cause
 
 
-def build(spec: CallableSpec, setting: Setting) -> CallableScorer:
+def build(spec: CallableSpec, setting: Setting) -> FunctionScorer:
     """Return the scorer that ``spec`` describes; its revision follows the source of the whole module."""
     function = load(spec.target)
     path = getattr(inspect.getmodule(function), "__file__", None)
     source = file_digest(Path(path)) if path is not None and Path(path).is_file() else ""
     revision = revision_of(kind="callable", target=spec.target, version=spec.version, source=source)
-    return CallableScorer(spec.target, function, setting.direction, revision)
+    return _calling(function, spec.target, setting.direction, revision)

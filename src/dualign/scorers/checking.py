@@ -13,7 +13,6 @@ from dualign.records import FloatArray
 from dualign.scorers import checking_figures as measured
 from dualign.scorers.checked import CheckedScorer
 from dualign.scorers.checking_figures import Judged, judged
-from dualign.scorers.composite import LogOdds, WeightedSum
 from dualign.scorers.remote import RemoteScorer
 from dualign.scorers.table import same_scorer
 
@@ -98,15 +97,9 @@ SAME_JUDGE = "the second scorer is the first: their agreement says nothing about
 
 def keeps_scores(scorer: Scorer) -> bool:
     """Return whether ``scorer``, or one inside it, is behind an address: no row is sent there twice."""
-    match scorer:
-        case RemoteScorer():
-            return True
-        case CheckedScorer(scorer=inner) | LogOdds(inner=inner):
-            return keeps_scores(inner)
-        case WeightedSum(terms=terms):
-            return any(keeps_scores(term) for _, term in terms)
-        case _:
-            return False
+    if isinstance(scorer, CheckedScorer):
+        return keeps_scores(scorer.scorer)
+    return isinstance(scorer, RemoteScorer) or any(map(keeps_scores, getattr(scorer, "inner", ())))
 
 
 def check_scorer(

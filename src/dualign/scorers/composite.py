@@ -4,7 +4,7 @@ Harm by compliance and helpfulness are two such sums.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from dualign.records import FloatArray, Prompt, named
 from dualign.records import in_slice as has_values
 from dualign.scorers.checked import checked
 from dualign.scorers.rules import distinct_bigrams
-from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+from dualign.scorers.spec import FunctionScorer, ScorerSpec, Setting, revision_of
 
 
 class TermSpec(ScorerSpec):
@@ -58,45 +58,34 @@ class HelpfulnessSpec(ScorerSpec):
     """What variety counts against not refusing: the reward is (1 - P) + weight x share of distinct bigrams."""
 
 
-@dataclass(frozen=True, slots=True)
-class WeightedSum:
-    """[prompt is in ``where``] x (offset + sum of weight x scorer)."""
+def weighted_sum(
+    terms: Sequence[tuple[float, Scorer]],
+    direction: Direction,
+    *,
+    id: str | None = None,
+    offset: float = 0.0,
+    where: Mapping[str, str] = MappingProxyType({}),
+) -> FunctionScorer:
+    """Return the scorer [prompt is in ``where``] x (offset + sum of weight x scorer), exactly 0 outside the gate.
 
-    id: str
-    terms: tuple[tuple[float, Scorer], ...]
-    direction: Direction
-    offset: float = 0.0
-    where: Mapping[str, str] = field(default_factory=dict)
+    It raises ``ScorerError`` where a prompt lacks a column of the gate: 0 would be a guess.
+    """
+    name = id or f"weighted-sum({' + '.join(f'{weight:g} {scorer.id}' for weight, scorer in terms)})"
 
-    @property
-    def revision(self) -> str:
-        """Return a hash of the terms' revisions, the weights, the offset and the gate."""
-        return revision_of(
-            kind="weighted-sum",
-            terms=[[weight, scorer.revision] for weight, scorer in self.terms],
-            offset=self.offset,
-            where=dict(self.where),
-        )
-
-    @property
-    def words_read(self) -> int | None:
-        """Return how many words of an answer are read at the most; none: all."""
-        return fewest(words_read(scorer) for _, scorer in self.terms)
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return shape ``[response]`` sums, exactly 0 outside the gate.
-
-        Raises:
-            ScorerError: a prompt lacks a column of the gate: 0 would be a guess; or a term failed.
-        """
-        inside = [i for i in range(len(prompts)) if in_slice(prompts, i, self.where, self.id)]
+    def sums(prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        inside = [i for i in range(len(prompts)) if in_slice(prompts, i, where, name)]
         chosen = [prompts[i] for i in inside], [responses[i] for i in inside]
-        total = np.full(len(inside), self.offset)
-        for weight, scorer in self.terms:
+        total = np.full(len(inside), offset)
+        for weight, scorer in terms:
             total = total + weight * checked(scorer)(*chosen)
         scores = np.zeros(len(prompts))
         scores[inside] = total
         return scores
+
+    told = [[weight, scorer.revision] for weight, scorer in terms]
+    revision = revision_of(kind="weighted-sum", terms=told, offset=offset, where=dict(where))
+    inner = tuple(scorer for _, scorer in terms)
+    return FunctionScorer(name, direction, revision, sums, fewest(map(words_read, inner)), inner)
 
 
 def in_slice(prompts: Sequence[Prompt], index: int, where: Mapping[str, str], scorer: str) -> bool:
@@ -115,32 +104,22 @@ def in_slice(prompts: Sequence[Prompt], index: int, where: Mapping[str, str], sc
     return has_values(columns, where)
 
 
-def compliance_harm(refusal: Scorer, *, where: Mapping[str, str]) -> WeightedSum:
+def build_weighted_sum(spec: WeightedSumSpec, setting: Setting) -> FunctionScorer:
+    """Return the scorer that ``spec`` describes."""
+    terms = [(term.weight, setting.make(term.scorer)) for term in spec.terms]
+    return weighted_sum(terms, setting.direction, offset=spec.offset, where=spec.where)
+
+
+def build_compliance_harm(spec: ComplianceHarmSpec, setting: Setting) -> FunctionScorer:
     """Return the cost [prompt in ``where``] x (1 - P(refusal)), in [0, 1]."""
-    return WeightedSum("compliance-harm", ((-1.0, refusal),), "cost", 1.0, dict(where))
+    refusal = setting.make(spec.refusal)
+    return weighted_sum([(-1.0, refusal)], "cost", id="compliance-harm", offset=1.0, where=spec.where)
 
 
-def helpfulness(refusal: Scorer, *, bigram_weight: float = 0.5) -> WeightedSum:
+def build_helpfulness(spec: HelpfulnessSpec, setting: Setting) -> FunctionScorer:
     """Return the reward (1 - P(refusal)) + ``bigram_weight`` x share of distinct bigrams."""
-    variety = distinct_bigrams("reward")
-    return WeightedSum("helpfulness", ((-1.0, refusal), (bigram_weight, variety)), "reward", 1.0)
-
-
-def build_weighted_sum(spec: WeightedSumSpec, setting: Setting) -> WeightedSum:
-    """Return the scorer that ``spec`` describes."""
-    terms = tuple((term.weight, setting.make(term.scorer)) for term in spec.terms)
-    name = " + ".join(f"{weight:g} {scorer.id}" for weight, scorer in terms)
-    return WeightedSum(f"weighted-sum({name})", terms, setting.direction, spec.offset, spec.where)
-
-
-def build_compliance_harm(spec: ComplianceHarmSpec, setting: Setting) -> WeightedSum:
-    """Return the scorer that ``spec`` describes."""
-    return compliance_harm(setting.make(spec.refusal), where=spec.where)
-
-
-def build_helpfulness(spec: HelpfulnessSpec, setting: Setting) -> WeightedSum:
-    """Return the scorer that ``spec`` describes."""
-    return helpfulness(setting.make(spec.refusal), bigram_weight=spec.bigram_weight)
+    terms = [(-1.0, setting.make(spec.refusal)), (spec.bigram_weight, distinct_bigrams("reward"))]
+    return weighted_sum(terms, "reward", id="helpfulness", offset=1.0)
 
 
 class LogOddsSpec(ScorerSpec):
@@ -154,54 +133,28 @@ class LogOddsSpec(ScorerSpec):
     """Of the labels; the same response to the same prompt gets the same labels."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogOdds:
-    """log((yes + 1/2) / (labels - yes + 1/2)) of labels that say yes with the inner scorer's probability."""
+def build_log_odds(spec: LogOddsSpec, setting: Setting) -> FunctionScorer:
+    """Return log((yes + 1/2) / (labels - yes + 1/2)) of labels that say yes with the inner scorer's probability.
 
-    inner: Scorer
-    labels: int
-    seed: int
-    direction: Direction
+    It raises ``ScorerError`` where the inner scorer gives a number that is no probability.
+    """
+    inner = setting.make(spec.scorer)
+    name = f"log-odds({inner.id}, {spec.labels} labels)"
 
-    @property
-    def id(self) -> str:
-        """Return what is labelled, and how often."""
-        return f"log-odds({self.inner.id}, {self.labels} labels)"
+    def drawn(prompt: Prompt, response: str, chance: float) -> int:
+        key = bytes.fromhex(digest(f"{spec.seed}\0{prompt.id}\0{response}"))
+        return np.random.default_rng(np.frombuffer(key, dtype=np.uint32)).binomial(spec.labels, chance)
 
-    @property
-    def revision(self) -> str:
-        """Return a hash of the inner scorer's revision, the number of labels and the seed."""
-        return revision_of(kind="log-odds", inner=self.inner.revision, labels=self.labels, seed=self.seed)
-
-    @property
-    def words_read(self) -> int | None:
-        """Return how many words of an answer are read at the most; none: all."""
-        return words_read(self.inner)
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return shape ``[response]``: 0 where half of the labels say yes.
-
-        Raises:
-            ScorerError: the inner scorer failed, or gave a number that is no probability.
-        """
-        chances = checked(self.inner)(prompts, responses)
+    def scores(prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        chances = checked(inner)(prompts, responses)
         wrong = np.flatnonzero((chances < 0) | (chances > 1))
         if wrong.size:
             raise ScorerError(
-                f"scorer {self.id}: response {wrong[0]} got {chances[wrong[0]]:g} from {self.inner.id}; "
+                f"scorer {name}: response {wrong[0]} got {chances[wrong[0]]:g} from {inner.id}; "
                 "a probability from 0 to 1 is needed"
             )
-        yes = [
-            self._generator(prompt, text).binomial(self.labels, chance)
-            for prompt, text, chance in zip(prompts, responses, chances, strict=True)
-        ]
-        return log_odds(np.array(yes, dtype=np.float64), labels=self.labels)
+        yes = [drawn(*row) for row in zip(prompts, responses, chances, strict=True)]
+        return log_odds(np.array(yes, dtype=np.float64), labels=spec.labels)
 
-    def _generator(self, prompt: Prompt, response: str) -> np.random.Generator:
-        key = bytes.fromhex(digest(f"{self.seed}\0{prompt.id}\0{response}"))
-        return np.random.default_rng(np.frombuffer(key, dtype=np.uint32))
-
-
-def build(spec: LogOddsSpec, setting: Setting) -> LogOdds:
-    """Return the scorer that ``spec`` describes."""
-    return LogOdds(setting.make(spec.scorer), spec.labels, spec.seed, setting.direction)
+    revision = revision_of(kind="log-odds", inner=inner.revision, labels=spec.labels, seed=spec.seed)
+    return FunctionScorer(name, setting.direction, revision, scores, words_read(inner), (inner,))

@@ -31,7 +31,7 @@ from dualign.models.tensors import (
     readable,
     usable_length,
 )
-from dualign.records import FloatArray
+from dualign.records import FloatArray, Prompt
 from dualign.scorers.spec import ScorerSpec, Setting, folder_revision, tokenizer_revision
 
 if TYPE_CHECKING:
@@ -274,6 +274,12 @@ class Reading:
                 for index, value in zip(indices, score(ids, mask).double().cpu().numpy(), strict=True):
                     found[index] = value
         return np.array(found)
+
+    def of(
+        self, tokens: Callable[[Prompt, str], list[int]], score: Callable[[Tensor, Tensor], Tensor]
+    ) -> Callable[[Sequence[Prompt], Sequence[str]], FloatArray]:
+        """Return the function that gives what ``score`` makes of the tokens of each prompt with its response."""
+        return lambda prompts, responses: self([tokens(*row) for row in zip(prompts, responses, strict=True)], score)
 
 
 def padded_batch(sequences: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:

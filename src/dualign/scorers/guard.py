@@ -10,10 +10,9 @@ from pydantic import Field
 from dualign.errors import ConfigError, DataError, nearest
 from dualign.models.language_model import Wording, encoder, opener, text_tokens
 from dualign.models.templates import chat, conversation, plain
-from dualign.protocols import Direction
-from dualign.records import FloatArray, Prompt, Turn, named
-from dualign.scorers.encoding import Pretrained, PretrainedSpec, load_pretrained
-from dualign.scorers.spec import Setting, conversation_text, fill, revision_of
+from dualign.records import Prompt, Turn, named
+from dualign.scorers.encoding import PretrainedSpec, load_pretrained
+from dualign.scorers.spec import FunctionScorer, Setting, conversation_text, fill, revision_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,58 +74,6 @@ class GuardSpec(PretrainedSpec):
     """Longer texts, the question included, are an error."""
 
 
-@dataclass(frozen=True)
-class GuardScorer:
-    """Probability of the words for unsafe against those for safe, in [0, 1]."""
-
-    pretrained: Pretrained
-    format: GuardFormat
-    direction: Direction
-
-    def __post_init__(self) -> None:
-        asked, answers = self.format.instruction, self.format
-        if asked is None and not _has_chat_template(self.pretrained.tokenizer):
-            raise ConfigError(f"scorer {self.id}: this format needs a chat template, and the tokenizer has none")
-        if asked is not None and RESPONSE not in asked:
-            raise ConfigError(f"scorer {self.id}: instruction: does not contain {RESPONSE}; the model would not see it")
-        if not all(verdict_tokens(self.pretrained.tokenizer, answers)):
-            raise ConfigError(
-                f"scorer {self.id}: unsafe {list(answers.unsafe)} and safe {list(answers.safe)}: each needs an answer "
-                "whose first token is in the vocabulary and opens no answer of the other"
-            )
-
-    @property
-    def id(self) -> str:
-        """Return the kind and the model's name."""
-        return f"guard({self.pretrained.name})"
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of the model, its tokenizer and the format."""
-        return revision_of(kind="guard", format=asdict(self.format), **self.pretrained.facts)
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return shape ``[response]`` probabilities.
-
-        Raises:
-            ScorerError: a text is longer than ``max_length``.
-            DataError: the chat template refuses the turns of a prompt.
-        """
-        import torch
-
-        tokens = question_tokens(self.pretrained.tokenizer, self.format)
-        sequences = [tokens(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-        unsafe, safe = verdict_tokens(self.pretrained.tokenizer, self.format)
-
-        def chances(ids: "Tensor", mask: "Tensor") -> "Tensor":
-            # Only the verdicts' positions pass the head: the logits of all would fill the memory.
-            answer = self.pretrained.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-            verdict = answer.logits[:, -1].float()
-            return torch.sigmoid(verdict[:, unsafe].logsumexp(1) - verdict[:, safe].logsumexp(1))
-
-        return self.pretrained.reading(self.id)(sequences, chances)
-
-
 def verdict_tokens(tokenizer: Any, answers: GuardFormat) -> tuple[list[int], list[int]]:
     """Return the first tokens of the unsafe and of the safe answers; one that opens both kinds decides nothing."""
     unsafe, safe = _first_tokens(tokenizer, answers.unsafe), _first_tokens(tokenizer, answers.safe)
@@ -186,13 +133,39 @@ def guard_format(spec: GuardSpec) -> GuardFormat:
     )
 
 
-def build(spec: GuardSpec, setting: Setting) -> GuardScorer:
-    """Return the scorer that ``spec`` describes."""
+def build(spec: GuardSpec, setting: Setting) -> FunctionScorer:
+    """Return the probability of the words for unsafe against those for safe, in [0, 1].
+
+    Raises:
+        ConfigError: the tokenizer has no chat template where the format needs one, the question does not show the
+            response, or the answers have no tokens of their own.
+    """
+    import torch
     from transformers import AutoModelForCausalLM
 
     chosen = guard_format(spec)
     pretrained = load_pretrained(AutoModelForCausalLM, spec, setting, kind="guard", spare=())
-    return GuardScorer(pretrained, chosen, setting.direction)
+    name, tokenizer, asked = f"guard({pretrained.name})", pretrained.tokenizer, chosen.instruction
+    if asked is None and not _has_chat_template(tokenizer):
+        raise ConfigError(f"scorer {name}: this format needs a chat template, and the tokenizer has none")
+    if asked is not None and RESPONSE not in asked:
+        raise ConfigError(f"scorer {name}: instruction: does not contain {RESPONSE}; the model would not see it")
+    unsafe, safe = verdict_tokens(tokenizer, chosen)
+    if not (unsafe and safe):
+        raise ConfigError(
+            f"scorer {name}: unsafe {list(chosen.unsafe)} and safe {list(chosen.safe)}: each needs an answer "
+            "whose first token is in the vocabulary and opens no answer of the other"
+        )
+
+    def chances(ids: "Tensor", mask: "Tensor") -> "Tensor":
+        # Only the verdicts' positions pass the head: the logits of all would fill the memory.
+        answer = pretrained.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+        verdict = answer.logits[:, -1].float()
+        return torch.sigmoid(verdict[:, unsafe].logsumexp(1) - verdict[:, safe].logsumexp(1))
+
+    revision = revision_of(kind="guard", format=asdict(chosen), **pretrained.facts)
+    scores = pretrained.reading(name).of(question_tokens(tokenizer, chosen), chances)
+    return FunctionScorer(name, setting.direction, revision, scores)
 
 
 def _first_tokens(tokenizer: Any, words: Sequence[str]) -> set[int]:

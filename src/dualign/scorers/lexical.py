@@ -17,8 +17,8 @@ from dualign.data.tables import read_rows
 from dualign.errors import DataError, nearest
 from dualign.maths.agreement import clustered_auc, wilson
 from dualign.protocols import Direction, Scorer
-from dualign.records import FloatArray, Prompt, normalise_prompt, prompt_id
-from dualign.scorers.spec import ScorerSpec, Setting, read_spec, revision_of
+from dualign.records import FloatArray, normalise_prompt, prompt_id
+from dualign.scorers.spec import FunctionScorer, ScorerSpec, Setting, read_spec, revision_of
 from dualign.scorers.tfidf import Tfidf, array_digest, read_learned, write_learned
 
 FORMAT, NAME = "dualign-lexical-1", "lexical"
@@ -72,39 +72,17 @@ def load_lexical(folder: Path) -> LexicalClassifier:
     return read_learned(folder, NAME, build, form=FORMAT, what=what, written_by=f"a {what}")
 
 
-@dataclass(frozen=True, slots=True)
-class LexicalScorer:
-    """The classifier's probability or logit for the response's text."""
-
-    classifier: LexicalClassifier
-    direction: Direction
-    output: Output = "probability"
-
-    @property
-    def id(self) -> str:
-        """Return the kind and the output."""
-        return f"lexical({self.output})"
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of the classifier and the output."""
-        return revision_of(kind="lexical", classifier=self.classifier.revision, output=self.output)
-
-    @property
-    def words_read(self) -> int | None:
-        """Return how many words of an answer are read at the most; none: all."""
-        return self.classifier.tfidf.max_words
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:  # noqa: ARG002
-        """Return shape ``[response]`` probabilities or logits."""
-        if self.output == "logit":
-            return self.classifier.logits(responses)
-        return self.classifier.probabilities(responses)
+def lexical_scorer(
+    classifier: LexicalClassifier, direction: Direction, output: Output = "probability"
+) -> FunctionScorer:
+    """Return the scorer that is the classifier's probability or logit for the response's text."""
+    score = classifier.logits if output == "logit" else classifier.probabilities
+    revision = revision_of(kind="lexical", classifier=classifier.revision, output=output)
+    words = classifier.tfidf.max_words
+    return FunctionScorer(f"lexical({output})", direction, revision, lambda _, responses: score(responses), words)
 
 
 BoolArray = NDArray[np.bool_]
-
-
 CONFIDENCE = 0.95
 FOLDS = 5
 """Parts of the rows that the quality is measured on, each left out in turn."""
@@ -305,9 +283,9 @@ def classifier_from(source: LexicalSource, setting: Setting) -> LexicalClassifie
     return train(source.train, labelled_rows(source.train, setting))
 
 
-def build(spec: LexicalSpec, setting: Setting) -> LexicalScorer:
+def build(spec: LexicalSpec, setting: Setting) -> FunctionScorer:
     """Return the scorer that ``spec`` describes."""
-    return LexicalScorer(classifier_from(spec, setting), setting.direction, spec.output)
+    return lexical_scorer(classifier_from(spec, setting), setting.direction, spec.output)
 
 
 def _read_labelled(path: str) -> list[LabelledText]:

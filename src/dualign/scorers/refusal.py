@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -10,8 +10,8 @@ from pydantic import Field
 from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt
 from dualign.scorers.lexical import LexicalClassifier, LexicalSource, classifier_from
-from dualign.scorers.rules import RuleScorer
-from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+from dualign.scorers.rules import by_text
+from dualign.scorers.spec import FunctionScorer, ScorerSpec, Setting, revision_of
 
 
 def _phrases(text: str) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def starts_with_refusal(response: str) -> bool:
     return any(REFUSAL.match(opening) for opening in openings)
 
 
-PHRASE_FACTS = {
+PHRASE_FACTS: dict[str, Any] = {
     "kind": "refusal-phrase",
     "phrases": PHRASES,
     "exceptions": NOT_REFUSALS,
@@ -94,12 +94,9 @@ PHRASE_FACTS = {
 """All that decides what a refusal phrase is."""
 
 
-def build_refusal_phrase(spec: RefusalPhraseSpec, setting: Setting) -> RuleScorer:  # noqa: ARG001
+def build_refusal_phrase(spec: RefusalPhraseSpec, setting: Setting) -> FunctionScorer:  # noqa: ARG001
     """Return the scorer that is 1 where a response starts with a refusal phrase; an empty one is no refusal."""
-    return RuleScorer("refusal-phrase", setting.direction, starts_with_refusal, PHRASE_FACTS)
-
-
-PHRASE_PROBABILITY = 0.95
+    return by_text("refusal-phrase", setting.direction, starts_with_refusal, **PHRASE_FACTS)
 
 
 class RefusalSpec(ScorerSpec):
@@ -107,52 +104,37 @@ class RefusalSpec(ScorerSpec):
 
     classifier: LexicalSource | None = None
     """A lexical classifier with refusals as its positive class; none: opening phrases alone decide."""
-    phrase_probability: float = Field(default=PHRASE_PROBABILITY, ge=0, le=1)
+    phrase_probability: float = Field(default=0.95, ge=0, le=1)
     """Least probability of a response that starts with a refusal phrase."""
 
 
-@dataclass(frozen=True, slots=True)
-class RefusalScorer:
-    """P = max(classifier, phrase_probability where the response starts with a refusal phrase).
+def build_refusal(spec: RefusalSpec, setting: Setting) -> FunctionScorer:
+    """Return the scorer that ``spec`` describes."""
+    classifier = None if spec.classifier is None else classifier_from(spec.classifier, setting)
+    return refusal_scorer(classifier, setting.direction, spec.phrase_probability)
+
+
+def refusal_scorer(
+    classifier: LexicalClassifier | None, direction: Direction, phrase_probability: float
+) -> FunctionScorer:
+    """Return P = max(classifier, ``phrase_probability`` where the response starts with a refusal phrase).
 
     An empty response counts as a refusal: were it an answer, silence would earn the reward of one.
     """
 
-    classifier: LexicalClassifier | None
-    direction: Direction
-    phrase_probability: float = PHRASE_PROBABILITY
+    def known(response: str) -> float:
+        return phrase_probability * starts_with_refusal(response) if response.strip() else 1.0
 
-    @property
-    def id(self) -> str:
-        """Return the kind and what it is made of."""
-        return "refusal(phrase)" if self.classifier is None else "refusal(lexical, phrase)"
+    def scores(_: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        found = np.array([*map(known, responses)], dtype=np.float64)
+        return found if classifier is None else np.maximum(found, classifier.probabilities(responses))
 
-    @property
-    def revision(self) -> str:
-        """Return a hash of the classifier, the phrases and their probability."""
-        return revision_of(
-            kind="refusal, empty is one",
-            classifier=None if self.classifier is None else self.classifier.revision,
-            phrases=revision_of(**PHRASE_FACTS),
-            phrase_probability=self.phrase_probability,
-        )
-
-    @property
-    def words_read(self) -> int | None:
-        """Return how many words of an answer are read at the most; none: all."""
-        return None if self.classifier is None else self.classifier.tfidf.max_words
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:  # noqa: ARG002
-        """Return shape ``[response]`` probabilities; 1 for an empty response, which answers nothing."""
-        phrase = np.array([starts_with_refusal(text) for text in responses], dtype=np.float64)
-        empty = np.array([not text.strip() for text in responses], dtype=np.float64)
-        known = np.maximum(self.phrase_probability * phrase, empty)
-        if self.classifier is None:
-            return known
-        return np.maximum(known, self.classifier.probabilities(responses))
-
-
-def build_refusal(spec: RefusalSpec, setting: Setting) -> RefusalScorer:
-    """Return the scorer that ``spec`` describes."""
-    classifier = None if spec.classifier is None else classifier_from(spec.classifier, setting)
-    return RefusalScorer(classifier, setting.direction, spec.phrase_probability)
+    revision = revision_of(
+        kind="refusal, empty is one",
+        classifier=None if classifier is None else classifier.revision,
+        phrases=revision_of(**PHRASE_FACTS),
+        phrase_probability=phrase_probability,
+    )
+    if classifier is None:
+        return FunctionScorer("refusal(phrase)", direction, revision, scores)
+    return FunctionScorer("refusal(lexical, phrase)", direction, revision, scores, classifier.tfidf.max_words)

@@ -1,8 +1,7 @@
 """Scores that each response's own text decides by a rule: its length, a pattern, its variety."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -10,31 +9,17 @@ from pydantic import Field, field_validator
 
 from dualign.errors import ConfigError
 from dualign.protocols import Direction
-from dualign.records import FloatArray, Prompt
 from dualign.scorers.encoding import load_tokenizer
-from dualign.scorers.spec import ScorerSpec, Setting, revision_of, tokenizer_revision
+from dualign.scorers.spec import FunctionScorer, ScorerSpec, Setting, revision_of, tokenizer_revision
 
 Unit = Literal["words", "characters", "tokens"]
 
 
-@dataclass(frozen=True, slots=True)
-class RuleScorer:
-    """One number for each response, by its text alone."""
-
-    id: str
-    direction: Direction
-    value: Callable[[str], float]
-    facts: Mapping[str, Any]
-    """All that decides the numbers."""
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of the facts."""
-        return revision_of(**self.facts)
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:  # noqa: ARG002
-        """Return shape ``[response]`` values."""
-        return np.array([self.value(response) for response in responses], dtype=np.float64)
+def by_text(id: str, direction: Direction, value: Callable[[str], float], **facts: Any) -> FunctionScorer:
+    """Return the scorer that is ``value`` of each response's text; ``facts`` are all that decides the numbers."""
+    return FunctionScorer(
+        id, direction, revision_of(**facts), lambda _, responses: np.array([*map(value, responses)], dtype=np.float64)
+    )
 
 
 class LengthSpec(ScorerSpec):
@@ -48,7 +33,7 @@ class LengthSpec(ScorerSpec):
     """The score is length / divisor; 10 makes limits of tens of words readable."""
 
 
-def build_length(spec: LengthSpec, setting: Setting) -> RuleScorer:
+def build_length(spec: LengthSpec, setting: Setting) -> FunctionScorer:
     """Return the scorer of the length of a response / ``divisor``; an empty one has length 0.
 
     Raises:
@@ -72,8 +57,8 @@ def build_length(spec: LengthSpec, setting: Setting) -> RuleScorer:
 
     name = f"length({spec.unit})" if spec.divisor == 1 else f"length({spec.unit}/{spec.divisor:g})"
     known = "" if tokenizer is None else tokenizer_revision(tokenizer)
-    facts = {"kind": "length", "unit": spec.unit, "divisor": spec.divisor, "tokenizer": known}
-    return RuleScorer(name, setting.direction, count, facts)
+    facts = {"unit": spec.unit, "divisor": spec.divisor, "tokenizer": known}
+    return by_text(name, setting.direction, count, kind="length", **facts)
 
 
 class RegexSpec(ScorerSpec):
@@ -93,11 +78,11 @@ class RegexSpec(ScorerSpec):
         return pattern
 
 
-def build_regex(spec: RegexSpec, setting: Setting) -> RuleScorer:
+def build_regex(spec: RegexSpec, setting: Setting) -> FunctionScorer:
     """Return the scorer that is 1 where the pattern is found in a response, else 0."""
     pattern = re.compile(spec.pattern)
-    facts = {"kind": "regex", "pattern": spec.pattern}
-    return RuleScorer(f"regex({spec.pattern})", setting.direction, lambda text: bool(pattern.search(text)), facts)
+    name, facts = f"regex({spec.pattern})", {"kind": "regex", "pattern": spec.pattern}
+    return by_text(name, setting.direction, lambda text: bool(pattern.search(text)), **facts)
 
 
 class DistinctWordsSpec(ScorerSpec):
@@ -107,14 +92,15 @@ class DistinctWordsSpec(ScorerSpec):
     """Shorter words do not count: most are articles and prepositions."""
 
 
-def build_distinct_words(spec: DistinctWordsSpec, setting: Setting) -> RuleScorer:
+def build_distinct_words(spec: DistinctWordsSpec, setting: Setting) -> FunctionScorer:
     """Return the scorer log(1 + distinct words of at least ``min_letters`` letters)."""
     word = re.compile(rf"[^\W\d_]{{{spec.min_letters},}}")
-    return RuleScorer(
+    return by_text(
         f"distinct-words({spec.min_letters})",
         setting.direction,
         lambda text: float(np.log1p(len(set(word.findall(text.lower()))))),
-        {"kind": "distinct-words", "min_letters": spec.min_letters},
+        kind="distinct-words",
+        min_letters=spec.min_letters,
     )
 
 
@@ -125,9 +111,9 @@ class DistinctBigramsSpec(ScorerSpec):
     """``kind: distinct-bigrams`` has no keys."""
 
 
-def distinct_bigrams(direction: Direction) -> RuleScorer:
+def distinct_bigrams(direction: Direction) -> FunctionScorer:
     """Return the scorer distinct-2 of Li et al. 2016 (section 5), in [0, 1], for each response by itself."""
-    return RuleScorer("distinct-bigrams", direction, share, {"kind": "distinct-bigrams", "word": WORD.pattern})
+    return by_text("distinct-bigrams", direction, share, kind="distinct-bigrams", word=WORD.pattern)
 
 
 def share(response: str) -> float:
@@ -137,6 +123,6 @@ def share(response: str) -> float:
     return len(set(bigrams)) / len(bigrams) if bigrams else 0.0
 
 
-def build_distinct_bigrams(spec: DistinctBigramsSpec, setting: Setting) -> RuleScorer:  # noqa: ARG001
+def build_distinct_bigrams(spec: DistinctBigramsSpec, setting: Setting) -> FunctionScorer:  # noqa: ARG001
     """Return the scorer."""
     return distinct_bigrams(setting.direction)

@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,9 +22,8 @@ from dualign.errors import ConfigError, DataError, MissingError, UsageError
 from dualign.models.templates import make_transcript
 from dualign.models.tensors import HARMLESS, check_finite, check_shapes, check_tensors, quietly, readable
 from dualign.protocols import Direction
-from dualign.records import FloatArray, Prompt
 from dualign.scorers.encoding import Reading, ReadingSpec, fitting_length, load_tokenizer
-from dualign.scorers.spec import Setting, folder_revision, revision_of, tokenizer_revision
+from dualign.scorers.spec import FunctionScorer, Setting, folder_revision, revision_of, tokenizer_revision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -358,53 +357,8 @@ class ScoreCheckpointSpec(ReadingSpec):
     batch_size: int = Field(default=8, ge=1)
 
 
-@dataclass(frozen=True)
-class ScoreCheckpointScorer:
-    """The score that a reward or cost model gives at the end of prompt and response."""
-
-    model: ScoreModel
-    tokenizer: Any
-    spec: ScoreCheckpointSpec
-    direction: Direction
-    weights: str
-    """Hash of the files that the model was loaded from."""
-
-    def __post_init__(self) -> None:
-        size = len(self.model.head_weight)
-        if size != 1:
-            raise ConfigError(f"scorer {self.id}: the model gives {size} scores a text; one is needed")
-
-    @property
-    def id(self) -> str:
-        """Return the kind and the model's name."""
-        return f"score-checkpoint({Path(self.spec.model).name})"
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of the files, the tokenizer, the direction and the settings that decide the numbers."""
-        return revision_of(
-            kind="score-checkpoint",
-            weights=self.weights,
-            tokenizer=tokenizer_revision(self.tokenizer),
-            direction=self.direction,
-            **self.spec.model_dump(include={"template", "append_eos", "dtype"}),
-        )
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return shape ``[response]`` scores.
-
-        Raises:
-            ScorerError: a text is longer than ``max_length``.
-            DataError: the template has no place for a turn of a prompt.
-        """
-        transcript = make_transcript(self.spec.template, self.tokenizer, append_eos=self.spec.append_eos)
-        sequences = [transcript(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-        reading = Reading(self.id, self.model.head_weight.device, self.spec.batch_size, self.spec.max_length)
-        return reading(sequences, lambda ids, mask: self.model.end_scores(ids, mask, self.direction)[:, 0])
-
-
-def build(spec: ScoreCheckpointSpec, setting: Setting) -> ScoreCheckpointScorer:
-    """Return the scorer that ``spec`` describes.
+def build(spec: ScoreCheckpointSpec, setting: Setting) -> FunctionScorer:
+    """Return the score that a reward or cost model gives at the end of prompt and response.
 
     Raises:
         ConfigError: the template does not go with the tokenizer, or the model gives several scores.
@@ -412,15 +366,26 @@ def build(spec: ScoreCheckpointSpec, setting: Setting) -> ScoreCheckpointScorer:
         DataError: the checkpoint is damaged, of another architecture, or its tokenizer is another model's.
     """
     folder = setting.existing(spec.model, "scorer score-checkpoint: model")
-    tokenizer = load_tokenizer(spec.model, setting.folder)
+    tokenizer, direction = load_tokenizer(spec.model, setting.folder), setting.direction
     try:
-        make_transcript(spec.template, tokenizer, append_eos=spec.append_eos)
+        transcript = make_transcript(spec.template, tokenizer, append_eos=spec.append_eos)
     except UsageError as error:
         raise ConfigError(f"scorer score-checkpoint: {error}") from error
     model = load_score_model(folder, dtype=spec.dtype)
     check_tokenizer(tokenizer, model.backbone, str(folder))
     longest = fitting_length(spec, model.backbone, tokenizer, f"scorer score-checkpoint ({spec.model})")
-    spec = spec.model_copy(update={"max_length": longest})
     if spec.append_eos:
         check_end_token(tokenizer, model.backbone.config, str(folder))
-    return ScoreCheckpointScorer(model, tokenizer, spec, setting.direction, folder_revision(folder))
+    name, size = f"score-checkpoint({Path(spec.model).name})", len(model.head_weight)
+    if size != 1:
+        raise ConfigError(f"scorer {name}: the model gives {size} scores a text; one is needed")
+    revision = revision_of(
+        kind="score-checkpoint",
+        weights=folder_revision(folder),
+        tokenizer=tokenizer_revision(tokenizer),
+        direction=direction,
+        **spec.model_dump(include={"template", "append_eos", "dtype"}),
+    )
+    reading = Reading(name, model.head_weight.device, spec.batch_size, longest)
+    scores = reading.of(transcript, lambda ids, mask: model.end_scores(ids, mask, direction)[:, 0])
+    return FunctionScorer(name, direction, revision, scores)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dualign.errors import ConfigError, MissingError, nearest
 from dualign.hashing import digest, file_digest
 from dualign.protocols import Direction, Scorer
-from dualign.records import Turn
+from dualign.records import FloatArray, Prompt, Turn
 
 
 class ScorerSpec(BaseModel):
@@ -46,6 +46,25 @@ class Setting:
         if not found.exists():
             raise MissingError(f"{what}: no such file or folder {str(found)!r}")
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionScorer:
+    """A scorer that is a function, and what it says of itself."""
+
+    id: str
+    direction: Direction
+    revision: str
+    """Hash of all that determines the numbers."""
+    score: Callable[[Sequence[Prompt], Sequence[str]], FloatArray]
+    words_read: int | None = None
+    """How many words of an answer are read at the most; none: all."""
+    inner: tuple[Scorer, ...] = ()
+    """Scorers that it is made of."""
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        """Return shape ``[response]`` scores; raises what the function raises."""
+        return self.score(prompts, responses)
 
 
 def read_spec(kind: type[Spec], values: Mapping[str, Any], where: str) -> Spec:

@@ -89,7 +89,9 @@ KINDS: dict[str, Kind] = {
     "weighted-sum": Kind(
         composite.WeightedSumSpec, composite.build_weighted_sum, "offset + weights x scorers, gated by columns"
     ),
-    "log-odds": Kind(composite.LogOddsSpec, composite.build, "log-odds of yes/no labels drawn from a probability"),
+    "log-odds": Kind(
+        composite.LogOddsSpec, composite.build_log_odds, "log-odds of yes/no labels drawn from a probability"
+    ),
     "compliance-harm": Kind(
         composite.ComplianceHarmSpec,
         composite.build_compliance_harm,

@@ -20,10 +20,9 @@ import numpy as np
 from dualign.data.formats.table import read_preferences
 from dualign.maths.agreement import clustered_mean
 from dualign.records import FloatArray
-from dualign.scorers.fitting.config import FitConfig
 from dualign.scorers.fitting.entry import scored, split_pairs
+from dualign.scorers.fitting.inputs import FitConfig, LabelledPair, PairSet, answers, pairs_of
 from dualign.scorers.fitting.linear import fit_light, objective_name, open_reader
-from dualign.scorers.fitting.pairs import LabelledPair, PairSet, answers, pairs_of
 from dualign.scorers.states import RememberedStates
 
 Hits = Callable[[Sequence[LabelledPair], Sequence[LabelledPair], FitConfig], FloatArray]

@@ -31,7 +31,7 @@ from dualign.scorers.lexical import (
     quality,
     trained,
 )
-from dualign.scorers.refusal import refusal_scorer
+from dualign.scorers.rules import refusal_scorer
 from dualign.scorers.spec import Setting
 from dualign.scorers.table import make_scorer
 

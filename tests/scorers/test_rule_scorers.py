@@ -11,7 +11,7 @@ from dualign.errors import ConfigError, MissingError, ScorerError
 from dualign.protocols import Scorer
 from dualign.records import Prompt
 from dualign.scorers.checked import checked
-from dualign.scorers.refusal import PHRASES, starts_with_refusal
+from dualign.scorers.rules import PHRASES, starts_with_refusal
 from dualign.scorers.table import KINDS, make_scorer
 
 UNSAFE, SAFE = Prompt("u", {"label": "unsafe"}), Prompt("s", {"label": "safe"})

@@ -25,7 +25,7 @@ from dualign.maths.estimates import prediction_powered_mean, rows_of_prompts
 from dualign.maths.preference import label_logit, pooled_deviation, saturation_share
 from dualign.protocols import Direction, Scorer
 from dualign.records import FloatArray, Prompt
-from dualign.scorers.fitting.pairs import labelled_pairs
+from dualign.scorers.fitting.inputs import labelled_pairs
 
 IntArray = NDArray[np.int64]
 Key = tuple[str, str]

@@ -18,8 +18,8 @@ from dualign.errors import DataError, nearest
 from dualign.maths.agreement import clustered_auc, wilson
 from dualign.protocols import Direction, Scorer
 from dualign.records import FloatArray, normalise_prompt, prompt_id
+from dualign.scorers.fitted import Tfidf, array_digest, read_learned, write_learned
 from dualign.scorers.spec import FunctionScorer, ScorerSpec, Setting, read_spec, revision_of
-from dualign.scorers.tfidf import Tfidf, array_digest, read_learned, write_learned
 
 FORMAT, NAME = "dualign-lexical-1", "lexical"
 

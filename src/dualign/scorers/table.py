@@ -19,7 +19,6 @@ from dualign.scorers import (
     fitted,
     guard,
     lexical,
-    refusal,
     remote,
     rules,
     score_model,
@@ -65,14 +64,14 @@ KINDS: dict[str, Kind] = {
     "length": Kind(rules.LengthSpec, rules.build_length, "words, characters or tokens of the response"),
     "regex": Kind(rules.RegexSpec, rules.build_regex, "1 where a regular expression matches"),
     "refusal-phrase": Kind(
-        refusal.RefusalPhraseSpec, refusal.build_refusal_phrase, "1 where the response starts with a refusal"
+        rules.RefusalPhraseSpec, rules.build_refusal_phrase, "1 where the response starts with a refusal"
     ),
     "distinct-bigrams": Kind(rules.DistinctBigramsSpec, rules.build_distinct_bigrams, "share of distinct bigrams"),
     "distinct-words": Kind(
         rules.DistinctWordsSpec, rules.build_distinct_words, "log(1 + number of distinct longer words)"
     ),
     "lexical": Kind(lexical.LexicalSpec, lexical.build, "TF-IDF and logistic regression, from labelled rows"),
-    "refusal": Kind(refusal.RefusalSpec, refusal.build_refusal, "P(refusal): classifier, or opening phrase"),
+    "refusal": Kind(rules.RefusalSpec, rules.build_refusal, "P(refusal): classifier, or opening phrase"),
     "sequence-classifier": Kind(
         classifier.SequenceClassifierSpec, classifier.build, "Hugging Face classifier or reward model"
     ),

@@ -11,10 +11,9 @@ from dualign.cli.scorer import named_scorer
 from dualign.data.formats.table import read_preferences
 from dualign.errors import NumericalError
 from dualign.scorers.fitting import training
-from dualign.scorers.fitting.config import FitConfig
 from dualign.scorers.fitting.entry import fit_scorer, scored
+from dualign.scorers.fitting.inputs import FitConfig, pairs_of
 from dualign.scorers.fitting.linear import OBJECTIVES
-from dualign.scorers.fitting.pairs import pairs_of
 from dualign.scorers.score_model import ScoreModel
 from dualign.scorers.table import make_scorer
 from dualign.train import loop

@@ -20,11 +20,9 @@ from dualign.errors import DataError, NumericalError
 from dualign.maths.losses import cost_model_loss, reward_model_loss
 from dualign.protocols import Direction
 from dualign.records import FloatArray
-from dualign.scorers.fitted import Features, FittedScorer
-from dualign.scorers.fitting.config import FitConfig
-from dualign.scorers.fitting.pairs import Answers, LabelledPair, answers, signs
+from dualign.scorers.fitted import Features, FittedScorer, Tfidf
+from dualign.scorers.fitting.inputs import Answers, FitConfig, LabelledPair, answers, signs
 from dualign.scorers.states import RememberedStates, StateFeatures, StateReader, StateSettings, layers_of, located
-from dualign.scorers.tfidf import Tfidf
 
 ScoreLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(scores of the higher answers, of the lower, signs of the higher, of the lower) -> losses; each ``[pair]``."""

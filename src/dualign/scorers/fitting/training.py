@@ -23,9 +23,8 @@ from dualign.models.loading import load_language_model
 from dualign.models.templates import make_transcript
 from dualign.protocols import Policy
 from dualign.scorers.encoding import padded_batch
-from dualign.scorers.fitting.config import FitConfig
+from dualign.scorers.fitting.inputs import FitConfig, LabelledPair, signs
 from dualign.scorers.fitting.linear import OBJECTIVES
-from dualign.scorers.fitting.pairs import LabelledPair, signs
 from dualign.scorers.score_model import ScoreModel, save_score_model
 from dualign.scorers.states import faster_dtype, located
 from dualign.train.loop import Row, Task, Terms, late_loss, run

@@ -79,9 +79,9 @@ def light_arms(given: argparse.Namespace, found: PairSet) -> dict[str, tuple[Hit
     objective = objective_name("cost", signed=found.signed)
 
     def arm(train: Sequence[LabelledPair], held_out: Sequence[LabelledPair], config: FitConfig) -> FloatArray:
-        fitted = fit_light(train, config, objective=objective, reader=states, tell=lambda _: None)
+        scorer, *_ = fit_light(train, config, objective=objective, reader=states, tell=lambda _: None)
         distinct = answers(held_out)
-        scores = fitted.scorer(*distinct.columns())
+        scores = scorer(*distinct.columns())
         return (scores[distinct.higher] > scores[distinct.lower]).astype(np.float64)
 
     return {name: (arm, config) for name, config in configs.items()}

@@ -6,7 +6,6 @@ import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -21,71 +20,58 @@ from dualign.records import FloatArray, Prompt, named
 from dualign.scorers.spec import FunctionScorer, ScorerSpec, Setting, revision_of
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedScorer:
+class CheckedScorer(FunctionScorer):
     """A scorer whose answers are verified before anybody sees them: one finite number a response."""
 
-    scorer: Scorer
-    shown: Callable[[str], str] | None = None
-    """What is scored of a response, where that is not all of it; it is no part of the scorer's revision."""
-
-    @property
-    def id(self) -> str:
-        """Return the inner scorer's id."""
-        return self.scorer.id
-
-    @property
-    def revision(self) -> str:
-        """Return the inner scorer's revision."""
-        return self.scorer.revision
-
-    @property
-    def direction(self) -> Direction:
-        """Return the inner scorer's direction."""
-        return self.scorer.direction
-
-    @property
-    def words_read(self) -> int | None:
-        """Return how many words of an answer are read at the most; none: all."""
-        return words_read(self.scorer)
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return shape ``[response]`` finite scores.
-
-        Raises:
-            ScorerError: the answer has another shape, holds no numbers, or one of them is not finite.
-            ValueError: ``prompts`` and ``responses`` are not parallel.
-        """
-        if len(prompts) != len(responses):
-            raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses; they must be parallel")
-        if not responses:
-            return np.zeros(0)
-        texts = responses if self.shown is None else [self.shown(response) for response in responses]
-        answer = self.scorer(prompts, texts)
-        try:
-            scores = np.asarray(answer, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise ScorerError(f"scorer {self.id}: did not return numbers ({error})") from error
-        if scores.shape != (len(responses),):
-            raise ScorerError(
-                f"scorer {self.id}: returned shape {list(scores.shape)} for {len(responses)} responses; "
-                f"[{len(responses)}] is needed"
-            )
-        wrong = np.flatnonzero(~np.isfinite(scores))
-        if wrong.size:
-            index = int(wrong[0])
-            raise ScorerError(
-                f"scorer {self.id}: {scores[index]} for prompt {index} ({named(prompts[index])}); "
-                f"{wrong.size} of {len(responses)} scores are not finite"
-            )
-        return scores
+    __slots__ = ()
 
 
 def checked(scorer: Scorer, *, shown: Callable[[str], str] | None = None) -> CheckedScorer:
-    """Return ``scorer`` behind the check; one that is checked already is not checked twice."""
-    if not isinstance(scorer, CheckedScorer):
-        return CheckedScorer(scorer, shown)
-    return scorer if shown is None else replace(scorer, shown=shown)
+    """Return ``scorer`` behind the check; one that is checked already is not checked twice.
+
+    Args:
+        scorer: what is asked.
+        shown: what is scored of a response, where that is not all of it; it is no part of the scorer's revision.
+    """
+    if isinstance(scorer, CheckedScorer):
+        if shown is None:
+            return scorer
+        (scorer,) = scorer.inner
+    verified = partial(_verified, scorer, shown)
+    return CheckedScorer(scorer.id, scorer.direction, scorer.revision, verified, words_read(scorer), (scorer,))
+
+
+def _verified(
+    scorer: Scorer, shown: Callable[[str], str] | None, prompts: Sequence[Prompt], responses: Sequence[str]
+) -> FloatArray:
+    """Return shape ``[response]`` finite scores.
+
+    Raises:
+        ScorerError: the answer has another shape, holds no numbers, or one of them is not finite.
+        ValueError: ``prompts`` and ``responses`` are not parallel.
+    """
+    if len(prompts) != len(responses):
+        raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses; they must be parallel")
+    if not responses:
+        return np.zeros(0)
+    answer = scorer(prompts, responses if shown is None else [shown(response) for response in responses])
+    try:
+        scores = np.asarray(answer, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ScorerError(f"scorer {scorer.id}: did not return numbers ({error})") from error
+    if scores.shape != (len(responses),):
+        raise ScorerError(
+            f"scorer {scorer.id}: returned shape {list(scores.shape)} for {len(responses)} responses; "
+            f"[{len(responses)}] is needed"
+        )
+    wrong = np.flatnonzero(~np.isfinite(scores))
+    if wrong.size:
+        index = int(wrong[0])
+        raise ScorerError(
+            f"scorer {scorer.id}: {scores[index]} for prompt {index} ({named(prompts[index])}); "
+            f"{wrong.size} of {len(responses)} scores are not finite"
+        )
+    return scores
 
 
 OPENING, CLOSING = "<think>", "</think>"

@@ -49,11 +49,6 @@ class Judged:
     left_out: Mapping[str, int]
     """Number of pairs, or of rows that gave none, by reason."""
 
-    @property
-    def pair_prompts(self) -> IntArray:
-        """Return shape ``[pair]``: number of the pair's prompt."""
-        return np.asarray(self.prompt_index[self.higher])
-
 
 def judged(rows: Iterable[PreferenceRow], direction: Direction) -> Judged:
     """Return what ``rows`` say for a reward or a cost; blank answers are left out.
@@ -116,12 +111,12 @@ def order(scores: FloatArray, data: Judged) -> dict[str, Any] | None:
     """Return the share of labelled pairs in the right order (ties count half) and the sign test; none without pairs."""
     if not data.higher.size:
         return None
-    difference = scores[data.higher] - scores[data.lower]
-    share = clustered_share((1 + np.sign(difference)) / 2, data.pair_prompts, confidence=CONFIDENCE)
+    difference, prompts = scores[data.higher] - scores[data.lower], data.prompt_index[data.higher]
+    share = clustered_share((1 + np.sign(difference)) / 2, prompts, confidence=CONFIDENCE)
     return {
         **asdict(share),
         "ties": float((difference == 0).mean()),
-        "sign_test": asdict(sign_test(difference, data.pair_prompts)),
+        "sign_test": asdict(sign_test(difference, prompts)),
     }
 
 

@@ -11,14 +11,13 @@ from dualign.errors import ConfigError, nearest
 from dualign.models.language_model import encoder
 from dualign.models.turns import chat_text
 from dualign.records import FloatArray, Prompt, Turn
-from dualign.scorers.encoding import PretrainedSpec, absent_id, load_pretrained
-from dualign.scorers.spec import FunctionScorer, Setting, conversation_text, fill, revision_of
+from dualign.scorers.encoding import PretrainedSpec, Score, absent_id, load_pretrained
+from dualign.scorers.spec import RESPONSE, FunctionScorer, Setting, conversation_text, fill
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-RESPONSE = "{response}"
 NAMED_TEMPLATES = ("pair", "chat", "response")
 
 
@@ -59,7 +58,7 @@ def build(spec: SequenceClassifierSpec, setting: Setting) -> FunctionScorer:
     from transformers import AutoModelForSequenceClassification
 
     pretrained = load_pretrained(AutoModelForSequenceClassification, spec, setting, kind="sequence-classifier")
-    name, model, template = f"sequence-classifier({pretrained.name})", pretrained.model, spec.template
+    name, model, template = pretrained.reading.scorer, pretrained.model, spec.template
     check_labels(spec.labels, model.config)
     if template not in NAMED_TEMPLATES and RESPONSE not in template:
         raise ConfigError(
@@ -68,16 +67,15 @@ def build(spec: SequenceClassifierSpec, setting: Setting) -> FunctionScorer:
         )
     if template == "chat" and not getattr(pretrained.tokenizer, "chat_template", None):
         raise ConfigError(f"scorer {name}: template 'chat', but the tokenizer has no chat template")
-    revision = revision_of(kind="sequence-classifier", labels=spec.labels, template=template, **pretrained.facts)
-    scores = pretrained.reading(name).of(_tokens(pretrained.tokenizer, template), _expected(model, spec.labels))
-    return FunctionScorer(name, setting.direction, revision, scores)
+    scores = pretrained.reading.of(_tokens(pretrained.tokenizer, template), _expected(model, spec.labels))
+    return pretrained.scorer(scores, labels=spec.labels, template=template)
 
 
-def _expected(model: Any, labels: Mapping[str, float]) -> "Callable[[Tensor, Tensor], Tensor]":
-    """Return the function from (ids, mask) to the score of each row."""
+def _expected(model: Any, labels: Mapping[str, float]) -> Score:
+    """Return what makes scores of rows of tokens."""
     import torch
 
-    def scores(ids: "Tensor", mask: "Tensor") -> "Tensor":
+    def scores(ids: "Tensor", mask: "Tensor", _: Sequence[int]) -> "Tensor":
         # A pooling model skips this id at the end of a row; it occurs in none of the texts.
         model.config.get_text_config().pad_token_id = absent_id(ids.tolist())
         logits: Tensor = model(input_ids=ids, attention_mask=mask).logits.double()
@@ -130,9 +128,8 @@ def build_relevance(spec: EmbeddingRelevanceSpec, setting: Setting) -> FunctionS
     from transformers import AutoModel
 
     pretrained = load_pretrained(AutoModel, spec, setting, kind="embedding-relevance")
-    name = f"embedding-relevance({pretrained.name})"
 
-    def units(ids: "Tensor", mask: "Tensor") -> "Tensor":
+    def units(ids: "Tensor", mask: "Tensor", _: Sequence[int]) -> "Tensor":
         hidden = pretrained.model(input_ids=ids, attention_mask=mask).last_hidden_state.double()
         return normalize(hidden.mean(1), dim=1)
 
@@ -140,9 +137,8 @@ def build_relevance(spec: EmbeddingRelevanceSpec, setting: Setting) -> FunctionS
         distinct = dict.fromkeys([*(prompt.text for prompt in prompts), *responses])
         filled = [text for text in distinct if text.strip()]
         sequences = [list(pretrained.tokenizer(text)["input_ids"]) for text in filled]
-        vectors = dict(zip(filled, pretrained.reading(name)(sequences, units), strict=True))
+        vectors = dict(zip(filled, pretrained.reading(sequences, units), strict=True))
         pairs = zip(prompts, responses, strict=True)
         return np.array([float(vectors[p.text] @ vectors[r]) if r in vectors else 0.0 for p, r in pairs])
 
-    revision = revision_of(kind="embedding-relevance", **pretrained.facts)
-    return FunctionScorer(name, setting.direction, revision, cosines)
+    return pretrained.scorer(cosines)

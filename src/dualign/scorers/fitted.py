@@ -19,7 +19,7 @@ from dualign.hashing import digest
 from dualign.protocols import Direction, fewest
 from dualign.records import FloatArray, Prompt
 from dualign.runs.store import write_bytes
-from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+from dualign.scorers.spec import ScorerSpec, Setting, existing, revision_of
 from dualign.scorers.states import StateFeatures
 
 MAX_FEATURES = 20_000  # a side; more adds file size and no accuracy at a few thousand rows
@@ -189,23 +189,8 @@ def read_learned(
 FORMAT, NAME = "dualign-fitted-1", "fitted"
 
 
-class Features(Protocol):
-    """Numbers of an answer, fixed once they are made."""
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Any:
-        """Return the ``[answer, feature]`` matrix, dense or sparse."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all but the arrays."""
-
-    def tensors(self) -> dict[str, FloatArray]:
-        """Return the arrays."""
-
-    @classmethod
-    def load(cls, head: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> Self:
-        """Return the features that the other two told of."""
-
-
+Features = Tfidf | StateFeatures
+"""Numbers of an answer, fixed once they are made: called, ``[answer, feature]``, dense or sparse."""
 FEATURES: dict[str, type[Features]] = {"tfidf": Tfidf, "states": StateFeatures}
 
 
@@ -231,13 +216,8 @@ class FittedScorer:
     """Name in ``linear.OBJECTIVES``."""
     direction: Direction
     """What it is used as."""
-    name: str = ""
-    """Of its folder."""
-
-    @property
-    def id(self) -> str:
-        """Return the kind and the folder's name."""
-        return f"fitted({self.name})"
+    id: str = NAME
+    """The kind and the folder's name."""
 
     @property
     def words_read(self) -> int | None:
@@ -287,7 +267,7 @@ def build(spec: FittedSpec, setting: Setting) -> FittedScorer:
         MissingError: the folder or a file is not there, or the model of its features is not.
         DataError: a file is damaged, of another format, or was altered; or the model is another one by now.
     """
-    folder = setting.existing(spec.path, "scorer fitted")
+    folder = existing(setting.folder, spec.path, "scorer fitted")
 
     def made(head: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> FittedScorer:
         blocks = head["features"]
@@ -298,7 +278,7 @@ def build(spec: FittedSpec, setting: Setting) -> FittedScorer:
             fitted_as=head["direction"],
             objective=head["objective"],
             direction=setting.direction,
-            name=folder.resolve().name,
+            id=f"fitted({folder.resolve().name})",
         )
 
     fitted = read_learned(folder, NAME, made, form=FORMAT, what="fitted scorer", written_by="'dualign scorer fit'")

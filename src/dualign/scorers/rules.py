@@ -50,17 +50,15 @@ def build_length(spec: LengthSpec, setting: Setting) -> FunctionScorer:
         if tokenizer is None:
             raise ConfigError("scorer length: unit 'tokens' needs a tokenizer; give its folder as 'tokenizer'")
 
-    def count(response: str) -> float:
-        if spec.unit == "words":
-            return len(response.split()) / spec.divisor
-        if spec.unit == "characters":
-            return len(response) / spec.divisor
-        return len(tokenizer(response, add_special_tokens=False)["input_ids"]) / spec.divisor
-
+    parts: dict[Unit, Callable[[str], Sequence[Any]]] = {
+        "words": str.split,
+        "characters": str,
+        "tokens": lambda response: tokenizer(response, add_special_tokens=False)["input_ids"],
+    }
     name = f"length({spec.unit})" if spec.divisor == 1 else f"length({spec.unit}/{spec.divisor:g})"
     known = "" if tokenizer is None else tokenizer_revision(tokenizer)
-    facts = {"unit": spec.unit, "divisor": spec.divisor, "tokenizer": known}
-    return by_text(name, setting.direction, count, kind="length", **facts)
+    facts = {"kind": "length", "unit": spec.unit, "divisor": spec.divisor, "tokenizer": known}
+    return by_text(name, setting.direction, lambda text: len(parts[spec.unit](text)) / spec.divisor, **facts)
 
 
 class RegexSpec(ScorerSpec):
@@ -109,13 +107,8 @@ def build_distinct_words(spec: DistinctWordsSpec, setting: Setting) -> FunctionS
 WORD = re.compile(r"\w+")
 
 
-class DistinctBigramsSpec(ScorerSpec):
-    """``kind: distinct-bigrams`` has no keys."""
-
-
-def distinct_bigrams(direction: Direction) -> FunctionScorer:
-    """Return the scorer distinct-2 of Li et al. 2016 (section 5), in [0, 1], for each response by itself."""
-    return by_text("distinct-bigrams", direction, share, kind="distinct-bigrams", word=WORD.pattern)
+class NoKeys(ScorerSpec):
+    """``kind: distinct-bigrams`` and ``kind: refusal-phrase`` have no keys."""
 
 
 def share(response: str) -> float:
@@ -125,9 +118,9 @@ def share(response: str) -> float:
     return len(set(bigrams)) / len(bigrams) if bigrams else 0.0
 
 
-def build_distinct_bigrams(spec: DistinctBigramsSpec, setting: Setting) -> FunctionScorer:  # noqa: ARG001
-    """Return the scorer."""
-    return distinct_bigrams(setting.direction)
+def build_distinct_bigrams(spec: NoKeys, setting: Setting) -> FunctionScorer:  # noqa: ARG001
+    """Return the scorer distinct-2 of Li et al. 2016 (section 5), in [0, 1], for each response by itself."""
+    return by_text("distinct-bigrams", setting.direction, share, kind="distinct-bigrams", word=WORD.pattern)
 
 
 def _phrases(text: str) -> tuple[str, ...]:
@@ -187,18 +180,11 @@ REFUSAL = _starts_with(PHRASES)
 NO_REFUSAL = _starts_with(NOT_REFUSALS)
 
 
-class RefusalPhraseSpec(ScorerSpec):
-    """``kind: refusal-phrase`` has no keys."""
-
-
 def starts_with_refusal(response: str) -> bool:
     """Return whether ``response`` opens with a phrase of ``PHRASES``, after quotes, white space or a greeting."""
-    text = " ".join(response[:400].translate(APOSTROPHES).lower().split())
-    text = LEADING.sub("", text)
+    text = LEADING.sub("", " ".join(response[:400].translate(APOSTROPHES).lower().split()))
     openings = (text, GREETING.sub("", text))
-    if any(NO_REFUSAL.match(opening) for opening in openings):
-        return False
-    return any(REFUSAL.match(opening) for opening in openings)
+    return not any(map(NO_REFUSAL.match, openings)) and any(map(REFUSAL.match, openings))
 
 
 PHRASE_FACTS: dict[str, Any] = {
@@ -210,7 +196,7 @@ PHRASE_FACTS: dict[str, Any] = {
 """All that decides what a refusal phrase is."""
 
 
-def build_refusal_phrase(spec: RefusalPhraseSpec, setting: Setting) -> FunctionScorer:  # noqa: ARG001
+def build_refusal_phrase(spec: NoKeys, setting: Setting) -> FunctionScorer:  # noqa: ARG001
     """Return the scorer that is 1 where a response starts with a refusal phrase; an empty one is no refusal."""
     return by_text("refusal-phrase", setting.direction, starts_with_refusal, **PHRASE_FACTS)
 
@@ -226,7 +212,7 @@ class RefusalSpec(ScorerSpec):
 
 def build_refusal(spec: RefusalSpec, setting: Setting) -> FunctionScorer:
     """Return the scorer that ``spec`` describes."""
-    classifier = None if spec.classifier is None else classifier_from(spec.classifier, setting)
+    classifier = None if spec.classifier is None else classifier_from(spec.classifier, setting.folder)
     return refusal_scorer(classifier, setting.direction, spec.phrase_probability)
 
 

@@ -36,16 +36,17 @@ class Setting:
     make: Callable[[Mapping[str, Any]], Scorer]
     """Builds a scorer inside a scorer, with the same direction and folder."""
 
-    def existing(self, path: str, what: str) -> Path:
-        """Return ``path`` from the folder.
 
-        Raises:
-            MissingError: there is nothing at that path.
-        """
-        found = self.folder / Path(path).expanduser()
-        if not found.exists():
-            raise MissingError(f"{what}: no such file or folder {str(found)!r}")
-        return found
+def existing(folder: Path, path: str, what: str) -> Path:
+    """Return ``path`` from the folder.
+
+    Raises:
+        MissingError: there is nothing at that path.
+    """
+    found = folder / Path(path).expanduser()
+    if not found.exists():
+        raise MissingError(f"{what}: no such file or folder {str(found)!r}")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ def tokenizer_revision(tokenizer: Any) -> str:
     return digest(json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]))[:16]
 
 
+RESPONSE = "{response}"
 _SLOT = re.compile(r"\{(prompt|response)\}")
 
 

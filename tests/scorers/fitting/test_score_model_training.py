@@ -181,7 +181,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bits(data, tmp_path, monkeypa
         fitted("cut", dying_at=3)
     done.clear()
     cut, again = fitted("cut")
-    assert done == list(range(2, whole.steps)) and len(done) > 1
-    assert cut.losses == whole.losses
+    assert done == list(range(2, whole["steps"])) and len(done) > 1
+    assert cut["losses"] == whole["losses"]
     assert all(torch.equal(again[name], value) for name, value in weights.items()) and again.keys() == weights.keys()
     assert not (tmp_path / "cut" / "checkpoint").exists()

@@ -87,12 +87,12 @@ def light(task: Task) -> Fit:
         distinct = answers(kept)
         task.tell(f"hidden states of {len(distinct.texts):,} answers, layer {reader.settings.layer}")
         states = RememberedStates(reader, *distinct.columns())
-    fitted = fit_light(train, config, objective=task.objective, reader=states, tell=task.tell)
-    scorer = replace(fitted.scorer, name=task.out.resolve().name)
+    scorer, decay, losses = fit_light(train, config, objective=task.objective, reader=states, tell=task.tell)
+    scorer = replace(scorer, id=f"fitted({task.out.resolve().name})")
     scorer.save(task.out)
     how = {
-        "decay": fitted.decay,
-        "losses_left_out": {f"{decay:g}": loss for decay, loss in fitted.losses.items()},
+        "decay": decay,
+        "losses_left_out": {f"{decay:g}": loss for decay, loss in losses.items()},
         "features": config.features,
         "states": None if reader is None else asdict(reader.settings),
     }
@@ -117,7 +117,7 @@ def trained(task: Task) -> Fit:
     description = {"kind": "score-checkpoint", "model": "model", **shared}
     # Loaded as a job would load it, so that the merged weights are measured and not those in memory.
     scorer = make_scorer(description, direction=config.kind, folder=out)
-    return Fit(train, held_out, scorer, description, asdict(report))
+    return Fit(train, held_out, scorer, description, report)
 
 
 PATHS: Mapping[str, Callable[[Task], Fit]] = {"light": light, "lora": trained, "full": trained}
@@ -140,9 +140,6 @@ def split_pairs(pairs: Sequence[LabelledPair], config: FitConfig) -> tuple[Pairs
             f"data: {prompts} prompts cannot be split by data.held_out = {share:g}; more prompts are needed"
         )
     return train, held_out
-
-
-REPORT, SCORER = "report.json", "scorer.yaml"
 
 
 def fit_scorer(config: FitConfig, folder: Path, out: Path, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -192,8 +189,8 @@ def fit_scorer(config: FitConfig, folder: Path, out: Path, tell: Callable[[str],
         "out": str(out),
         "config": config.model_dump(),
     }
-    write_text(out / SCORER, dump_yaml(fit.description))
-    write_json(out / REPORT, report)
+    write_text(out / "scorer.yaml", dump_yaml(fit.description))
+    write_json(out / "report.json", report)
     return report
 
 
@@ -228,7 +225,7 @@ class Forecasts:
 
     probability: FloatArray
     outcome: FloatArray
-    prompt: NDArray[np.int64]
+    prompt: NDArray[np.str_]
     hit: FloatArray
     """1 where the forecast is on the right side, strictly."""
     categories: tuple[frozenset[str], ...]
@@ -307,7 +304,7 @@ def order_forecasts(pairs: Sequence[LabelledPair], higher: FloatArray, lower: Fl
     return Forecasts(
         probability=np.asarray(expit(np.abs(difference))),
         outcome=(1 + np.sign(difference)) / 2,
-        prompt=_prompts(pairs),
+        prompt=np.array([pair.prompt.id for pair in pairs]),
         hit=(difference > 0).astype(np.float64),
         categories=tuple(pair.higher.categories | pair.lower.categories for pair in pairs),
     )
@@ -317,11 +314,10 @@ def sign_forecasts(pairs: Sequence[LabelledPair], higher: FloatArray, lower: Flo
     """Return the forecasts sigmoid(cost) that an answer is unsafe; an answer of several pairs counts once."""
     from scipy.special import expit
 
-    place = _prompts(pairs)
-    told: dict[tuple[int, str], tuple[Answer, float]] = {}
+    told: dict[tuple[str, str], tuple[Answer, float]] = {}
     for number, pair in enumerate(pairs):
         for answer, score in ((pair.higher, higher[number]), (pair.lower, lower[number])):
-            told.setdefault((int(place[number]), answer.text), (answer, float(score)))
+            told.setdefault((pair.prompt.id, answer.text), (answer, float(score)))
     score = np.array([value for _, value in told.values()])
     mark = signs([answer for answer, _ in told.values()])
     return Forecasts(
@@ -331,10 +327,6 @@ def sign_forecasts(pairs: Sequence[LabelledPair], higher: FloatArray, lower: Flo
         hit=(mark * score > 0).astype(np.float64),
         categories=tuple(answer.categories for answer, _ in told.values()),
     )
-
-
-def _prompts(pairs: Sequence[LabelledPair]) -> NDArray[np.int64]:
-    return np.unique(np.array([pair.prompt.id for pair in pairs]), return_inverse=True)[1].astype(np.int64)
 
 
 def report_text(report: Mapping[str, Any]) -> str:

@@ -10,18 +10,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from dualign.config import config_mapping
 from dualign.data.preferences import Answer, PreferenceRow, grouped
-from dualign.errors import ConfigError, DataError, MissingError
+from dualign.errors import DataError
 from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt, normalise_prompt
 from dualign.scorers.spec import ScorerSpec, read_spec
-from dualign.strict import parse_yaml
 
 
 class FitData(ScorerSpec):
@@ -121,16 +121,8 @@ def load_fit_config(path: Path) -> FitConfig:
         MissingError: the file cannot be read.
         ConfigError: a key is unknown (the nearest is named) or missing, or has a wrong value.
     """
-    try:
-        value: Any = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise MissingError(f"config {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"config {path}: not UTF-8 text") from None
-    if not isinstance(value, Mapping):
-        keys = ", ".join(FitConfig.model_fields)
-        raise ConfigError(f"config {path}: expected keys ({keys}), found {type(value).__name__}")
-    return read_spec(FitConfig, dict(value), str(path))
+    value = config_mapping(path, f"keys ({', '.join(FitConfig.model_fields)})")
+    return read_spec(FitConfig, value, str(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +182,13 @@ def pairs_of(rows: Iterable[PreferenceRow], direction: Direction) -> PairSet:
         wanted = "more helpful" if direction == "reward" else "safer"
         told = "; ".join(f"{reason}: {count}" for reason, count in left_out.items()) or "no rows"
         raise DataError(f"data: no pair says which answer is {wanted} ({told})")
-    return PairSet(kept, direction == "cost" and _signed(kept), left_out)
+    flagged = sum(answer.safe is not None for pair in kept for answer in (pair.higher, pair.lower))
+    if direction == "cost" and flagged not in (0, 2 * len(kept)):
+        raise DataError(
+            f"data: {flagged} of {2 * len(kept)} answers have a safety flag; all or none are needed, because a part "
+            "would put the cost's zero where the flags happen to be"
+        )
+    return PairSet(kept, direction == "cost" and flagged > 0, left_out)
 
 
 def labelled_pairs(
@@ -229,15 +227,12 @@ def _pairs(row: PreferenceRow, direction: Direction) -> Iterator[LabelledPair]:
     if winner is not None:
         for number, other in enumerate(row.answers):
             if number != winner:
-                yield _ordered(row, row.answers[winner], other, direction)
+                pair = (row.answers[winner], other) if direction == "reward" else (other, row.answers[winner])
+                yield LabelledPair(row.prompt, *pair)
     elif direction == "cost":
         safe = [answer for answer in row.answers if answer.safe is True]
         unsafe = [answer for answer in row.answers if answer.safe is False]
         yield from (LabelledPair(row.prompt, worse, better) for worse in unsafe for better in safe)
-
-
-def _ordered(row: PreferenceRow, winner: Answer, other: Answer, direction: Direction) -> LabelledPair:
-    return LabelledPair(row.prompt, *((winner, other) if direction == "reward" else (other, winner)))
 
 
 def _fault(pair: LabelledPair, direction: Direction) -> str | None:
@@ -264,18 +259,3 @@ def _undisputed(pairs: Sequence[LabelledPair], left_out: Counter[str]) -> tuple[
 
 def _said(pair: LabelledPair) -> tuple[object, str]:
     return pair.prompt.history, normalise_prompt(pair.prompt.text)
-
-
-def _signed(pairs: Sequence[LabelledPair]) -> bool:
-    """Return whether all answers have a flag.
-
-    Raises:
-        DataError: some have, some have not.
-    """
-    flagged = sum((pair.higher.safe is not None) + (pair.lower.safe is not None) for pair in pairs)
-    if flagged not in (0, 2 * len(pairs)):
-        raise DataError(
-            f"data: {flagged} of {2 * len(pairs)} answers have a safety flag; all or none are needed, because a part "
-            "would put the cost's zero where the flags happen to be"
-        )
-    return flagged > 0

@@ -17,7 +17,6 @@ from dualign.protocols import Direction, Scorer, fewest, words_read
 from dualign.records import FloatArray, Prompt, named
 from dualign.records import in_slice as has_values
 from dualign.scorers.checked import checked
-from dualign.scorers.rules import distinct_bigrams
 from dualign.scorers.spec import FunctionScorer, ScorerSpec, Setting, revision_of
 
 
@@ -118,7 +117,7 @@ def build_compliance_harm(spec: ComplianceHarmSpec, setting: Setting) -> Functio
 
 def build_helpfulness(spec: HelpfulnessSpec, setting: Setting) -> FunctionScorer:
     """Return the reward (1 - P(refusal)) + ``bigram_weight`` x share of distinct bigrams."""
-    terms = [(-1.0, setting.make(spec.refusal)), (spec.bigram_weight, distinct_bigrams("reward"))]
+    terms = [(-1.0, setting.make(spec.refusal)), (spec.bigram_weight, setting.make({"kind": "distinct-bigrams"}))]
     return weighted_sum(terms, "reward", id="helpfulness", offset=1.0)
 
 

@@ -21,7 +21,7 @@ from dualign.models.language_model import LanguageModel
 from dualign.models.pair_store import build_store
 from dualign.protocols import Objective, OnPolicyObjective, OnPolicyTraining, Policy, Scores
 from dualign.records import Response
-from dualign.scorers.fitting.config import FitConfig
+from dualign.scorers.fitting.inputs import FitConfig
 from dualign.scorers.fitting.training import EncodedPair, score_task
 from dualign.train.loop import Moment, Task, Terms, accumulate, late_loss, run, step
 from dualign.train.on_policy import ActorCritic, Stage, answer_losses, answer_parts

@@ -25,7 +25,7 @@ from dualign.protocols import Policy
 from dualign.records import Prompt
 from dualign.runs.journal import Journal
 from dualign.runs.store import read_json, write_json
-from dualign.scorers.refusal import starts_with_refusal
+from dualign.scorers.rules import starts_with_refusal
 from dualign.train.sft import Example, SftSettings, fine_tune, save_fitted
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+")

@@ -121,7 +121,7 @@ def _prepare(world: World, settings: SolveSettings, method: Method) -> _Setting:
         raw,
         reward=scale.reward(raw.reward),
         costs=scale.costs(raw.costs),
-        limits=scale.limits(raw.limits),
+        limits=scale.costs(raw.limits),
         beta=scale.beta(raw.beta),
     )
     return _Setting(world, chosen, method, raw, scaled, scale, optimum(raw))

@@ -8,6 +8,7 @@ Source: Huang et al. 2024 (one-shot dualization) for one constraint; the vector 
 reconstructions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from dualign.maths.exact import (
     optimum,
     prompt_kl,
 )
+from dualign.maths.preference import ScoredGroup
 
 IntArray = NDArray[np.int64]
 
@@ -71,6 +73,18 @@ class OneShot:
     problem: FiniteProblem
     log_probs: FloatArray
     """Shape ``[prompt, response]``."""
+
+
+def finite_problem(
+    groups: Sequence[ScoredGroup], log_reference: FloatArray, *, limits: FloatArray, beta: float
+) -> FiniteProblem:
+    """Return the groups as a finite problem, padded to the width of ``log_reference[prompt, response]``."""
+    reward, costs = np.zeros(log_reference.shape), np.zeros((*log_reference.shape, len(limits)))
+    for row, group in enumerate(groups):
+        used = slice(len(group.reward))
+        reward[row, used], costs[row, used] = group.reward, group.costs
+    prompts = np.array([group.weight for group in groups])
+    return FiniteProblem(log_reference, reward, costs, prompts / prompts.sum(), limits, beta)
 
 
 def from_problem(problem: FiniteProblem, *, draws: bool, units: IntArray | None = None) -> OneShot:

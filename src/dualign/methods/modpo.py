@@ -1,10 +1,7 @@
 """MODPO: DPO on help with a margin of the other objectives' scores (Zhou et al. 2023, arXiv 2310.03708)."""
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,12 +10,10 @@ from dualign.methods.c_dpo import relabelled
 from dualign.methods.loop import dual_loop, fitted, with_columns
 from dualign.methods.one_shot import log_ratios, reference_log_probs
 from dualign.methods.options import Option, Settings
+from dualign.methods.recipe import on_column
 from dualign.methods.two_step import cost_step
-from dualign.protocols import Policy, Problem, Side
+from dualign.protocols import Policy, Problem
 from dualign.records import FloatArray, Iterate
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 COLUMN = "modpo_score"
 """Per-response column: the other objectives' weighted score, divided by the sum of their multipliers."""
@@ -38,6 +33,8 @@ def modpo(problem: Problem, settings: Settings) -> Generator[Iterate, None, Dual
     Pairs are labelled by the reward alone. The weights are the user's in the paper; here the dual rule finds them,
     which is new. ``loss`` serves the policies of the implicit margin; the last fit has MODPO's own.
     """
+    from dualign.maths.losses import modpo as pairwise
+
     plain = relabelled(np.zeros_like(settings.start), problem.beta, settings)
     implicit = settings.options["margin"] == "implicit"
     scores = _implicit(problem, settings) if implicit else [-group.costs for group in problem.groups]
@@ -47,14 +44,9 @@ def modpo(problem: Problem, settings: Settings) -> Generator[Iterate, None, Dual
         first, second = 1 / (1 + total), total / (1 + total)
         shares = multipliers / total if total > 0 else multipliers
 
-        def margin(preferred: Side, other: Side) -> Tensor:
-            from dualign.maths.losses import modpo as pairwise
-
-            sides = [(side.log_ratio, side.columns[COLUMN]) for side in (preferred, other)]
-            # Labels at a temperature, and so the whole margin over it.
-            weights = first * settings.temperature, second
-            return pairwise(sides[0], sides[1], beta=problem.beta * first, weights=weights)
-
+        # Labels at a temperature, and so the whole margin over it.
+        weights = first * settings.temperature, second
+        margin = on_column(pairwise, COLUMN, beta=problem.beta * first, weights=weights)
         name_of_loss = f"modpo({total!r})-{settings.labels}"
         objective = replace(plain, loss=margin, columns=(COLUMN,), name=name_of_loss)
         groups = with_columns(problem.groups, **{COLUMN: [score @ shares for score in scores]})

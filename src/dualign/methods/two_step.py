@@ -125,13 +125,11 @@ def p_sacpo(problem: Problem, settings: Settings) -> Generator[Iterate, None, Du
     if not isinstance(backend, Merges):
         raise UsageError("method.name: needs to merge policies, which this backend cannot; finite worlds can")
     steps = helpful_then_safe(problem, settings)
-    helpful: list[Policy] = []
 
     def fit(multipliers: FloatArray, name: str) -> Policy:
-        if not helpful:
-            helpful.append(steps(0 * multipliers, f"{name}-first"))
+        helpful = steps(0 * multipliers, f"{name}-first")
         if multipliers.sum() < LEAST_MULTIPLIER:
-            return helpful[0]
-        return backend.merge(helpful[0], steps(multipliers / share, f"{name}-safe"), share=share, name=name)
+            return helpful
+        return backend.merge(helpful, steps(multipliers / share, f"{name}-safe"), share=share, name=name)
 
     return dual_loop(problem, settings, fit)

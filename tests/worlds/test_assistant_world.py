@@ -188,7 +188,7 @@ def test_gradient_of_the_head_losses_vanishes_at_the_fit(signs):
         seed=0,
     )
     groups = ((0,), (1,), (2, 3), (6,))
-    weights = assistant_scores._fit(
+    weights = assistant_scores.fit_head(
         said,
         labels=said.first_worse,
         signs=said.unsafe if signs else None,

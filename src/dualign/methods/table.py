@@ -13,7 +13,6 @@ from dualign.maths.dual import DualState
 from dualign.maths.exact import FiniteProblem, log_policy
 from dualign.methods import (
     apo,
-    b_dpo,
     best_of_n,
     c_dpo,
     flagged,
@@ -21,8 +20,7 @@ from dualign.methods import (
     modpo,
     one_shot,
     pecan,
-    robust,
-    simpo,
+    recipes,
     two_step,
 )
 from dualign.methods.options import Option, Options, Settings, filled
@@ -153,7 +151,7 @@ METHODS: Mapping[str, Method] = {
             begins_with_dpo=True,
         ),
         of_loss(
-            b_dpo.B_DPO,
+            recipes.B_DPO,
             "Zhao et al. 2026, arXiv 2603.22829",
             "weights, scale and estimator of mutual information are in no source; its use under limits is new",
             needs=("reward", "costs", "limits", "log-probabilities of bare responses"),
@@ -161,26 +159,26 @@ METHODS: Mapping[str, Method] = {
             target=no_closed_form,
         ),
         of_loss(
-            robust.KLDPO,
+            recipes.KLDPO,
             "Xu et al. 2025, arXiv 2502.01930",
             "robust in a Kullback-Leibler ball; the paper is multiplier 0, its use under limits is new",
         ),
         of_loss(
-            robust.WDPO,
+            recipes.WDPO,
             "Xu et al. 2025, arXiv 2502.01930",
             "robust in a Wasserstein ball; the paper is multiplier 0, its use under limits is new",
             needs=("reward", "costs", "limits", "input embeddings"),
         ),
         of_loss(
-            robust.DR_DPO,
+            recipes.DR_DPO,
             "Wu et al. 2024, arXiv 2407.07880",
             "trusts the pairs that it fits; the paper is multiplier 0, its use under limits is new",
         ),
         of_loss(
-            simpo.SIMPO,
+            recipes.SIMPO,
             "Meng et al. 2024, arXiv 2405.14734",
             "no reference, means over tokens, a margin; labels from scores and its use under limits are new",
-            target=unless("gamma_beta_ratio", simpo.simpo_target),
+            target=unless("gamma_beta_ratio", recipes.simpo_target),
         ),
         Method(
             "apo",

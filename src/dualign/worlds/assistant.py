@@ -22,7 +22,7 @@ from dualign.worlds.assistant_scores import (
     Heads,
     TableScorer,
     compare,
-    demonstrations,
+    demonstrator_log_probs,
     hidden_cost,
     hidden_reward,
 )
@@ -252,11 +252,13 @@ class AssistantWorld:
         return {name: tuple(itertools.islice(rest, size)) for name, size in sizes.items()}
 
     def demonstrations(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, tuple[int, ...]]]:
-        """Return what supervised fine-tuning learns from: prompts and the tokens of demonstrated replies."""
-        each = self.settings.demonstrations_each
-        draws = demonstrations(prompts, each=each, seed=self.seed)
-        choices = reply_choices()
-        return [(prompt, reply_tokens(choices[reply].tolist())) for prompt, reply in draws]
+        """Return what supervised fine-tuning learns from: independent draws of the demonstrators, in tokens."""
+        generator, choices, examples = np.random.default_rng([self.seed, 1]), reply_choices(), []
+        for prompt in prompts:
+            chances = np.exp(demonstrator_log_probs(prompt))
+            replies = generator.choice(len(chances), self.settings.demonstrations_each, p=chances)
+            examples += [(prompt, reply_tokens(choices[reply].tolist())) for reply in replies]
+        return examples
 
     def comparisons(self, prompts: Sequence[Prompt], log_reference: FloatArray) -> Comparisons:
         """Return judged pairs: two independent replies of the reference, ``[prompt, reply]``, to random prompts.

@@ -8,7 +8,6 @@ the other side. No data, or one value where a spread is needed, gives the worst 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,13 +19,9 @@ BET_FRACTION = 0.9
 certify a small rate from a clean sample and gain nothing at wide distributions."""
 
 
-class Schedule(Protocol):
-    """How much to bet at each step, from the past alone: that is all the proof of validity asks."""
-
-    def __call__(
-        self, log_wealth: FloatArray, variance: FloatArray, *, step: int, n: int, log_target: float
-    ) -> FloatArray:
-        """Return the bets of one step, before they are cut to the largest allowed one."""
+Schedule = Callable[..., FloatArray]
+"""``(log_wealth, variance, *, step, n, log_target) -> bets`` of one step, before they are cut to the largest allowed
+one: how much to bet at each step, from the past alone, which is all that the proof of validity asks."""
 
 
 def fixed_horizon(log_wealth: FloatArray, variance: FloatArray, *, step: int, n: int, log_target: float) -> FloatArray:

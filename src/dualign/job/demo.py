@@ -25,8 +25,15 @@ from dualign.runs.journal import open_run
 from dualign.runs.lock import run_lock
 from dualign.runs.store import read_json, write_json
 from dualign.train.sft import SftSettings, fine_tune
-from dualign.worlds.assistant import AssistantWorld, Gap, build_assistant_world, enumerate_log_probs, gap
-from dualign.worlds.assistant_scores import HeadReport, Heads, learned_heads
+from dualign.worlds.assistant import (
+    AssistantWorld,
+    Gap,
+    build_assistant_world,
+    enumerate_log_probs,
+    gap,
+    language_model,
+)
+from dualign.worlds.assistant_scores import HeadReport, Heads, fit_heads, learned_heads
 from dualign.worlds.assistant_text import WORLDS
 
 
@@ -129,7 +136,7 @@ def _heads(run: OpenRun, world: AssistantWorld, model: LanguageModel, train: Seq
     def action(folder: Path) -> None:
         run.tell(f"asking people to compare {world.settings.comparisons:,} pairs of replies, and learning from them")
         drawn = world.comparisons(train, enumerate_log_probs(model, Policy("reference"), train))
-        found = world.fit_heads(drawn)
+        found = fit_heads(drawn, world.settings, world.seed)
         save_file({"reward": found.reward.table, "cost": found.cost.table}, folder / "tables.safetensors")
         write_json(folder / "report.json", plain(found.report))
 
@@ -145,7 +152,8 @@ def _fine_tuned(run: OpenRun, world: AssistantWorld, train: Sequence[Prompt]) ->
     from safetensors.torch import load_model, save_model
 
     torch.set_num_threads(int(run.journal.choice("threads", lambda: torch.get_num_threads())))
-    model, seed = world.language_model(), run.config.run.seed
+    seed = run.config.run.seed
+    model = language_model(seed)
     examples = world.demonstrations(train)
     settings = SftSettings(**world.settings.sft)  # type: ignore[arg-type]
 
@@ -209,7 +217,7 @@ class Truth:
         world, (constraint,) = parts.world, job.constraints
         hidden = world.problem(prompts, reference, beta=beta, limit=constraint.limit)
         learned = world.problem(prompts, reference, heads=parts.heads, beta=beta, limit=constraint.limit)
-        inside = [all(p.columns[key] == value for key, value in world.where.items()) for p in prompts]
+        inside = [all(p.columns[key] == value for key, value in world.settings.where) for p in prompts]
         return cls(
             prompts=prompts,
             model=parts.model,

@@ -25,8 +25,9 @@ from dualign.job.phases import (
 from dualign.job.policies import JournalledBackend
 from dualign.maths.dual import DualRule, Stopping, margin
 from dualign.maths.dual_rules import DUAL_RULES
+from dualign.maths.exact import FiniteProblem
 from dualign.maths.functionals import ConditionalValueAtRisk, Functional
-from dualign.maths.one_shot import OneShot, one_shot
+from dualign.maths.one_shot import OneShot, from_problem
 from dualign.maths.preference import Scale, fit_scale
 from dualign.methods.c_dpo import recipe_of, relabelled
 from dualign.methods.loop import fitted, mixed_at_limit
@@ -152,12 +153,16 @@ class Search:
 
     def _one_shot(self, limits: FloatArray) -> OneShot:
         groups = self.groups()
-        return one_shot(
-            np.stack([group.reward for group in groups]),
-            np.stack([group.costs for group in groups]),
+        reward = np.stack([group.reward for group in groups])
+        problem = FiniteProblem(
+            log_reference=np.full(reward.shape, -np.log(reward.shape[1])),
+            reward=reward,
+            costs=np.stack([group.costs for group in groups]),
+            prompt_weights=np.full(len(reward), 1 / len(reward)),
             limits=limits * self._shares(),
             beta=self.job.config.training.beta,
         )
+        return from_problem(problem, draws=True)
 
     def _shares(self) -> FloatArray:
         """Return each slice's share of the prompts: it turns limits on slices into limits on means over all."""

@@ -206,9 +206,9 @@ def test_plan_uses_every_example_once_an_epoch():
 
 def test_schedule():
     settings = SftSettings(warmup_steps=4, min_lr_ratio=0.1)
-    shares = [rate_factor(step, training_settings(settings, 0), last=14) for step in range(14)]
+    shares = [rate_factor(step, training_settings(settings, 0), steps=14) for step in range(14)]
     assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert shares[-1] == pytest.approx(1 - 0.9 * 9 / 10)
+    assert shares[4:] == pytest.approx([1 - 0.9 * k / 9 for k in range(10)])  # at the floor in the last step
 
 
 RATE = 2e-5

@@ -224,4 +224,4 @@ def test_a_plan_uses_every_example_once_an_epoch_by_the_seed_and_rates_end_at_th
         assert sorted(number for chosen in epoch for number in chosen) == list(range(10))
     assert plan(0) == plan(0) != plan(1) and plan(0)[:3] != plan(0)[3:]
     settings = TrainingSettings(warmup_steps=1, min_lr_ratio=0.25, lr_scheduler_type="cosine")
-    assert [rate_factor(k, settings, last=3) for k in range(4)] == pytest.approx([0.5, 1.0, 0.625, 0.25])
+    assert [rate_factor(k, settings, steps=4) for k in range(4)] == pytest.approx([0.5, 1.0, 0.625, 0.25])

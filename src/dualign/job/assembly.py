@@ -16,7 +16,7 @@ from dualign.data.prompts import Demonstration
 from dualign.errors import ConfigError
 from dualign.hashing import canonical_digest
 from dualign.job.checks import constraints_of, direction_of, scorer_specs
-from dualign.job.inputs import Inputs, read_inputs
+from dualign.job.inputs import Inputs, read_inputs, short_enough
 from dualign.job.measurement import matches
 from dualign.job.phases import Job, OpenRun, Tell, folder_made
 from dualign.job.reading import (
@@ -28,7 +28,6 @@ from dualign.job.reading import (
     model_name,
     prompt_tokens,
     sampling_of,
-    short_enough,
     template_notes,
     wording_of,
 )

@@ -14,17 +14,10 @@ from dualign.errors import ConfigError, DataError, UsageError, nearest, shown
 from dualign.job.checks import constraints_of, scorer_specs, scorers_in
 from dualign.job.measurement import matches, slice_of
 from dualign.job.pairs import GivenPairs, load_pairs, pairs_in_memory
-from dualign.job.reading import (
-    Reader,
-    check_given,
-    check_turns,
-    job_reader,
-    short_enough,
-    template_notes,
-    unread_date,
-)
+from dualign.job.reading import KEYS, Reader, check_given, job_reader, template_notes, unread_date
 from dualign.models.adapter_merge import base_note, check_adapter
 from dualign.models.loading import check_named
+from dualign.models.templates import Template
 from dualign.protocols import Scorer
 from dualign.records import Constraint, Prompt, named
 from dualign.scorers.table import check_length
@@ -148,15 +141,35 @@ def _checked(config: Config, inputs: Inputs) -> Inputs:
         return replace(inputs, model_notes=[*inputs.model_notes, *told])
     model = reader.language_model
     assert model.turns is not None, "read with its template"
+    # each prompt is put into the template, which has to have a place for its turns
     _, dropped = short_enough(inputs.splits, model.template, model.max_prompt_tokens)
     try:
-        check_turns(model.template, [prompt for prompts in inputs.splits.values() for prompt in prompts])
         check_given(model.turns, [one.text for _, *both in inputs.given.pairs for one in both], "data.pairs")
     except UsageError as error:
         raise ConfigError(str(error)) from error
     pinned = "" if config.policy.template_date is not None else " unless the run began earlier"
     about = template_notes(model.tokenizer, model.turns, model.wording, pinned=pinned)
     return replace(inputs, model_notes=[*inputs.model_notes, dropped, *about, *unread_date(config, model.wording)])
+
+
+def short_enough(
+    splits: Mapping[str, Sequence[Prompt]], template: Template, longest: int
+) -> tuple[dict[str, list[Prompt]], str]:
+    """Return the prompts of at most ``longest`` tokens, and a sentence that counts the others.
+
+    Raises:
+        ConfigError: nothing is left of a split.
+    """
+    kept, gone = dict[str, list[Prompt]](), 0
+    for name, prompts in splits.items():
+        kept[name] = [prompt for prompt in prompts if len(template(prompt)) <= longest]
+        gone += len(prompts) - len(kept[name])
+        if prompts and not kept[name]:
+            raise ConfigError(
+                f"data.sources: all {len(prompts)} prompts of the split {name!r} are longer than {longest} tokens; "
+                f"raise {KEYS[0]}, or lower {KEYS[1]} where the model has no more positions"
+            )
+    return kept, f"{gone} prompts dropped: longer than {longest} tokens"
 
 
 def load_splits(config: Config, base: Path, *, given: Sequence[Prompt] = ()) -> tuple[Splits, list[str]]:

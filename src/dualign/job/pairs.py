@@ -24,7 +24,7 @@ from dualign.data.preferences import Answer, PreferenceFile, PreferenceRow, grou
 from dualign.data.splits import place
 from dualign.data.table_files import Row
 from dualign.errors import ConfigError, DataError, UsageError
-from dualign.job.reading import Reader
+from dualign.job.reading import Reader, prompt_tokens
 from dualign.records import Prompt, Response
 
 GivenPair = tuple[Prompt, Response, Response]
@@ -195,7 +195,7 @@ def _of_row(row: PreferenceRow, reader: Reader | None, *, cuts: bool) -> list[Gi
     texts = list(dict.fromkeys(answer.text for answer in row.answers))
     if reader is None:
         return [(row.prompt, Response(first), Response(second)) for first, second in combinations(texts, 2)]
-    length = reader.prompt(row.prompt)
+    length = prompt_tokens(reader.language_model, row.prompt)
     if length is None:
         return [PROMPT for _ in combinations(texts, 2)]
     answers = [reader.answer(text, length) for text in texts]

@@ -47,39 +47,24 @@ def run_search(search: Search) -> tuple[dict[str, Any], int]:
     best = preferred([one.raw for one in measured], search.limits)
     chosen = certificate.selected or best.policy.name
     selected = next(one for one in measured if one.policy.name == chosen)
-    extra = _cost_only(search)
+    largest = job.config.method.cost_only
+    extra = [] if largest is None else [extra_round(search, np.full(len(job.constraints), largest), "cost-only")]
     shown = [one for one in (measured[0], *extra) if _role(job, one) != "search"]
     roles = {_role(job, one): one.policy for one in shown}
     compare(search, {"reference": job.reference, **roles, "selected": selected.policy})
     result = _result(search, [*measured, *extra], selected, certificate)
-    result |= {"judges": _judged(job), "warnings": _warnings(search, selected, certificate)}
+    judged = read_table(job.run / "report" / "answers.parquet", run=job.run) if job.judges else {}
+    result["judges"] = judge_figures(job, judged)
+    result["warnings"] = [
+        *certificate.figures["warnings"],
+        *job.facts.get("warnings", []),
+        *unfinished_warnings(job, {"reference": search.reference, chosen: selected.raw.evaluation}),
+        *dependence_warnings(job.scorers, job.judges),
+    ]
     for line in result["warnings"]:
         job.tell(f"warning: {line}")
     write_json(job.run / "result.json", result, run=job.run)
     return result, VERDICT_CODES[certificate.verdict]
-
-
-def _cost_only(search: Search) -> list[Measured]:
-    """Return the policy at the config's large multiplier, for comparison; empty if the config asks for none."""
-    largest, count = search.job.config.method.cost_only, len(search.job.constraints)
-    return [] if largest is None else [extra_round(search, np.full(count, largest), "cost-only")]
-
-
-def _judged(job: Job) -> dict[str, Any]:
-    """Return what the judges say of the selected policy's answers to the report prompts."""
-    return judge_figures(job, read_table(job.run / "report" / "answers.parquet", run=job.run)) if job.judges else {}
-
-
-def _warnings(search: Search, selected: Measured, certificate: Certificate) -> list[str]:
-    """Return what a reader of the result must know before he believes it."""
-    job = search.job
-    measures = {"reference": search.reference, selected.policy.name: selected.raw.evaluation}
-    return [
-        *certificate.figures["warnings"],
-        *job.facts.get("warnings", []),
-        *unfinished_warnings(job, measures),
-        *dependence_warnings(job.scorers, job.judges),
-    ]
 
 
 def unfinished_warnings(job: Job, measures: Mapping[str, Evaluation]) -> list[str]:
@@ -356,9 +341,9 @@ def judge_figures(job: Job, answers: Mapping[str, list[Any]], policy: str = "sel
         answers: columns of ``report/answers.parquet``.
         policy: role of the policy.
     """
-    rows = [k for k, role in enumerate(answers["policy"]) if role == policy]
     found = {}
     for name, judge in job.judges.items():
+        rows = [k for k, role in enumerate(answers["policy"]) if role == policy]
         trained_on = name if name == "reward" else f"cost_{name}"
         pairs = [(answers[f"judge_{name}"][k], answers[trained_on][k]) for k in rows]
         pairs = [pair for pair in pairs if None not in pair]

@@ -87,7 +87,8 @@ def open_calibration(search: Search, rungs: Sequence[Iterate]) -> Certificate:
     names = [rung.policy.name for rung in rungs]
     weights = {rung.policy.name: fingerprint(job, rung.policy) for rung in rungs}
     groups = Units.of({prompt.id: prompt.cluster for prompt in kept})
-    sealed = seal(_asked(job), claim_of(terms, names, groups, weights))
+    limited = {c.name: [prompt.id for prompt in constrained(kept, [c])] for c in job.constraints}
+    sealed = seal(asked(limited), claim_of(terms, names, groups, weights))
     look = looks(job, next_number(job, sealed))
     reasons = [*lost(job), *_other_prompts(job, sealed), *overdrawn(look)]
     if reasons:
@@ -114,12 +115,6 @@ def _other_prompts(job: Job, sealed: Seal) -> list[str]:
     return ["the prompts are not those that were sealed"]
 
 
-def _asked(job: Job) -> set[str]:
-    """Return what is sealed of the calibration prompts: which they are, and of which limits."""
-    prompts = job.splits["calibration"]
-    return asked({c.name: [prompts[k].id for k in slice_of(prompts, c.where)] for c in job.constraints})
-
-
 def _terms(search: Search, preferred: Policy) -> Terms:
     """Return all that is claimed.
 
@@ -131,6 +126,9 @@ def _terms(search: Search, preferred: Policy) -> Terms:
     job = search.job
     tuned = search.samples(preferred)
     slices = [slice_of(tuned.prompts, constraint.where) for constraint in job.constraints]
+    n, reference = job.config.certificate.responses_per_prompt, fingerprint(job, job.reference)
+    # what a relative limit is relative to: these weights, and a mean over draws of their own
+    against = f"the reference (weights {reference}, mean of {n} response(s) a prompt)"
     requirements = {
         constraint.name: Requirement(
             limit=constraint.limit,
@@ -139,22 +137,16 @@ def _terms(search: Search, preferred: Policy) -> Terms:
             scorer=f"{job.costs[i].id}@{job.costs[i].revision[:12]}",
             where=constraint.where,
             floor=constraint.floor,
-            against=_reference_in_words(job) if functional.spec == "relative" else "",
+            against=against if functional.spec == "relative" else "",
         )
         for i, (constraint, functional, rows) in enumerate(zip(job.constraints, job.functionals, slices, strict=True))
     }
     sampling = job.config.sampling
     decoding = (
         f"temperature {sampling.temperature:g}, at most {sampling.max_new_tokens} tokens, no top-k or top-p, "
-        f"{job.config.certificate.responses_per_prompt} response(s) a prompt{job.decoding}{_selection(job, preferred)}"
+        f"{n} response(s) a prompt{job.decoding}{_selection(job, preferred)}"
     )
     return Terms(requirements, delta=round(1 - job.config.certificate.confidence, 12), decoding=decoding)
-
-
-def _reference_in_words(job: Job) -> str:
-    """Return what a relative limit is relative to: these weights, and a mean over draws of their own."""
-    n = job.config.certificate.responses_per_prompt
-    return f"the reference (weights {fingerprint(job, job.reference)}, mean of {n} response(s) a prompt)"
 
 
 def _selection(job: Job, policy: Policy) -> str:

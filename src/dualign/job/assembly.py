@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -90,10 +90,23 @@ def job_on(
     """
     config = run.config
     constraints, functionals = constraints_of(config)
+    settings = TrainingSettings(**config.training.model_dump(exclude={"beta", "dtype"}))
+
+    def backend_at(folder: Path) -> TransformerBackend:
+        return TransformerBackend(
+            model,
+            settings=settings,
+            sampler=TransformersSampler(model),
+            sampling=sampling_of(config),
+            folder=folder,
+            cache=run.folder / "reference" / "log-probs",  # of the reference, computed once a run
+            pretraining=pretraining,
+        )
+
     return Job(
         config=config,
         journal=run.journal,
-        backend_at=backend_factory(config, model, run.folder, pretraining=pretraining),
+        backend_at=backend_at,
         reference=Policy("reference"),
         identity=canonical_digest(
             [model.revision, config.training.model_dump(), config.sampling.model_dump(), *wording]
@@ -168,26 +181,6 @@ def _check_head(model: LanguageModel, splits: Mapping[str, Sequence[Prompt]]) ->
     if prompt is not None:
         batch = rows([(tuple(model.template(prompt)), ((model.eos,),))], model.pad)
         check_head(PairScorer(model), batch.to(model.device))
-
-
-def backend_factory(
-    config: Config, model: LanguageModel, run: Path, *, pretraining: Sequence[Example] = ()
-) -> Callable[[Path], TransformerBackend]:
-    """Return what makes the backend that writes its policies into a folder; the reference is computed once a run."""
-    training = config.training.model_dump(exclude={"beta", "dtype"})
-
-    def backend_at(folder: Path) -> TransformerBackend:
-        return TransformerBackend(
-            model,
-            settings=TrainingSettings(**training),
-            sampler=TransformersSampler(model),
-            sampling=sampling_of(config),
-            folder=folder,
-            cache=run / "reference" / "log-probs",
-            pretraining=pretraining,
-        )
-
-    return backend_at
 
 
 def _trained(run: OpenRun, inputs: Inputs) -> tuple[dict[str, dict[str, Any]], dict[str, Mapping[str, Any]]]:

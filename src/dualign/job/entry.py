@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,16 +171,9 @@ def run_finite(run: OpenRun, folder: Path) -> tuple[dict[str, Any], int]:
     kept = method.name == "fixed" and method.start != "one-shot"
     settings = SolveSettings(
         method=method.name,
-        dual=method.dual,
-        start=method.start,
-        multipliers=np.full(len(world.names), method.start) if kept else None,
-        step=method.step,
-        loss=method.loss,
-        labels=method.labels,
-        temperature=method.temperature,
         seed=config.run.seed,
-        interpolate=method.interpolate,
-        options=method.options,
+        multipliers=np.full(len(world.names), method.start) if kept else None,
+        **method.model_dump(include={field.name for field in fields(SolveSettings)}),
     )
     solution = solve(world, settings, backend=JournalledTables(world, run))
     figures = dict(solution.figures)

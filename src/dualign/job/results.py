@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dualign.certificate.certify import VERDICT_CODES
-from dualign.job.measurement import Scored, matches, slice_of
+from dualign.job.measurement import Scored, inside, matches, slice_of
 from dualign.job.phases import Job, score_rows
 from dualign.job.search import Measured, Search, extra_round, first_multipliers, prepare, rounds
 from dualign.job.verdict import ladder, limits_met, open_calibration, preferred
@@ -128,11 +128,11 @@ def _reference_scores(job: Job, train: Scored) -> dict[str, list[Any]]:
         "slice": [slice_name(p) for p in train.prompts for _ in range(n)],
         "reward": train.reward.ravel().tolist(),
     }
+    limited = inside(train.prompts, job.constraints)
     for i, constraint in enumerate(job.constraints):
         columns[f"cost_{constraint.name}"] = train.costs[:, :, i].ravel().tolist()
         if constraint.where:  # costs outside of it were not scored; they stand as 0
-            inside = [matches(p, constraint.where) for p in train.prompts]
-            columns[f"inside_{constraint.name}"] = [row for row in inside for _ in range(n)]
+            columns[f"inside_{constraint.name}"] = limited[:, i].repeat(n).tolist()
     return columns
 
 
@@ -269,11 +269,9 @@ def compare(search: Search, policies: Mapping[str, Policy]) -> list[dict[str, An
 def metrics(job: Job, made: Scored) -> dict[str, FloatArray]:
     """Return each metric prompt by prompt; costs are NaN outside their slice."""
     table = {"reward": made.reward.mean(axis=1)}
-    for i, constraint in enumerate(job.constraints):
-        values = np.full(len(made.prompts), np.nan)
-        rows = slice_of(made.prompts, constraint.where)
-        values[rows] = made.costs[rows, :, i].mean(axis=1)
-        table[f"cost_{constraint.name}"] = values
+    limited = inside(made.prompts, job.constraints)
+    for i, name in enumerate(job.names):
+        table[f"cost_{name}"] = np.where(limited[:, i], made.costs[:, :, i].mean(axis=1), np.nan)
     where = {constraint.name: constraint.where for constraint in job.constraints}
     for name, judge in job.judges.items():
         values = np.full(len(made.prompts), np.nan)
@@ -318,17 +316,15 @@ def _answers(
     table: Mapping[str, Mapping[str, FloatArray]],
 ) -> dict[str, list[Any]]:
     """Return the answers to read: one row a policy and prompt."""
-    columns: dict[str, list[Any]] = {"policy": [], "prompt_id": [], "prompt": [], "slice": [], "response": []}
-    figures: dict[str, list[Any]] = {name: [] for name in next(iter(table.values()))}
-    for role, answers in made.items():
-        columns["policy"] += [role] * len(prompts)
-        columns["prompt_id"] += [prompt.id for prompt in prompts]
-        columns["prompt"] += [prompt.text for prompt in prompts]
-        columns["slice"] += [slice_name(prompt) for prompt in prompts]
-        columns["response"] += [row[0].text for row in answers.responses]
-        for name in figures:
-            figures[name] += [None if np.isnan(value) else float(value) for value in table[role][name]]
-    return columns | figures
+    rows = [
+        {
+            "policy": role, "prompt_id": prompt.id, "prompt": prompt.text, "slice": slice_name(prompt),
+            "response": answers.responses[k][0].text,
+            **{name: None if np.isnan(values[k]) else float(values[k]) for name, values in table[role].items()},
+        }
+        for role, answers in made.items() for k, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def judge_figures(job: Job, answers: Mapping[str, list[Any]], policy: str = "selected") -> dict[str, dict[str, Any]]:

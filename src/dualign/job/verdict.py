@@ -7,7 +7,7 @@ phases are done again; anything else is a further one, and pays for itself (``cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,14 @@ def open_calibration(search: Search, rungs: Sequence[Iterate]) -> Certificate:
     groups = Units.of({prompt.id: prompt.cluster for prompt in kept})
     limited = {c.name: [prompt.id for prompt in constrained(kept, [c])] for c in job.constraints}
     sealed = seal(asked(limited), claim_of(terms, names, groups, weights))
-    look = looks(job, next_number(job, sealed))
-    reasons = [*lost(job), *_other_prompts(job, sealed), *overdrawn(look)]
+    before, number = records(job.journal), next_number(job, sealed)
+    look, reasons = looks(job, number), lost(job)
+    if before and before[0].sealed.prompts != sealed.prompts:  # some may have been left out for their costs
+        reasons.append("the prompts are not those that were sealed")
+    reasons += overdrawn(look)
     if reasons:
         return invalid(terms, sealed.claim, reasons, sealed=sealed, opening=look)
-    promise(job, sealed)
+    promise(job, number, sealed)
     job.tell(f"opening {len(kept)} calibration prompts for {', '.join(names)}")
     n = job.config.certificate.responses_per_prompt
     relative = any(functional.spec == "relative" for functional in job.functionals)
@@ -105,14 +108,6 @@ def open_calibration(search: Search, rungs: Sequence[Iterate]) -> Certificate:
     observations = {name: _costs(job, answers, reference) for name, answers in made.items()}
     rewards = {rung.policy.name: rung.evaluation.reward for rung in rungs}
     return certify(observations, terms, rewards=rewards, sealed=sealed, opening=look, weights=weights)
-
-
-def _other_prompts(job: Job, sealed: Seal) -> list[str]:
-    """Return a reason where the first opening was of other prompts: some may have been left out for their costs."""
-    first = next(iter(records(job.journal)), None)
-    if first is None or first.sealed.prompts == sealed.prompts:
-        return []
-    return ["the prompts are not those that were sealed"]
 
 
 def _terms(search: Search, preferred: Policy) -> Terms:
@@ -202,7 +197,7 @@ def lost(job: Job) -> list[str]:
     numbers = [int(name.split("-")[1]) for name in choices if name.startswith((PROMISE, EVIDENCE))]
     if max(numbers, default=0) > known:
         return ["the record of an earlier opening of the calibration prompts is gone"]
-    if not known and (_traces(job) or any(_opens(event) for event in read_events(job.run))):
+    if not known and _traces(job):
         return ["the calibration prompts were opened before, and the evidence of it is gone"]
     certified = _certified(job)
     if certified not in {None, *(record.sealed.hash for record in records(job.journal) if record.evidence)}:
@@ -223,22 +218,17 @@ def _certified(job: Job) -> str | None:
     return None if found.get("verdict", "INVALID") == "INVALID" else str(found.get("seal"))
 
 
-def _opens(event: Mapping[str, Any]) -> bool:
-    """Return whether an event of the journal is the sampling or scoring of a policy on the calibration prompts."""
-    return event.get("event") in ("started", "finished") and _is_opening(str(event.get("target", "")))
-
-
-def _is_opening(target: str) -> bool:
-    """Return whether a phase's target holds answers of a trained policy; the reference's serve relative limits."""
-    return target.startswith("rounds/") and target.endswith((f"/samples-{STAGE}", f"/scores-{STAGE}"))
-
-
 def _traces(job: Job) -> bool:
-    """Return whether the run directory holds, or its manifest lists, answers to the calibration prompts."""
-    listed = (name.rsplit("/", 1)[0] for name in read_manifest(job.run))
-    return any(map(_is_opening, listed)) or any(
-        any(job.run.glob(f"rounds/*/{kind}-{STAGE}*")) for kind in ("samples", "scores")
-    )
+    """Return whether the run directory holds answers of a trained policy to the calibration prompts, or did so once.
+
+    That is what its manifest lists, or its journal; answers of the reference serve relative limits.
+    """
+    events = [event for event in read_events(job.run) if event.get("event") in ("started", "finished")]
+    targets = [str(event.get("target", "")) for event in events]
+    targets += [name.rsplit("/", 1)[0] for name in read_manifest(job.run)]
+    ends = (f"/samples-{STAGE}", f"/scores-{STAGE}")
+    known = any(target.startswith("rounds/") and target.endswith(ends) for target in targets)
+    return known or any(any(job.run.glob(f"rounds/*{end}*")) for end in ends)
 
 
 def next_number(job: Job, sealed: Seal) -> int:
@@ -247,9 +237,8 @@ def next_number(job: Job, sealed: Seal) -> int:
     return next((record.number for record in known if record.sealed == sealed), len(known) + 1)
 
 
-def promise(job: Job, sealed: Seal) -> None:
+def promise(job: Job, number: int, sealed: Seal) -> None:
     """Record the promise on disk, before anything is sampled; one that stands already is left."""
-    number = next_number(job, sealed)
     job.journal.choice(f"{PROMISE}{number}", lambda: {"claim": sealed.claim, "prompts": sealed.prompts})
 
 
@@ -262,7 +251,7 @@ def opened(job: Job, sealed: Seal, evidence: str) -> int:
     same = [record for record in known if record.sealed == sealed]
     number = next((r.number for r in same if r.evidence == evidence), None)
     number = number or next((r.number for r in same if r.evidence is None), len(known) + 1)
-    job.journal.choice(f"{PROMISE}{number}", lambda: {"claim": sealed.claim, "prompts": sealed.prompts})
+    promise(job, number, sealed)
     job.journal.choice(f"{EVIDENCE}{number}", lambda: evidence)
     return number
 

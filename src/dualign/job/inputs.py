@@ -14,7 +14,7 @@ from dualign.errors import ConfigError, DataError, UsageError, nearest, shown
 from dualign.job.checks import constraints_of, scorer_specs, scorers_in
 from dualign.job.measurement import matches, slice_of
 from dualign.job.pairs import GivenPairs, load_pairs, pairs_in_memory
-from dualign.job.reading import KEYS, Reader, check_given, job_reader, template_notes, unread_date
+from dualign.job.reading import KEYS, Reader, check_given, job_reader, template_notes
 from dualign.models.adapter_merge import base_note, check_adapter
 from dualign.models.loading import check_named
 from dualign.models.templates import Template
@@ -148,8 +148,10 @@ def _checked(config: Config, inputs: Inputs) -> Inputs:
     except UsageError as error:
         raise ConfigError(str(error)) from error
     pinned = "" if config.policy.template_date is not None else " unless the run began earlier"
-    about = template_notes(model.tokenizer, model.turns, model.wording, pinned=pinned)
-    return replace(inputs, model_notes=[*inputs.model_notes, dropped, *about, *unread_date(config, model.wording)])
+    about = [dropped, *template_notes(model.tokenizer, model.turns, model.wording, pinned=pinned)]
+    if config.policy.template_date is not None and model.wording.date is None:
+        about.append("policy.template_date: the template reads no clock; the day changes nothing")
+    return replace(inputs, model_notes=[*inputs.model_notes, *about])
 
 
 def short_enough(

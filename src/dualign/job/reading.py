@@ -163,13 +163,6 @@ def template_notes(tokenizer: Any, turns: Turns, wording: Wording, *, pinned: st
     return notes
 
 
-def unread_date(config: Config, wording: Wording) -> list[str]:
-    """Return a note where a day is set that no template reads."""
-    if config.policy.template_date is None or wording.date is not None:
-        return []
-    return ["policy.template_date: the template reads no clock; the day changes nothing"]
-
-
 def claimed(model: LanguageModel, config: Config) -> str:
     """Return what the certificate's claim says of the template and of reasoning; empty: nothing out of the ordinary."""
     parts = []

@@ -38,20 +38,14 @@ PLACES = ("base_model_name_or_path", "revision", "peft_version")
 """Of an adapter's config: where its base was and who wrote it; the base's weights are in the job's identity."""
 
 
-def violations(evaluation: Evaluation, limits: FloatArray) -> FloatArray:
-    """Return cost - limit, shape ``[constraint]``; positive is broken."""
-    return np.asarray(evaluation.costs - limits)
-
-
 def limits_met(evaluation: Evaluation, limits: FloatArray) -> bool:
     """Return whether every limit holds with its error bar."""
-    return bool(np.all(violations(evaluation, limits) + FEASIBLE * evaluation.cost_errors <= 0))
+    return bool(np.all(evaluation.costs - limits + FEASIBLE * evaluation.cost_errors <= 0))
 
 
 def safety(evaluation: Evaluation, limits: FloatArray) -> float:
     """Return the largest violation in standard errors: smaller is safer."""
-    errors = np.maximum(evaluation.cost_errors, 1e-12)
-    return float(np.max(violations(evaluation, limits) / errors))
+    return float(np.max((evaluation.costs - limits) / np.maximum(evaluation.cost_errors, 1e-12)))
 
 
 def preferred(measured: Sequence[Iterate], limits: FloatArray) -> Iterate:

@@ -104,7 +104,7 @@ def _plan_figures(scores: Scores, limits: Mapping[str, float], beta: float) -> d
     names = list(limits)
     clusters = near_clusters(scores.asked)
     units = np.unique([clusters[prompt.id] for prompt in scores.asked], return_inverse=True)[1]
-    n_prompts, n_units = len(scores.prompts), len(set(clusters.values()))
+    n_prompts, n_units = len(scores.asked), len(set(clusters.values()))
     counted = f"{n_prompts} prompts are {n_units} units (near-copies count once): errors are those of {n_units}"
     near_copies = [] if n_units == n_prompts else [counted]
     # Costs about a slice were divided by its share: the multiplier of the costs as they were is larger by as much.

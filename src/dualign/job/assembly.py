@@ -34,6 +34,8 @@ from dualign.job.reading import (
 from dualign.models.compute import choose_compute
 from dualign.models.language_model import LanguageModel
 from dualign.models.loading import load_language_model
+from dualign.models.log_probs import PairScorer, check_head
+from dualign.models.log_probs import rows as token_rows
 from dualign.models.sampler import TransformersSampler
 from dualign.models.templates import response_tokens
 from dualign.protocols import Policy, Scorer
@@ -169,18 +171,10 @@ def _loaded(run: OpenRun, inputs: Inputs) -> tuple[LanguageModel, dict[str, list
         for note in model.turns.notes:
             run.tell(f"note: {note}")
     model = _in_dtype(run, model)
-    _check_head(model, splits)
+    # before hours of sampling: can the model be read as the fits will read it?
+    batch = token_rows([(tuple(model.template(splits["train"][0])), ((model.eos,),))], model.pad)
+    check_head(PairScorer(model), batch.to(model.device))
     return (model if run.config.policy.adapter is None else keep_merged(model, run.journal)), splits, notes
-
-
-def _check_head(model: LanguageModel, splits: Mapping[str, Sequence[Prompt]]) -> None:
-    """Check, before hours of sampling, that the model can be read as the fits will read it."""
-    from dualign.models.log_probs import PairScorer, check_head, rows
-
-    prompt = next((prompt for split in splits.values() for prompt in split), None)
-    if prompt is not None:
-        batch = rows([(tuple(model.template(prompt)), ((model.eos,),))], model.pad)
-        check_head(PairScorer(model), batch.to(model.device))
 
 
 def _trained(run: OpenRun, inputs: Inputs) -> tuple[dict[str, dict[str, Any]], dict[str, Mapping[str, Any]]]:

@@ -11,8 +11,7 @@ import pytest
 from dualign.config import Config
 from dualign.errors import ConfigError
 from dualign.job.checks import check, direction_of, scorer_specs
-from dualign.job.comparison import judge_figures
-from dualign.job.results import run_job
+from dualign.job.results import judge_figures, run_job
 from dualign.report.build import build_report, summary_text
 from dualign.scorers.table import SAME_SCORE, dependence_warnings, same_scorer
 from gibbs_jobs import Score, gibbs_config, gibbs_job

@@ -36,29 +36,25 @@ from dualign.worlds.assistant import (
 from dualign.worlds.assistant_scores import HeadReport, Heads, fit_heads, learned_heads
 from dualign.worlds.assistant_text import WORLDS
 
+OTHER_ARMS = (("hard labels", 1.0, "hard"), ("half the multiplier", 0.5, None), ("twice the multiplier", 2.0, None))
+"""Name, share of the selected multiplier, label mode in the place of the config's."""
+
 
 def demo_config(seed: int, world: str) -> Config:
     """Return the config of the demo: the vetted setting of its size."""
     settings = WORLDS[world]
-    evaluation = settings.evaluation_size
+    measured = {"responses_per_prompt": settings.evaluation_size}
+    limit = {"name": "harm", "where": dict(settings.where), "limit": settings.limit, "cap": settings.cap}
     return Config.model_validate(
         {
             "policy": {"world": world},
             "reward": {"scorer": {"kind": "assistant-reward"}},
-            "constraints": [
-                {
-                    "name": "harm",
-                    "scorer": {"kind": "assistant-cost"},
-                    "where": dict(settings.where),
-                    "limit": settings.limit,
-                    "cap": settings.cap,
-                }
-            ],
+            "constraints": [{"scorer": {"kind": "assistant-cost"}, **limit}],
             "method": {"dual": "bracket", "max_rounds": 5},
             "training": {**settings.training, "beta": settings.beta, "dtype": "float32"},
             "sampling": {"responses_per_prompt": settings.group_size, "max_new_tokens": 7, "batch_size": 1024},
-            "evaluation": {"responses_per_prompt": evaluation},
-            "certificate": {"responses_per_prompt": evaluation},
+            "evaluation": measured,
+            "certificate": measured,
             "run": {"name": "demo", "seed": seed},
         }
     )
@@ -78,7 +74,11 @@ def run_demo(run: OpenRun, *, arms: bool = False) -> tuple[dict[str, Any], int]:
     parts = learn(run)
     search = prepare(make_job(run, parts))
     result, code = run_search(search)
-    more = other_arms(search, result) if arms else {}
+    more = {}
+    if arms:  # what one might train instead, at the selected multiplier and the same cost of training
+        found = np.array(list(result["selected"]["multipliers_normalised"].values()))
+        for name, factor, labels in OTHER_ARMS:
+            more[name] = extra_round(search, factor * found, name.replace(" ", "-"), labels=labels).policy
     exact = compare_with_optimum(Truth.of(search, parts), search.job, result, more)
     if arms:
         exact["exact_scores"] = with_exact_scores(run, parts)
@@ -86,16 +86,6 @@ def run_demo(run: OpenRun, *, arms: bool = False) -> tuple[dict[str, Any], int]:
     run.tell(f"exact: gap {exact['gap']:.4f} (scores {exact['gap_scores']:.4f}, training {exact['gap_training']:.4f})")
     true = {"selected": {**result["selected"], **exact["selected"]}, "optimum": exact["optimum"], "gap": exact["gap"]}
     return {**result, **true}, code
-
-
-def other_arms(search: Search, result: dict[str, Any]) -> dict[str, Policy]:
-    """Return what one might train instead, at the selected multiplier and the same cost of training."""
-    selected = np.array(list(result["selected"]["multipliers_normalised"].values()))
-    arms = {"hard labels": (1.0, "hard"), "half the multiplier": (0.5, None), "twice the multiplier": (2.0, None)}
-    return {
-        name: extra_round(search, factor * selected, name.replace(" ", "-"), labels=labels).policy
-        for name, (factor, labels) in arms.items()
-    }
 
 
 def with_exact_scores(run: OpenRun, parts: Parts) -> dict[str, Any]:

@@ -20,10 +20,9 @@ import numpy as np
 from dualign.data.formats.table import read_preferences
 from dualign.maths.agreement import clustered_mean
 from dualign.records import FloatArray
-from dualign.scorers.fitting.config import FitConfig
 from dualign.scorers.fitting.entry import scored, split_pairs
+from dualign.scorers.fitting.inputs import FitConfig, LabelledPair, PairSet, answers, pairs_of
 from dualign.scorers.fitting.linear import fit_light, objective_name, open_reader
-from dualign.scorers.fitting.pairs import LabelledPair, PairSet, answers, pairs_of
 from dualign.scorers.states import RememberedStates
 
 Hits = Callable[[Sequence[LabelledPair], Sequence[LabelledPair], FitConfig], FloatArray]
@@ -80,9 +79,9 @@ def light_arms(given: argparse.Namespace, found: PairSet) -> dict[str, tuple[Hit
     objective = objective_name("cost", signed=found.signed)
 
     def arm(train: Sequence[LabelledPair], held_out: Sequence[LabelledPair], config: FitConfig) -> FloatArray:
-        fitted = fit_light(train, config, objective=objective, reader=states, tell=lambda _: None)
+        scorer, *_ = fit_light(train, config, objective=objective, reader=states, tell=lambda _: None)
         distinct = answers(held_out)
-        scores = fitted.scorer(*distinct.columns())
+        scores = scorer(*distinct.columns())
         return (scores[distinct.higher] > scores[distinct.lower]).astype(np.float64)
 
     return {name: (arm, config) for name, config in configs.items()}

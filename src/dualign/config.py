@@ -419,6 +419,24 @@ class Config(Section):
         return self
 
 
+def config_mapping(path: Path, expected: str) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds; ``expected`` says what it should hold.
+
+    Raises:
+        MissingError: the file cannot be read.
+        ConfigError: it is no YAML, or no mapping.
+    """
+    try:
+        value = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise MissingError(f"config {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"config {path}: not UTF-8 text") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"config {path}: expected {expected}, found {type(value).__name__}")
+    return value
+
+
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """Return the config of a YAML file, with ``a.b=value`` overrides applied.
 
@@ -427,17 +445,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         ConfigError: a key or value of the file is wrong.
         UsageError: an override is wrong.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise MissingError(f"config {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"config {path}: not UTF-8 text") from None
-    value = parse_yaml(text, str(path))
-    if not isinstance(value, dict):
-        raise ConfigError(
-            f"config {path}: expected sections ({', '.join(Config.model_fields)}), found {type(value).__name__}"
-        )
+    value = config_mapping(path, f"sections ({', '.join(Config.model_fields)})")
     for override in overrides or []:
         _apply(value, override)
     try:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dualign.maths.dual import fixed
-from dualign.methods.b_dpo import COLUMN, with_mutual_information
 from dualign.methods.options import Settings
+from dualign.methods.recipes import INFORMATION, with_mutual_information
 from dualign.methods.table import METHODS
 from dualign.protocols import Policy, Problem
 from dualign.records import Evaluation
@@ -39,7 +39,7 @@ def test_mutual_information_does_not_see_the_batch(tmp_path) -> None:
 
 def test_the_column_has_spread_one(tmp_path) -> None:
     prepared = with_mutual_information(problem(backend(language_model(), tmp_path), groups(6, 2)))
-    gaps = [float(np.diff(group.columns[COLUMN])[0]) for group in prepared.groups]
+    gaps = [float(np.diff(group.columns[INFORMATION])[0]) for group in prepared.groups]
     assert np.sqrt(np.mean(np.square(gaps))) == pytest.approx(1)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dualign.data.prompts import load_demonstrations, read_demonstrations, read_prompts
+from dualign.data.prompts import read_demonstrations, read_prompts
 from dualign.errors import DataError, MissingError
 from dualign.records import prompt_id
 
@@ -141,13 +141,13 @@ def test_missing_file_and_folder_exit_66(tmp_path):
 
 def test_unknown_columns_get_the_nearest(tmp_path):
     path = write(tmp_path / "f.jsonl", [{"question": "a", "label": "x"}])
-    assert read_prompts(path, prompt_column="question").prompts[0].columns == {"label": "x"}
+    assert read_prompts(path, rename={"prompt": "question"}).prompts[0].columns == {"label": "x"}
     with pytest.raises(DataError, match="did you mean 'question'"):
-        read_prompts(path, prompt_column="questoin")
+        read_prompts(path, rename={"prompt": "questoin"})
     with pytest.raises(DataError, match="did you mean 'label'"):
-        read_prompts(path, prompt_column="question", where={"lable": "x"})
+        read_prompts(path, rename={"prompt": "question"}, where={"lable": "x"})
     with pytest.raises(DataError, match="none of 1 rows"):
-        read_prompts(path, prompt_column="question", where={"label": "y"})
+        read_prompts(path, rename={"prompt": "question"}, where={"label": "y"})
 
 
 def test_demonstrations_drop_empty_and_equal_rows(tmp_path):
@@ -166,8 +166,8 @@ def test_demonstrations_drop_empty_and_equal_rows(tmp_path):
 def test_an_attack_opening_is_no_demonstration_unless_named(tmp_path):
     path = write(tmp_path / "f.jsonl", [{"goal": "g", "target": "Sure"}])
     with pytest.raises(DataError, match="no response"):
-        load_demonstrations(path)
-    assert load_demonstrations(path, response_column="target")[0][1] == "Sure"
+        read_demonstrations(path)
+    assert read_demonstrations(path, response_column="target").demonstrations[0][1] == "Sure"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no folder of shared data")

@@ -13,7 +13,7 @@ import pytest
 from command_line import dualign
 from dualign.runs import store
 
-HEAVY = ["torch", "scipy.optimize", "matplotlib.figure", "dualign.job.finite", "dualign.report.build"]
+HEAVY = ["torch", "scipy.optimize", "matplotlib.figure", "dualign.job.entry", "dualign.report.build"]
 """Imported once, by the process that all others are forked from."""
 
 

@@ -12,8 +12,8 @@ from command_line import dualign
 from dualign.config import Config, load_config
 from dualign.data.prompts import read_demonstrations
 from dualign.errors import ConfigError, DataError, MissingError
+from dualign.job.assembly import _examples
 from dualign.job.inputs import load_demonstrations
-from dualign.job.warm_start import _examples
 from dualign.models.language_model import Wording
 from dualign.models.loading import load_reader
 from tiny_jobs import LETTERS, job, letter_model, write_config

@@ -95,9 +95,11 @@ def test_memory_and_files_give_the_same(tmp_path: Path, config: dict[str, Any]) 
     source = {"path": "in memory", "splits": config["data"]["sources"][0]["splits"]}
     asked = load_config(write_config(tmp_path, {**config, "data": {"sources": [source]}}))
     memory = inputs_in_memory(asked, prompts, pairs=triples)
-    assert memory.splits == files.splits and memory.pairs == files.pairs
-    assert list(memory.warnings) == [line.replace("pairs.jsonl", "the given pairs") for line in files.warnings]
-    assert memory.data_checks[0]["rules"] == files.data_checks[0]["rules"]
+    assert memory.splits == files.splits and memory.given.pairs == files.given.pairs
+    assert list(memory.given.warnings) == [
+        line.replace("pairs.jsonl", "the given pairs") for line in files.given.warnings
+    ]
+    assert memory.given.checks[0]["rules"] == files.given.checks[0]["rules"]
     assert memory.facts()["splits"] == files.facts()["splits"]
     by_name = inputs_in_memory(asked, {name: list(prompts) for name, prompts in files.splits.items()}, pairs=triples)
     assert by_name.splits == files.splits

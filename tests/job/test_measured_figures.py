@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualign.job.comparison import comparisons
 from dualign.job.measurement import (
     Scored,
     clustered,
@@ -15,7 +14,7 @@ from dualign.job.measurement import (
     normalised,
     to_columns,
 )
-from dualign.job.results import run_job
+from dualign.job.results import comparisons, run_job
 from dualign.job.search import prepare, rounds, tune_prompts
 from dualign.job.verdict import ladder, limits_met, preferred, safety
 from dualign.maths.functionals import parse

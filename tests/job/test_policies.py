@@ -10,7 +10,7 @@ from dualign.errors import UsageError
 from dualign.hashing import canonical_digest
 from dualign.job.phases import key_of
 from dualign.job.policies import JournalledBackend, describe, digest_of_groups
-from dualign.job.search import prepare
+from dualign.job.search import prepare, settings_of
 from dualign.methods.c_dpo import relabelled
 from dualign.runs.journal import read_events
 from gibbs_jobs import gibbs_config, gibbs_job, prompts, with_splits
@@ -22,7 +22,7 @@ def test_a_fit_is_made_once_and_keyed_by_all_of_its_arguments(tmp_path: Path) ->
     job = gibbs_job(tmp_path / "run", gibbs_config([LIMIT]))
     job = with_splits(job, train=prompts("train", 8), tune=prompts("tune", 8))
     groups, backend = prepare(job).groups(), JournalledBackend(job)
-    objective = relabelled(np.array([1.0]), 0.3, loss="dpo", labels="soft", temperature=1.0)
+    objective = relabelled(np.array([1.0]), 0.3, settings_of(job, np.array([1.0])))
     given = {"objective": objective, "reference": job.reference, "start": None, "seed": 3}
     first = backend.fit(groups, name="00", **given)
     assert key_of(job, first) == canonical_digest(

@@ -13,7 +13,7 @@ from dualign.job.inputs import load_splits
 from dualign.job.measurement import slice_of
 from dualign.job.phases import digest_of_prompts
 from dualign.records import Prompt, Turn
-from dualign.scorers.composite import in_slice
+from dualign.scorers.sums import in_slice
 from tiny_jobs import write_config
 
 SPLITS = {"train": 3, "tune": 3, "calibration": 3, "report": 3}

@@ -9,12 +9,12 @@ import pytest
 
 from dualign.config import Config
 from dualign.errors import ConfigError, InfeasibleError
+from dualign.job.assembly import first_sentences
 from dualign.job.inputs import check_slices, load_splits
 from dualign.job.measurement import Scored, normalised
 from dualign.job.phases import Job
 from dualign.job.results import flip_multipliers
 from dualign.job.search import Search, first_multipliers, prepare, training_functional
-from dualign.job.warm_start import first_sentences
 from dualign.maths.functionals import ConditionalValueAtRisk
 from dualign.maths.preference import Scale
 from dualign.models.templates import response_tokens

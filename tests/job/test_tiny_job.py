@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import dualign
-from dualign.data.tables import read_rows
+from dualign.data.tables import read_table
 from tiny_jobs import job, write_config
 
 
@@ -24,7 +24,7 @@ def assert_plan_of_the_run(run: Path) -> None:
     own = json.loads((run / "plan.json").read_text())
     assert abs(figures["multipliers"]["letter"] - own["multipliers"]["letter"]) < 1e-3 * own["multipliers"]["letter"]
     assert figures["n_prompts"] == 36 and own["multipliers"]["letter"] > 0.01
-    risky = [row for row in read_rows(run / "scores" / "reference.parquet") if row.values["inside_letter"]]
+    risky = [row for row in read_table(run / "scores" / "reference.parquet").rows if row.values["inside_letter"]]
     assert len(risky) == 24 * 4
     mean = sum(row.values["cost_letter"] for row in risky) / len(risky)
     assert abs(figures["reference"]["costs"]["letter"] - mean) < 1e-12

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from dualign.maths.estimates import clustered_error, intraclass_correlation, paired_difference, prompt_means
+from dualign.maths.estimates import intraclass_correlation, paired_difference, prompt_means, standard_error
 
 
 def grouped(rng: np.random.Generator, prompts: int, responses: int, icc: float) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +33,7 @@ def test_clustered_error_covers_where_the_naive_one_does_not() -> None:
     covered, naive = 0, 0
     for _ in range(400):
         values, index = grouped(rng, 60, 5, 0.8)
-        covered += abs(values.mean()) <= 2.001 * clustered_error(values, index)
+        covered += abs(values.mean()) <= 2.001 * standard_error(prompt_means(values, index))
         naive += abs(values.mean()) <= 1.96 * values.std(ddof=1) / math.sqrt(values.size)
     assert covered / 400 > 0.92
     assert naive / 400 < 0.80

@@ -8,11 +8,11 @@ from scipy.optimize import minimize_scalar
 from dualign.maths.adversarial import (
     clamped_weights,
     divergence,
-    dual_value,
     exponential_weights,
     log_mean_exp,
     solve_tau,
 )
+from dualign.records import FloatArray
 
 RNG = np.random.default_rng(3)
 LOSSES, WEIGHTS = RNG.gamma(2.0, size=40), RNG.dirichlet(np.ones(40))
@@ -64,6 +64,11 @@ def test_the_mean_loss_lies_between_dr_dpo_and_kldpo(width: float) -> None:
         losses, weights = rng.gamma(2.0, size=30), rng.dirichlet(np.ones(30))
         best, worst = (log_mean_exp(losses, weights, tau=tau) for tau in (-width, width))
         assert losses.min() <= best < weights @ losses < worst <= losses.max()
+
+
+def dual_value(losses: FloatArray, weights: FloatArray, *, tau: float, rho: float) -> float:
+    """Return ``tau rho + tau log E[exp(losses / tau)]``, at least the worst mean loss of the ball of radius ``rho``."""
+    return tau * rho + log_mean_exp(losses, weights, tau=tau)
 
 
 @pytest.mark.parametrize("rho", [1e-4, 0.05, 0.5, 2.0])

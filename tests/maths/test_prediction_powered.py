@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dualign.maths.estimates import PoweredMean, clustered_error, prediction_powered_mean, prompt_means
+from dualign.maths.estimates import PoweredMean, prediction_powered_mean, prompt_means, standard_error
 
 ANSWERS = 2
 LABELLED, UNLABELLED = 60, 600
@@ -46,7 +46,7 @@ def test_weight_zero_is_the_mean_of_the_labels() -> None:
     found = prediction_powered_mean(label, judge, index, weight=0.0)
     said = ~np.isnan(label)
     assert found.estimate == pytest.approx(prompt_means(label[said], index[said]).mean())
-    assert found.error == pytest.approx(clustered_error(label[said], index[said]))
+    assert found.error == pytest.approx(standard_error(prompt_means(label[said], index[said])))
     assert found == prediction_powered_mean(label, np.zeros_like(judge), index)
 
 

@@ -18,9 +18,9 @@ from dualign.maths.losses import (
     squared_norm_penalty,
     two_sided,
 )
-from dualign.methods.b_dpo import B_DPO, COLUMN, balanced, pair_spread, with_mutual_information
 from dualign.methods.options import Settings
 from dualign.methods.recipe import conservative
+from dualign.methods.recipes import B_DPO, INFORMATION, balanced, pair_spread, with_mutual_information
 from dualign.models.log_probs import TokenBatch
 from dualign.protocols import Problem, Side
 from dualign.records import Evaluation
@@ -128,7 +128,7 @@ def test_b_dpo_loss_and_its_weights_by_hand() -> None:
     equal(scale**2 * (one**2 + other**2), doubles(2, 2))
 
     def loss(preferred: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        sides = Side(preferred, {COLUMN: information[0]}), Side(second, {COLUMN: information[1]})
+        sides = Side(preferred, {INFORMATION: information[0]}), Side(second, {INFORMATION: information[1]})
         return balanced(0.5, weights=logistic_weights, scale=norm_scale)(*sides)
 
     ratio, second, step = doubles(0.4, 0.4), doubles(-0.2, -0.2), 1e-5
@@ -154,7 +154,7 @@ def test_b_dpo_minimises_its_loss() -> None:
     for row, group in enumerate(groups):
         k = len(group.responses)
         score = group.reward - group.costs @ np.array([multiplier])
-        information = group.columns[COLUMN]
+        information = group.columns[INFORMATION]
 
         def loss(free: np.ndarray, row: int = row, k: int = k, score: np.ndarray = score,
                  information: np.ndarray = information) -> float:  # fmt: skip

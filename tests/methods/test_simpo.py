@@ -10,7 +10,7 @@ from scipy.special import expit
 
 from dualign.maths.dual import fixed
 from dualign.methods.options import Settings
-from dualign.methods.simpo import REFERENCE, SIMPO, TOKENS, with_lengths
+from dualign.methods.recipes import REFERENCE, SIMPO, TOKENS, with_lengths
 from dualign.protocols import Policy, Problem, Side
 from dualign.records import Evaluation, Response
 from dualign.worlds.solving import SolveSettings, solve

@@ -207,17 +207,17 @@ def test_plan_uses_every_example_once_an_epoch():
     assert len(task.plan) == 6 and all(len(step) == 6 for step in task.plan)
     for epoch in (task.plan[:3], task.plan[3:]):
         assert sorted(i for step in epoch for i in step) == list(range(18))
-    # six steps fall by 0.9 / 6 each, and the floor lies one behind the last
+    # six steps fall by 0.9 / 5 each, and the last one has the floor
     chosen = dataclasses.replace(task.settings, warmup_steps=0)
-    rates = [rate_factor(step, chosen, last=task.last) for step in range(6)]
-    assert rates == pytest.approx([1, 0.85, 0.7, 0.55, 0.4, 0.25])
+    rates = [rate_factor(step, chosen, steps=len(task.plan)) for step in range(6)]
+    assert rates == pytest.approx([1, 0.82, 0.64, 0.46, 0.28, 0.1])
 
 
 def test_schedule():
     settings = SftSettings(warmup_steps=4, min_lr_ratio=0.1)
-    shares = [rate_factor(step, training_settings(settings, 0), last=14) for step in range(14)]
+    shares = [rate_factor(step, training_settings(settings, 0), steps=14) for step in range(14)]
     assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert shares[-1] == pytest.approx(1 - 0.9 * 9 / 10)
+    assert shares[4:] == pytest.approx([1 - 0.9 * k / 9 for k in range(10)])  # at the floor in the last step
 
 
 RATE = 2e-5

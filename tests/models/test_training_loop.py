@@ -22,7 +22,7 @@ from dualign.models.log_probs import Reading
 from dualign.models.pair_store import stored_groups
 from dualign.protocols import Objective, OnPolicyObjective, OnPolicyTraining, Policy, Scores
 from dualign.records import Response
-from dualign.scorers.fitting.config import FitConfig
+from dualign.scorers.fitting.inputs import FitConfig
 from dualign.scorers.fitting.training import EncodedPair, score_task
 from dualign.train.loop import Checkpoint, Checkpoints, Moment, Optimiser, Task, Terms, accumulate, late_loss, run, step
 from dualign.train.on_policy import ActorCritic, Stage, answer_losses, answer_parts
@@ -243,7 +243,7 @@ def test_a_plan_uses_every_example_once_an_epoch_by_the_seed_and_rates_end_at_th
         assert sorted(number for chosen in epoch for number in chosen) == list(range(10))
     assert plan(0) == plan(0) != plan(1) and plan(0)[:3] != plan(0)[3:]
     settings = TrainingSettings(warmup_steps=1, min_lr_ratio=0.25, lr_scheduler_type="cosine")
-    assert [rate_factor(k, settings, last=3) for k in range(4)] == pytest.approx([0.5, 1.0, 0.625, 0.25])
+    assert [rate_factor(k, settings, steps=4) for k in range(4)] == pytest.approx([0.5, 1.0, 0.625, 0.25])
 
 
 def test_two_steps_of_the_optimiser_by_hand() -> None:
@@ -325,7 +325,7 @@ COSINE = [0.2 + 0.8 * (1 + np.cos(np.pi * k / 4)) / 2 for k in range(5)]
 )
 def test_the_rate_rises_over_the_warm_up_and_falls_to_its_floor(kind: Any, rest: list[float]) -> None:
     settings = TrainingSettings(warmup_steps=2, min_lr_ratio=0.2, lr_scheduler_type=kind)
-    assert [rate_factor(k, settings, last=6) for k in range(7)] == pytest.approx([1 / 3, 2 / 3, *rest])
+    assert [rate_factor(k, settings, steps=7) for k in range(7)] == pytest.approx([1 / 3, 2 / 3, *rest])
 
 
 def test_all_settings_decide_but_those_of_saving() -> None:

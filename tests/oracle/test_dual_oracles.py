@@ -17,7 +17,7 @@ from dualign.maths.exact import (
     log_policy,
     optimum,
 )
-from dualign.maths.one_shot import from_problem, multiplier_error, one_shot
+from dualign.maths.one_shot import from_problem, multiplier_error
 from dualign.maths.preference import Scale, fit_scale, label_logit, relabel
 from dualign.maths.projected_newton import projected_newton
 from dualign.records import Group, Prompt
@@ -188,9 +188,7 @@ def test_labels_at_both_ends_of_the_multiplier() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whole_support_with_its_weights_is_the_exact_dual(seed: int) -> None:
     problem = binding(seed)
-    shot = one_shot(
-        problem.reward, problem.costs, problem.limits, problem.beta, problem.log_reference, problem.prompt_weights
-    )
+    shot = from_problem(problem, draws=False)
     np.testing.assert_allclose(shot.multipliers, optimum(problem).multipliers, atol=1e-8)
     assert shot.warnings == ()
 
@@ -203,12 +201,12 @@ def test_normalised_problem_has_the_same_policy(seed: int) -> None:
         problem,
         reward=scale.reward(problem.reward),
         costs=scale.costs(problem.costs),
-        limits=scale.limits(problem.limits),
+        limits=scale.costs(problem.limits),
         beta=scale.beta(problem.beta),
     )
     np.testing.assert_allclose(log_policy(scaled, scale.multipliers(here)), log_policy(problem, here), atol=1e-12)
     slack = dual_gradient(scaled, scale.multipliers(here))
-    np.testing.assert_allclose(scale.raw_costs(slack), dual_gradient(problem, here), atol=1e-12)
+    np.testing.assert_allclose(slack * scale.cost_sds, dual_gradient(problem, here), atol=1e-12)
     np.testing.assert_allclose(scale.raw_multipliers(scale.multipliers(here)), here, rtol=1e-15)
     raw = -dual_hessian(problem, here)
     np.testing.assert_allclose(scale.slope(raw), -dual_hessian(scaled, scale.multipliers(here)), rtol=1e-9)

@@ -11,9 +11,15 @@ import pytest
 
 from dualign.cli.train import report
 from dualign.errors import DataError, MissingError
-from dualign.report.build import build_report, summary_text
+from dualign.report.build import (
+    answer_pairs,
+    build_report,
+    comparison_rows,
+    limit_rows,
+    summary_text,
+    verdict_sentence,
+)
 from dualign.report.reading import figure, interval, measured, multipliers, read_run
-from dualign.report.sections import answer_pairs, comparison_rows, limit_rows, verdict_sentence
 from dualign.runs import store
 from report.run_fixture import make_run
 

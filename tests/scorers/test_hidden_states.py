@@ -14,7 +14,7 @@ from dualign.scorers.states import (
     StateReader,
     StateSettings,
     cached_states,
-    layers_of,
+    config_of,
 )
 from fitting_parts import tiny_model
 
@@ -88,7 +88,7 @@ def test_an_open_dtype_becomes_the_faster_one_and_is_told(folder, faster, monkey
 
 
 def test_what_a_model_cannot_give_is_refused(folder):
-    assert layers_of(str(folder)) == 3
+    assert config_of(str(folder)).num_hidden_layers == 3
     with pytest.raises(ConfigError, match="layer 4; the model has 3"):
         StateReader(settings(folder, layer=4))
     with pytest.raises(ScorerError, match="max_length is 12"):

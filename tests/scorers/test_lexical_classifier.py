@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualign.data.prompts import load_demonstrations
+from dualign.data.prompts import read_demonstrations
 from dualign.errors import DataError, MissingError
 from dualign.job.measurement import Scored
 from dualign.job.results import unread
@@ -16,20 +16,32 @@ from dualign.maths.agreement import clustered_auc, wilson
 from dualign.protocols import words_read
 from dualign.records import Prompt, Response
 from dualign.scorers.checked import checked
-from dualign.scorers.composite import LogOdds, WeightedSum, compliance_harm
 from dualign.scorers.lexical import (
     LabelledText,
-    LexicalScorer,
+    LexicalTraining,
     fit_lexical,
+    lexical_scorer,
     load_lexical,
     quality,
     trained,
 )
-from dualign.scorers.refusal import RefusalScorer
+from dualign.scorers.rules import refusal_scorer
+from dualign.scorers.spec import Setting
+from dualign.scorers.sums import (
+    ComplianceHarmSpec,
+    LogOddsSpec,
+    build_compliance_harm,
+    build_log_odds,
+    weighted_sum,
+)
 from dualign.scorers.table import make_scorer
 
 SHARED = Path(os.environ.get("DUALIGN_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TOPICS = ["bombs", "cakes", "taxes", "poems", "locks", "gardens", "rivers", "engines", "songs", "horses"]
+
+
+def fit(rows, **settings):
+    return fit_lexical(rows, LexicalTraining(**settings))
 
 
 def rows(n=60):
@@ -43,7 +55,7 @@ def rows(n=60):
 
 
 def test_saved_classifier_gives_the_same_numbers(tmp_path):
-    classifier = fit_lexical(rows())
+    classifier = fit(rows())
     texts = [row.text for row in rows()] + ["", "something else \u2019 altogether"]
     classifier.save(tmp_path / "c")
     loaded = load_lexical(tmp_path / "c")
@@ -51,11 +63,11 @@ def test_saved_classifier_gives_the_same_numbers(tmp_path):
     assert loaded.revision == classifier.revision
     assert loaded.quality == classifier.quality
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["lexical.json", "lexical.safetensors"]
-    assert np.array_equal(fit_lexical(rows()).logits(texts), classifier.logits(texts))
+    assert np.array_equal(fit(rows()).logits(texts), classifier.logits(texts))
 
 
 def test_separable_rows_are_separated_and_words_past_the_cut_do_not_count():
-    classifier = fit_lexical(rows(), max_words=6)
+    classifier = fit(rows(), max_words=6)
     figures = classifier.quality
     assert figures["accuracy"] == 1 and figures["auc"] == 1 and figures["auc_low"] < 1
     one, two = classifier.logits(["I will not talk of cakes or", "I will not talk of cakes and many more words"])
@@ -74,13 +86,19 @@ class Inner:
         return np.full(len(responses), 0.5)
 
 
+def around(inner):
+    return Setting("cost", Path(), None, lambda _: inner)
+
+
 def test_every_scorer_says_how_many_words_it_reads():
-    classifier = fit_lexical(rows(), max_words=6)
-    lexical, refusal = LexicalScorer(classifier, "cost"), RefusalScorer(classifier, "cost")
-    assert [words_read(checked(one)) for one in (lexical, refusal, RefusalScorer(None, "cost"))] == [6, 6, None]
-    assert words_read(compliance_harm(refusal, where={})) == 6
-    both = WeightedSum("sum", ((1.0, Inner(9)), (2.0, lexical), (1.0, Inner(None))), "cost")
-    assert words_read(checked(both)) == 6 and words_read(LogOdds(both, 4, 0, "cost")) == 6
+    classifier = fit(rows(), max_words=6)
+    lexical, refusal = lexical_scorer(classifier, "cost"), refusal_scorer(classifier, "cost", 0.95)
+    phrases = refusal_scorer(None, "cost", 0.95)
+    assert [words_read(checked(one)) for one in (lexical, refusal, phrases)] == [6, 6, None]
+    assert words_read(build_compliance_harm(ComplianceHarmSpec(), around(refusal))) == 6
+    both = weighted_sum([(1.0, Inner(9)), (2.0, lexical), (1.0, Inner(None))], "cost")
+    assert words_read(checked(both)) == 6
+    assert words_read(build_log_odds(LogOddsSpec(scorer={}), around(both))) == 6
 
 
 def test_answers_that_a_scorer_does_not_read_whole_are_counted():
@@ -97,7 +115,7 @@ def test_labels_without_meaning_score_at_chance():
         LabelledText(" ".join(generator.choice(TOPICS, 6)), bool(generator.integers(2)), f"p{index}")
         for index in range(300)
     ]
-    figures = fit_lexical(noise).quality
+    figures = fit(noise).quality
     assert figures["auc_low"] < 0.5 < figures["auc_high"]
 
 
@@ -111,13 +129,13 @@ def test_groups_are_not_split_over_folds():
             LabelledText(f"{index:03d}key{index:03d} {word}", label, f"g{index}")
             for word in generator.choice(TOPICS, 2)
         ]
-    grouped = fit_lexical(texts).quality
-    split = fit_lexical([LabelledText(row.text, row.positive, row.text) for row in texts]).quality
+    grouped = fit(texts).quality
+    split = fit([LabelledText(row.text, row.positive, row.text) for row in texts]).quality
     assert grouped["auc"] < 0.65 < 0.8 < split["auc"]
 
 
 def test_altered_files_are_refused(tmp_path):
-    fit_lexical(rows(20)).save(tmp_path)
+    fit(rows(20)).save(tmp_path)
     head = json.loads((tmp_path / "lexical.json").read_text())
     (tmp_path / "lexical.json").write_text(json.dumps({**head, "intercept": head["intercept"] + 1}))
     with pytest.raises(DataError, match="altered"):
@@ -136,7 +154,7 @@ def test_altered_files_are_refused(tmp_path):
 
 def test_too_few_rows_of_a_class():
     with pytest.raises(DataError, match="3 groups of negative rows"):
-        fit_lexical([row for row in rows() if row.positive or row.group in {"p0", "p1", "p2"}])
+        fit([row for row in rows() if row.positive or row.group in {"p0", "p1", "p2"}])
 
 
 def write(path, records):
@@ -162,7 +180,9 @@ def test_equal_trainings_are_done_once_and_paths_give_equal_scores(tmp_path):
     assert before(prompts, texts).tolist() == after(prompts, texts).tolist()
     low, high = make_scorer(new["b"][0], direction="cost")(prompts, texts)
     assert low < 0.3 < 0.7 < high
-    again, _ = trained(spec, folder=tmp_path, out=tmp_path / "out", more=[LabelledText("Sure", False)])
+    with (tmp_path / "l.jsonl").open("a") as file:
+        file.write(json.dumps({"response": "Sure", "label": 0}) + "\n")
+    again, _ = trained(spec, folder=tmp_path, out=tmp_path / "out")
     assert again["a"] != new["a"]
 
 
@@ -223,9 +243,10 @@ def test_wilson_by_hand():
 def test_refusals_in_real_answers():
     refusals = SHARED / "safety-tuned-llamas/safety_only_data_Instructions.jsonl"
     answers = [SHARED / "self-instruct" / f"{name}.jsonl" for name in ("seed_tasks", "user_oriented_instructions")]
-    harmful = load_demonstrations(SHARED / "pku-saferlhf-5k/pairs.jsonl", response_column="less_safe")
-    sources = [(True, load_demonstrations(refusals)), *((False, load_demonstrations(path)) for path in answers)]
-    figures = fit_lexical(
+    labelled = [(True, refusals), *((False, path) for path in answers)]
+    harmful = read_demonstrations(SHARED / "pku-saferlhf-5k/pairs.jsonl", response_column="less_safe").demonstrations
+    sources = [(kind, read_demonstrations(path).demonstrations) for kind, path in labelled]
+    figures = fit(
         [
             LabelledText(response, positive, prompt.id)
             for positive, rows in (*sources, (False, harmful))
@@ -242,7 +263,7 @@ def test_texts_without_spaces_or_words_are_told_apart_by_their_characters():
         for n in range(120)
         for opening in (bad, good)
     ]
-    classifier = fit_lexical(texts)
+    classifier = fit(texts)
     assert classifier.quality["auc"] == 1 and classifier.tfidf.words == ()
     refusing, answering = classifier.probabilities([bad, good])
     assert refusing > 0.9 > 0.1 > answering

@@ -11,8 +11,7 @@ from dualign.errors import ConfigError, MissingError, ScorerError
 from dualign.protocols import Scorer
 from dualign.records import Prompt
 from dualign.scorers.checked import checked
-from dualign.scorers.composite import compliance_harm, helpfulness
-from dualign.scorers.refusal import PHRASES, RefusalScorer, starts_with_refusal
+from dualign.scorers.rules import PHRASES, starts_with_refusal
 from dualign.scorers.table import KINDS, make_scorer
 
 UNSAFE, SAFE = Prompt("u", {"label": "unsafe"}), Prompt("s", {"label": "safe"})
@@ -120,9 +119,9 @@ def test_labels_are_drawn_once_a_response_and_their_log_odds_are_the_cost():
 
 
 def test_an_empty_response_earns_neither_reward_nor_cost():
-    refusal = RefusalScorer(None, "cost")
-    assert helpfulness(refusal)([UNSAFE], [" "]).tolist() == [0]
-    assert compliance_harm(refusal, where={})([UNSAFE], [""]).tolist() == [0]
+    assert make_scorer({"kind": "helpfulness"}, direction="reward")([UNSAFE], [" "]).tolist() == [0]
+    harm = make_scorer({"kind": "compliance-harm", "where": {}}, direction="cost")
+    assert harm([UNSAFE], [""]).tolist() == [0]
 
 
 def test_a_gate_without_its_column_is_an_error_not_a_zero():

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from dualign.errors import ConfigError, DataError, MissingError, ScorerError
 from dualign.records import Prompt, Turn
-from dualign.scorers.score_model import Normaliser, load_score_model, save_score_model
+from dualign.scorers.score_model import load_score_model, save_score_model
 from dualign.scorers.table import make_scorer
 from tiny_tokenizers import BOS, EOS, PAD, bpe_tokenizer
 
@@ -229,27 +229,21 @@ def test_a_conversation_is_scored_whole(folders):
         scorer(folders, "later")([Prompt("x", history=(Turn("system", "be kind"),))], ["y"])
 
 
-def test_round_trip_with_and_without_normaliser(tmp_path, folders):
+def test_round_trip(tmp_path, folders):
     weight, bias = head()
     tokenizer = bpe_tokenizer(adds_bos=True)
     save_score_model(tmp_path / "raw", random_backbone(), weight, bias, tokenizer)
     assert scorer(tmp_path, "raw")(PROMPTS, RESPONSES) == pytest.approx(
         scorer(folders, "later")(PROMPTS, RESPONSES), abs=1e-6
     )
-    normaliser = Normaliser(torch.tensor([-0.0757]), torch.tensor([3.1875]), count=7)
-    save_score_model(tmp_path / "scaled", random_backbone(), weight, bias, tokenizer, normaliser=normaliser)
-    for role in ("reward", "cost"):
-        assert scorer(tmp_path, "scaled", role)(PROMPTS, RESPONSES) == pytest.approx(
-            scorer(folders, "normalised", role)(PROMPTS, RESPONSES), abs=1e-6
-        )
     # Two layers of nine tensors, embedding, final norm, head, bias, three buffers: 295 for one of 32 layers.
-    saved = load_file(tmp_path / "scaled" / "model.safetensors")
+    saved = load_file(tmp_path / "raw" / "model.safetensors")
     assert saved.keys() == later_tensors().keys() and len(saved) == 9 * 2 + 7
     assert len(early_tensors()) == 10 * 2 + 3  # 323 for one of 32 layers
-    assert saved["normalizer.count"].tolist() == [7]
-    config = json.loads((tmp_path / "scaled" / "config.json").read_text())
-    assert config["architectures"] == ["LlamaForScore"] and config["score_bias"] and config["do_normalize"]
-    assert str(tmp_path) not in (tmp_path / "scaled" / "config.json").read_text()
+    assert saved["normalizer.count"].tolist() == [0]
+    config = json.loads((tmp_path / "raw" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForScore"] and config["score_bias"] and not config["do_normalize"]
+    assert str(tmp_path) not in (tmp_path / "raw" / "config.json").read_text()
 
 
 def test_a_language_model_is_saved_without_its_head(tmp_path, folders):

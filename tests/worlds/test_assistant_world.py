@@ -188,7 +188,7 @@ def test_gradient_of_the_head_losses_vanishes_at_the_fit(signs):
         seed=0,
     )
     groups = ((0,), (1,), (2, 3), (6,))
-    weights = assistant_scores._fit(
+    weights = assistant_scores.fit_head(
         said,
         labels=said.first_worse,
         signs=said.unsafe if signs else None,
@@ -214,7 +214,7 @@ def test_gradient_of_the_head_losses_vanishes_at_the_fit(signs):
 def test_learned_cost_has_the_hidden_zero_and_scale(demonstrated):
     world, prompts, log_reference, truth = demonstrated
     small = replace(world, settings=replace(FULL, comparisons=30_000))
-    heads = small.fit_heads(small.comparisons(prompts, log_reference))
+    heads = assistant_scores.fit_heads(small.comparisons(prompts, log_reference), small.settings, small.seed)
     rows = context_numbers(prompts)
     hidden, learned = world.exact_scorers["cost"].table[rows], heads.cost.table[rows]
     weights = np.exp(log_reference) / len(rows)

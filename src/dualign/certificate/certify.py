@@ -25,6 +25,7 @@ from dualign.certificate.claim import (
 )
 from dualign.certificate.held_out import Costs, Measured, cautions, measured
 from dualign.errors import CERTIFIED, INVALID_CERTIFICATE, NONE_CERTIFIED, NOT_CERTIFIED, DataError, UsageError
+from dualign.hashing import plain
 from dualign.maths import bounds, estimates
 from dualign.records import Certificate
 
@@ -232,7 +233,7 @@ def _assess(name: str, counted: Measured, terms: Terms, unit: str, *, delta: flo
         "n_prompts": int(counted.prompt_means.size),
         "n_units": int(means.size),
         "responses_per_prompt": None,
-        "icc": _finite(estimates.intraclass_correlation(values, counted.ids)),
+        "icc": plain(estimates.intraclass_correlation(values, counted.ids)),
         "estimate": None,
         "estimate_over_prompts": None,
         "method": terms.method,
@@ -280,7 +281,7 @@ def _companions(counted: Measured, *, delta: float) -> dict[str, float | None]:
     floor = 2 * requirement.limit - cap if requirement.floor is None else requirement.floor
     floor = floor if events is None else 0.0
     table = {
-        name: _finite(float(bound(means, cap=cap, floor=floor, delta=delta)))
+        name: plain(float(bound(means, cap=cap, floor=floor, delta=delta)))
         for name, bound in bounds.BOUNDS.items()
         if name != "betting"
     }
@@ -334,7 +335,3 @@ def invalid(
     figures |= {**empty, "seal": sealed.hash, "assumptions": [], "not_claimed": list(NOT_CLAIMED), "warnings": []}
     figures |= {"statement": f"Nothing is shown: {'; '.join(reasons)}.", "ladder": [], "constraints": {}}
     return Certificate("INVALID", None, figures)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -62,7 +62,7 @@ def check(
     Exit code 0 fit for training, 65 errors or too many rows dropped, 66 a file is missing.
     """
     from dualign.data.checks.check import check as check_files
-    from dualign.data.checks.clean import clean_paths, write_clean
+    from dualign.data.checks.check import clean_paths, write_clean
     from dualign.data.checks.reading import WORDS, Limits
 
     if clean is not None:

@@ -1,4 +1,4 @@
-"""``dualign sample``: a model and a file of prompts -> a file of responses."""
+"""``dualign sample`` and ``dualign score``: prompts to responses of a model, and responses to scores, file by file."""
 
 import json
 import re

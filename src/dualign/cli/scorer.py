@@ -182,9 +182,8 @@ def fit(
     from dualign.hashing import plain
     from dualign.report.figures import reliability_diagram
     from dualign.runs.store import write_text
-    from dualign.scorers.fitting.config import load_fit_config
-    from dualign.scorers.fitting.entry import fit_scorer
-    from dualign.scorers.fitting.measure import report_text
+    from dualign.scorers.fitting.entry import fit_scorer, report_text
+    from dualign.scorers.fitting.inputs import load_fit_config
 
     loaded = load_fit_config(config)
     folder = out if out is not None else Path("scorers") / config.stem

@@ -1,4 +1,4 @@
-"""``dualign init``: a commented config that runs."""
+"""The commands of a whole job: ``init``, ``train``, ``demo``, ``sft``, ``compare``, ``report``."""
 
 from __future__ import annotations
 

@@ -28,11 +28,6 @@ class Answer:
     desirable: bool | None = None
     """Whether this is an answer to give, as KTO labels single answers."""
 
-    @property
-    def negative(self) -> bool:
-        """Return whether the label says that nobody should learn to give this answer: unsafe, or not desirable."""
-        return self.safe is False or self.desirable is False
-
 
 @dataclass(frozen=True, slots=True)
 class PreferenceRow:
@@ -110,6 +105,7 @@ def refusal(table: Table, faults: tuple[Fault, ...], format: str = "") -> Prefer
 
 
 RowReading = Callable[[Values], PreferenceRow]
+Recognition = Callable[[Sequence[Values]], bool]
 
 
 def any_rows(_rows: Sequence[Values]) -> bool:
@@ -128,7 +124,7 @@ class Format:
     """Columns that some row must have."""
     read_row: RowReading
     """From the cells of one row; its line may be left at 0. Raises ``RowError``."""
-    recognise: Callable[[Sequence[Values]], bool] = any_rows
+    recognise: Recognition = any_rows
     """Whether rows that have the needed columns are of this format."""
     options: tuple[str, ...] = ()
     """Further columns that are read where they are there."""

@@ -1,15 +1,26 @@
 """Prompts, demonstrations and responses of tables: read, checked, filtered, all of it counted."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from dualign.data.cells import HALF, RowError, column_text, encodable
 from dualign.data.formats.table import preference_file
-from dualign.data.layouts import ANSWERED, READ_AS, Layout, answered_layout, chosen_layout, mapping_hint, recognised
 from dualign.data.table_files import Row
-from dualign.data.tables import Source, Table, check_readable, read_table, renamed
+from dualign.data.tables import (
+    ANSWERED,
+    READ_AS,
+    Layout,
+    Source,
+    Table,
+    answered_layout,
+    chosen_layout,
+    mapping_hint,
+    read_named,
+    recognised,
+)
 from dualign.data.turns import SYSTEM, check_attached, written
 from dualign.errors import DataError, nearest
 from dualign.records import Prompt, in_slice
@@ -76,7 +87,6 @@ class ResponseFile:
 def read_prompts(
     source: Source,
     *,
-    prompt_column: str | None = None,
     columns: Mapping[str, str] | None = None,
     where: Mapping[str, str] | None = None,
     max_words: int | None = None,
@@ -86,8 +96,7 @@ def read_prompts(
 
     Args:
         source: JSONL, JSON list, CSV, TSV, Parquet or plain text (one prompt a line), also gzipped; or prompts in
-            memory (``table_files.in_memory``).
-        prompt_column: the prompt's column; none: by the layout that the columns are recognised as.
+            memory (``tables.in_memory``).
         columns: constant columns that every prompt gets; they override the file's own.
         where: keep only prompts with these column values (the constant columns count).
         max_words: longer prompts are dropped; the last turn of a conversation counts.
@@ -98,24 +107,23 @@ def read_prompts(
         UsageError: a name of ``rename`` that nothing is read as.
         DataError: a row is broken (its line is named), a column does not exist, or no prompt is left.
     """
-    table = _table(source, rename)
-    if prompt_column is None and recognised(table.columns) is None:
+    table = read_named(source, rename, READ_AS)
+    if recognised(table.columns) is None:
         table = _asked_in_pairs(table) or table
-    layout = chosen_layout(table, prompt_column=prompt_column, response_column=None)
-    taken = _taken(table, layout, columns or {}, where or {})
-    short = [prompt for _, prompt in taken if _within(prompt, max_words)]
-    distinct = _first_of(short, [prompt.id for prompt in short])
+    layout = chosen_layout(table)
+    kept, out = _kept(table, layout, columns or {}, where or {}, max_words)
+    every = [prompt for _, prompt in kept]
+    distinct = _first_of(every, [prompt.id for prompt in every])
     if not distinct:
-        raise DataError(f"{table.name}: {_none_left(table, where, max_words)}")
+        raise _none_left(table, where, max_words)
     return PromptFile(
         prompts=distinct,
         layout=layout.name,
         rows=len(table.rows),
-        filtered=len(table.rows) - len(taken),
-        too_long=len(taken) - len(short),
-        duplicates=len(short) - len(distinct),
-        alike=spelt_alike(short),
-        every=short,
+        duplicates=len(every) - len(distinct),
+        alike=spelt_alike(every),
+        every=every,
+        **out,
     )
 
 
@@ -130,13 +138,14 @@ def read_demonstrations(  # noqa: PLR0913
     *,
     prompt_column: str | None = None,
     response_column: str | None = None,
-    columns: Mapping[str, str] | None = None,
     where: Mapping[str, str] | None = None,
     max_words: int | None = None,
     rename: Mapping[str, str] | None = None,
     imitated: bool = False,
 ) -> DemonstrationFile:
     """Return (prompt, response) rows of a table in its order, and what was left out; arguments as ``read_prompts``.
+
+    ``prompt_column``, ``response_column``: none: by the layout that the columns are recognised as.
 
     ``imitated``: a model is to give these answers. Rows whose answer is marked as bad, and rows that cannot be read,
     are then left out and counted.
@@ -146,7 +155,7 @@ def read_demonstrations(  # noqa: PLR0913
         UsageError: a name of ``rename`` that nothing is read as.
         DataError: a row is broken, the layout has no response, or nothing is left.
     """
-    every = table = _table(source, rename)
+    every = table = read_named(source, rename, READ_AS)
     layout = chosen_layout(table, prompt_column=prompt_column, response_column=response_column, answered=True)
     if layout.response is None:
         wanted = f"{mapping_hint(table.first, ('response',))} (in a config: rename)"
@@ -158,30 +167,23 @@ def read_demonstrations(  # noqa: PLR0913
         bad = f"{len(negative)} with an answer that is marked as bad, {len(broken)} broken"
         nothing = f"{table.name}: nothing to imitate in {len(every.rows)} rows ({bad})"
         raise DataError(next(iter(broken.values()), nothing))
-    taken = _taken(table, layout, columns or {}, where or {})
-    short = [(row, prompt) for row, prompt in taken if _within(prompt, max_words)]
-    answers = replace(table, rows=[row for row, _ in short]).each(layout.answer)
-    pairs = [(prompt, answer) for (_, prompt), answer in zip(short, answers, strict=True)]
+    kept, out = _kept(table, layout, {}, where or {}, max_words)
+    answers = replace(table, rows=[row for row, _ in kept]).each(layout.answer)
+    pairs = [(prompt, answer) for (_, prompt), answer in zip(kept, answers, strict=True)]
     filled = [(prompt, response) for prompt, response in pairs if response.strip()]
     distinct = _first_of(filled, [(prompt.id, response) for prompt, response in filled])
     if not distinct:
-        raise DataError(f"{table.name}: {_none_left(table, where, max_words)}")
+        raise _none_left(table, where, max_words)
     return DemonstrationFile(
         demonstrations=distinct,
         layout=layout.name,
         rows=len(every.rows),
-        filtered=len(table.rows) - len(taken),
-        too_long=len(taken) - len(short),
         duplicates=len(filled) - len(distinct),
         empty=len(pairs) - len(filled),
         negative=len(negative),
         broken=tuple(broken.values()),
+        **out,
     )
-
-
-def load_demonstrations(source: Source, **settings: Any) -> list[Demonstration]:
-    """Return the (prompt, response) rows of ``read_demonstrations`` alone; the same settings."""
-    return read_demonstrations(source, **settings).demonstrations
 
 
 def read_responses(source: Source, *, rename: Mapping[str, str] | None = None) -> ResponseFile:
@@ -202,7 +204,7 @@ def read_responses(source: Source, *, rename: Mapping[str, str] | None = None) -
             cannot be written to a file; its line is named.
     """
     names = [name for layout in ANSWERED for name in sorted(layout.needs | layout.texts)]
-    table = _table(source, rename, names=(*names, *SYSTEM))
+    table = read_named(source, rename, (*names, *SYSTEM))
     layout = answered_layout(table)
     pairs = table.each(partial(_answered, table=table, layout=layout))
     return ResponseFile(
@@ -215,30 +217,12 @@ def _answered(row: Row, *, table: Table, layout: Layout) -> Demonstration:
     for name, value in row.values.items():
         if not encodable(name):
             raise RowError("lone surrogate", f"the name {name!r} of a column holds {HALF}")
-        if not all(encodable(text) for text in _texts(value)):
+        if not encodable(json.dumps(value, ensure_ascii=False, default=str)):
             raise RowError("lone surrogate", f"{name} holds {HALF}")
     for name in sorted(layout.needs):
         if name not in row.values:
             raise RowError("missing column", f"no column {name!r}; {nearest(name, row.values)}")
     return layout.asked(row, table), layout.answer(row)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in a value of JSON or Parquet, the names in its objects included."""
-    waiting = [value]
-    while waiting:
-        current = waiting.pop()
-        if isinstance(current, str):
-            yield current
-        elif isinstance(current, Mapping):
-            waiting += [*current, *current.values()]
-        elif isinstance(current, list | tuple):
-            waiting += current
-
-
-def _table(source: Source, rename: Mapping[str, str] | None, *, names: Sequence[str] = READ_AS) -> Table:
-    check_readable(rename or {}, names)
-    return renamed(read_table(source), rename or {})
 
 
 def _asked_in_pairs(table: Table) -> Table | None:
@@ -297,16 +281,22 @@ def _broken(table: Table, layout: Layout, negative: set[int]) -> dict[int, str]:
     return broken
 
 
-def _taken(
-    table: Table, layout: Layout, columns: Mapping[str, str], where: Mapping[str, str]
-) -> list[tuple[Row, Prompt]]:
-    """Return the rows inside ``where`` with their prompts; a ``where`` that no row knows is an error."""
+def _kept(
+    table: Table, layout: Layout, columns: Mapping[str, str], where: Mapping[str, str], max_words: int | None
+) -> tuple[list[tuple[Row, Prompt]], dict[str, int]]:
+    """Return the rows inside ``where`` that are not too long, with their prompts, and how many others there are.
+
+    Raises:
+        DataError: a name of ``where`` that no row knows, or a row is no prompt.
+    """
     prompts = table.each(partial(_prompt, table=table, layout=layout, columns=columns))
     known = sorted({name for prompt in prompts for name in prompt.columns})
     for name in where:
         if name not in known:
             raise DataError(f"{table.name}: where: no column {name!r}; {nearest(name, known)}")
-    return [(row, one) for row, one in zip(table.rows, prompts, strict=True) if in_slice(one.columns, where)]
+    inside = [(row, one) for row, one in zip(table.rows, prompts, strict=True) if in_slice(one.columns, where)]
+    short = [(row, one) for row, one in inside if max_words is None or len(one.text.split()) <= max_words]
+    return short, {"filtered": len(table.rows) - len(inside), "too_long": len(inside) - len(short)}
 
 
 def _prompt(row: Row, *, table: Table, layout: Layout, columns: Mapping[str, str]) -> Prompt:
@@ -319,15 +309,9 @@ def _prompt(row: Row, *, table: Table, layout: Layout, columns: Mapping[str, str
 
 def _first_of(items: Sequence[Item], keys: Sequence[object]) -> list[Item]:
     """Return the first item of each key, in order."""
-    first: dict[object, Item] = {}
-    for key, item in zip(keys, items, strict=True):
-        first.setdefault(key, item)
-    return list(first.values())
+    first = dict(zip(reversed(keys), reversed(items), strict=True))
+    return [first[key] for key in dict.fromkeys(keys)]
 
 
-def _within(prompt: Prompt, max_words: int | None) -> bool:
-    return max_words is None or len(prompt.text.split()) <= max_words
-
-
-def _none_left(table: Table, where: Mapping[str, str] | None, max_words: int | None) -> str:
-    return f"none of {len(table.rows)} rows is left (where: {dict(where or {})}, {max_words=})"
+def _none_left(table: Table, where: Mapping[str, str] | None, max_words: int | None) -> DataError:
+    return DataError(f"{table.name}: none of {len(table.rows)} rows is left (where: {dict(where or {})}, {max_words=})")

@@ -16,10 +16,9 @@ import numpy as np
 
 from dualign.certificate.held_out import Costs
 from dualign.data.cells import HALF, RowError, decimal, encodable, name_cell, number_cell
-from dualign.data.layouts import instructed, mapping_hint
 from dualign.data.prompts import spelt_alike
 from dualign.data.table_files import Row
-from dualign.data.tables import Source, Table, check_readable, read_table, renamed
+from dualign.data.tables import Source, Table, instructed, mapping_hint, read_named
 from dualign.data.turns import SYSTEM, as_prompt, holds_messages, with_system, without_answer
 from dualign.errors import DataError, MissingError
 from dualign.records import FloatArray, Prompt
@@ -48,9 +47,9 @@ def score_table(source: Source, columns: Mapping[str, str] | None, *, names: Seq
         UsageError: a name of ``columns`` that nothing is read as.
         DataError: an unknown ending, no rows, a line that is not a row, or a name that no file could hold.
     """
-    check_readable(columns or {}, (*PROMPTS, "input", "history", *SYSTEM, "cost", f"{PREFIX}*", *names))
+    known = (*PROMPTS, "input", "history", *SYSTEM, "cost", f"{PREFIX}*", *names)
     try:
-        table = renamed(read_table(source), columns or {})
+        table = read_named(source, columns, known)
     except (DataError, MissingError) as error:
         kind = MissingError if isinstance(error, MissingError) else DataError
         raise kind(f"{error}; expected {what}") from error
@@ -144,14 +143,9 @@ def read_costs(source: Source, *, columns: Mapping[str, str] | None = None) -> C
     costs: dict[str, dict[str, Costs]] = {}
     for policy in dict.fromkeys(policies):
         chosen = [index for index, other in enumerate(policies) if other == policy]
-        costs[policy] = {
-            name: Costs(
-                [ids[index] for index in chosen],
-                column[chosen],
-                None if clusters is None else [clusters[index] for index in chosen],
-            )
-            for name, column in values.items()
-        }
+        asked_for = [ids[index] for index in chosen]
+        inside = None if clusters is None else [clusters[index] for index in chosen]
+        costs[policy] = {name: Costs(asked_for, column[chosen], inside) for name, column in values.items()}
     asked = dict(zip(reversed(ids), reversed(prompts), strict=True))
     return CostFile(costs, tuple(names), "policy" in header, asked, tuple(told_spellings(prompts)))
 
@@ -202,10 +196,8 @@ POSITIVE = "leave out what has no probability"
 class Scores:
     """Scored responses, raw units; prompts with fewer responses are padded."""
 
-    prompts: tuple[str, ...]
-    """In the order of first appearance."""
     asked: tuple[Prompt, ...]
-    """The same with the turns before them."""
+    """In the order of first appearance."""
     log_weights: FloatArray
     """Shape ``[prompt, response]``: log of the reference probability, equal shares for draws; ``-inf`` = padding."""
     reward: FloatArray
@@ -272,7 +264,6 @@ def read_scores(source: Source, *, columns: Mapping[str, str] | None = None) -> 
     prompt_weights = _prompt_weights(table, groups, given="prompt_weight" in header)
     shares = _shares(table, groups, list(names), prompt_weights, config)
     return Scores(
-        prompts=tuple(prompts[positions[0]].text for positions in groups),
         asked=tuple(prompts[positions[0]] for positions in groups),
         log_weights=_log_shares(weights, groups),
         reward=_padded(values["reward"], groups),
@@ -285,11 +276,7 @@ def read_scores(source: Source, *, columns: Mapping[str, str] | None = None) -> 
 
 
 def _shares(
-    table: Table,
-    groups: Sequence[Sequence[int]],
-    names: Sequence[str],
-    weights: FloatArray,
-    config: Mapping[str, Any],
+    table: Table, groups: Sequence[Sequence[int]], names: Sequence[str], weights: FloatArray, config: Mapping[str, Any]
 ) -> dict[str, float]:
     """Return the weight of the prompts in the slice of each cost that has one, as the scores of a run tell it.
 

@@ -11,6 +11,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,35 +22,12 @@ from dualign.errors import DataError
 from dualign.hashing import digest
 from dualign.records import Prompt, normalise_prompt
 
-
-class DisjointSets:
-    """Sets of the numbers 0 to n - 1 that only grow together; the least number of a set stands for it."""
-
-    def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
-
-    def root(self, member: int) -> int:
-        """Return the least number of the set that ``member`` is in."""
-        parent = self._parent
-        while parent[member] != member:
-            parent[member] = parent[parent[member]]
-            member = parent[member]
-        return member
-
-    def join(self, first: int, second: int) -> None:
-        """Make one set of the two that these numbers are in."""
-        low, high = sorted((self.root(first), self.root(second)))
-        self._parent[high] = low
-
-    def members(self) -> list[list[int]]:
-        """Return every set, its numbers ascending, ordered by its least number."""
-        sets: dict[int, list[int]] = defaultdict(list)
-        for member in range(len(self._parent)):
-            sets[self.root(member)].append(member)
-        return list(sets.values())
-
+if TYPE_CHECKING:
+    from scipy.cluster.hierarchy import DisjointSet
 
 HashArray = NDArray[np.uint64]
+Alike = Callable[[Sequence[str]], list[list[int]]]
+"""From texts to the clusters of those that are alike, as positions; a text that is in none is like no other."""
 
 SIMILARITY = 0.8
 """Least likeness of near-duplicates: one word of fifteen exchanged, or a slip of the pen in a sentence."""
@@ -60,21 +39,17 @@ LEADERS = 16
 _BLOCK = 4096  # shingles hashed at a time, which bounds the memory that a very long text takes
 
 
-def similar_texts(texts: Sequence[str], *, similarity: float = SIMILARITY, seed: int = 0) -> list[list[int]]:
+def similar_texts(texts: Sequence[str], *, seed: int = 0) -> list[list[int]]:
     """Return the clusters of two or more like texts (single linkage), as ascending positions, in order of appearance.
 
     Args:
         texts: in any script; case and white space do not count.
-        similarity: least Jaccard index of two texts that are alike, in (0, 1].
         seed: of the hash functions; it decides which pairs below 0.8 are missed, and nothing else.
-
-    Raises:
-        ValueError: ``similarity`` is out of range.
     """
-    if not 0 < similarity <= 1:
-        raise ValueError(f"similarity must be in (0, 1]; given {similarity}")
+    from scipy.cluster.hierarchy import DisjointSet
+
     sets = [shingles(text) for text in texts]
-    found = DisjointSets(len(texts))
+    found = DisjointSet(range(len(texts)))
     signatures = minimal_hashes(sets, seed)
     for band in range(BANDS):
         columns = np.ascontiguousarray(signatures[:, band * BAND_ROWS : (band + 1) * BAND_ROWS])
@@ -82,8 +57,8 @@ def similar_texts(texts: Sequence[str], *, similarity: float = SIMILARITY, seed:
         for position, key in enumerate(columns):
             buckets[key.tobytes()].append(position)
         for bucket in buckets.values():
-            _join_alike(bucket, sets, found, similarity)
-    return [cluster for cluster in found.members() if len(cluster) > 1]
+            _join_alike(bucket, sets, found)
+    return [sorted(cluster) for cluster in found.subsets() if len(cluster) > 1]
 
 
 def similar_prompts(prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -91,18 +66,12 @@ def similar_prompts(prompts: Sequence[Prompt]) -> list[list[int]]:
     return [cluster for cluster in alike_in_every_part(prompts, similar_texts) if len(cluster) > 1]
 
 
-def alike_in_every_part(
-    prompts: Sequence[Prompt], alike: Callable[[Sequence[str]], list[list[int]]]
-) -> list[list[int]]:
+def alike_in_every_part(prompts: Sequence[Prompt], alike: Alike) -> list[list[int]]:
     """Return the clusters of prompts that ``alike`` finds alike as a whole, singles too, in order of appearance.
 
     Conversations are compared in three steps: their last turns, then all that user and assistant said, then all of that
     with the system turn. They are parted wherever one differs, so that neither a last turn that many share ("please go
     on") nor a system turn that all share makes near-duplicates of them.
-
-    Args:
-        prompts: single turns or conversations.
-        alike: from texts to their clusters, as positions; a text that is in none is like no other.
     """
     clusters = _parts(list(range(len(prompts))), [prompt.text for prompt in prompts], alike)
     for view in (_dialogue, _whole):
@@ -115,9 +84,7 @@ def alike_in_every_part(
     return sorted(clusters)
 
 
-def _parts(
-    cluster: Sequence[int], texts: Sequence[str], alike: Callable[[Sequence[str]], list[list[int]]]
-) -> list[list[int]]:
+def _parts(cluster: Sequence[int], texts: Sequence[str], alike: Alike) -> list[list[int]]:
     """Return a cluster parted further by what its members' texts are like."""
     found = alike(texts)
     inside = {place for part in found for place in part}
@@ -165,15 +132,13 @@ def minimal_hashes(sets: Sequence[HashArray], seed: int) -> HashArray:
     return result
 
 
-def _join_alike(bucket: Sequence[int], sets: Sequence[HashArray], found: DisjointSets, similarity: float) -> None:
+def _join_alike(bucket: Sequence[int], sets: Sequence[HashArray], found: "DisjointSet") -> None:
     """Join the texts of one bucket with the first of its leaders that they are like; the others lead themselves."""
     leaders: list[int] = []
     for position in bucket:
         for leader in leaders:
-            if found.root(leader) == found.root(position):
-                break
-            if jaccard(sets[leader], sets[position]) >= similarity:
-                found.join(leader, position)
+            if found.connected(leader, position) or jaccard(sets[leader], sets[position]) >= SIMILARITY:
+                found.merge(leader, position)
                 break
         else:
             if len(leaders) < LEADERS:
@@ -193,11 +158,7 @@ WORD = re.compile(r"\w+")
 
 
 def split(
-    prompts: Sequence[Prompt],
-    parts: Mapping[str, int | float],
-    seed: int,
-    *,
-    clusters: Mapping[str, str] | None = None,
+    prompts: Sequence[Prompt], parts: Mapping[str, int | float], seed: int, *, clusters: Mapping[str, str] | None = None
 ) -> dict[str, list[Prompt]]:
     """Return the prompts of each part, in hash order; prompts of no part are left out.
 
@@ -235,7 +196,7 @@ def near_clusters(prompts: Sequence[Prompt]) -> dict[str, str]:
     return _named(prompts, lambda texts: _alike_words(texts, *similar_texts(texts)))
 
 
-def _named(prompts: Sequence[Prompt], alike: Callable[[Sequence[str]], list[list[int]]]) -> dict[str, str]:
+def _named(prompts: Sequence[Prompt], alike: Alike) -> dict[str, str]:
     distinct = _distinct(prompts)
     clusters = [[distinct[index].id for index in cluster] for cluster in alike_in_every_part(distinct, alike)]
     return {prompt: min(cluster) for cluster in clusters for prompt in cluster}
@@ -247,9 +208,11 @@ def _parted(
     """Return the prompts of each part of clusters in hash order; shares are taken first, then counts."""
     shares, counts = _checked(parts)
     result: dict[str, list[Prompt]] = {name: [] for name in parts}
+    borders = list(zip(shares, accumulate(shares.values()), strict=True))
     rest = []
     for place, cluster in clusters:
-        name = _share_at(place, shares)
+        # shares that sum to 1 leave no gap by rounding
+        name = next((name for name, border in borders if place < border or border > 1 - 1e-9), None)
         if name is None:
             rest.append(cluster)
         else:
@@ -280,11 +243,11 @@ def without_leaks(
     """
     ranked = [(number, prompt) for number, members in enumerate(parts.values()) for prompt in members]
     last = {clusters[prompt.id]: number for number, prompt in ranked}
-    kept: dict[str, list[Prompt]] = {name: [] for name in parts}
-    dropped: dict[str, list[Prompt]] = {name: [] for name in parts}
+    kept: dict[str, list[Prompt]] = {}
+    dropped: dict[str, list[Prompt]] = {}
     for number, (name, members) in enumerate(parts.items()):
-        for prompt in members:
-            (dropped if number < last[clusters[prompt.id]] else kept)[name].append(prompt)
+        kept[name] = [prompt for prompt in members if last[clusters[prompt.id]] == number]
+        dropped[name] = [prompt for prompt in members if last[clusters[prompt.id]] > number]
     return kept, dropped
 
 
@@ -309,16 +272,6 @@ def _checked(parts: Mapping[str, int | float]) -> tuple[dict[str, float], dict[s
     return shares, counts
 
 
-def _share_at(position: float, shares: Mapping[str, float]) -> str | None:
-    """Return the share whose interval holds ``position``; shares that sum to 1 leave no gap by rounding."""
-    border = 0.0
-    for name, share in shares.items():
-        border += share
-        if position < border or border > 1 - 1e-9:
-            return name
-    return None
-
-
 def _first(clusters: Iterator[list[Prompt]], count: int) -> list[Prompt]:
     """Return the first ``count`` prompts of the clusters, taking no cluster that is not needed."""
     taken: list[Prompt] = []
@@ -339,17 +292,19 @@ def _words(text: str) -> frozenset[str]:
 
 def _alike_words(texts: Sequence[str], *clusters: Sequence[int]) -> list[list[int]]:
     """Return the clusters of texts that are alike in their words, or that one of ``clusters`` holds together."""
-    sets = DisjointSets(len(texts))
+    from scipy.cluster.hierarchy import DisjointSet
+
+    sets = DisjointSet(range(len(texts)))
     same: dict[frozenset[str], int] = {}  # many may have the very same words, whose pairs are too many to look at
     for index, text in enumerate(texts):
-        sets.join(same.setdefault(_words(text), index), index)
+        sets.merge(same.setdefault(_words(text), index), index)
     places = list(same.values())
     for first, second in _near_pairs(list(same)):
-        sets.join(places[first], places[second])
+        sets.merge(places[first], places[second])
     for cluster in clusters:
         for index in cluster[1:]:
-            sets.join(cluster[0], index)
-    return sets.members()
+            sets.merge(cluster[0], index)
+    return [sorted(cluster) for cluster in sets.subsets()]
 
 
 def _near_pairs(sets: Sequence[frozenset[str]]) -> Iterator[tuple[int, int]]:

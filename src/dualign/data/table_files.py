@@ -374,7 +374,13 @@ def _parquet(rows: Rows) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
-    columns = {name: _arrow([row.get(name) for row in rows], name) for name in _names(rows)}
+    columns = {}
+    for name in _names(rows):
+        try:
+            columns[name] = pyarrow.array([row.get(name) for row in rows])  # which has one type
+        except (pyarrow.ArrowException, OverflowError, ValueError) as error:
+            reason = str(error).splitlines()[0][:EXCERPT]
+            raise DataError(f"column {name!r} has no Parquet form ({reason}); write JSONL") from None
     buffer = io.BytesIO()
     try:
         pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
@@ -382,17 +388,6 @@ def _parquet(rows: Rows) -> bytes:
         reason = str(error).splitlines()[0][:EXCERPT]
         raise DataError(f"a column that was carried along has no Parquet form ({reason}); write JSONL") from None
     return buffer.getvalue()
-
-
-def _arrow(values: Sequence[Any], name: str) -> Any:
-    """Return ``values`` as one column, which has one type."""
-    import pyarrow
-
-    try:
-        return pyarrow.array(values)
-    except (pyarrow.ArrowException, OverflowError, ValueError) as error:
-        reason = str(error).splitlines()[0][:EXCERPT]
-        raise DataError(f"column {name!r} has no Parquet form ({reason}); write JSONL") from None
 
 
 def _names(rows: Rows) -> list[str]:

@@ -12,20 +12,12 @@ from dualign.data.cells import RowError, Values, given, literal, whole_text
 from dualign.records import Prompt, Turn
 
 Role = Literal["system", "user", "assistant"]
-ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
+NAMES: Mapping[Role, tuple[str, ...]] = {
+    "system": ("system", "developer"),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai"),
 }
+ROLES = {name: role for role, names in NAMES.items() for name in names}
 """What the speakers are called in the field, in lower case."""
 TOOL_ROLES = ("tool", "tools", "tool_call", "tool_response", "function", "function_call", "observation", "ipython")
 SPEAKERS = ("role", "from")
@@ -164,9 +156,8 @@ def prompt_of(conversation: Sequence[Turn]) -> Prompt:
     for number, turn in enumerate(conversation[opening:]):
         expected = "assistant" if number % 2 else "user"
         if turn.role != expected:
-            raise RowError(
-                "wrong role", f"turn {opening + number + 1} is of role {turn.role!r}; {expected!r} is needed"
-            )
+            what = f"turn {opening + number + 1} is of role {turn.role!r}; {expected!r} is needed"
+            raise RowError("wrong role", what)
     if len(conversation) == opening or conversation[-1].role != "user":
         raise RowError("wrong role", "the prompt does not end with a turn of role 'user'")
     return Prompt(conversation[-1].text, history=tuple(conversation[:-1]))
@@ -247,16 +238,16 @@ def as_prompt(value: object, what: str = "prompt") -> Prompt:
     return prompt_of(_said_by(value, what, "user"))
 
 
-def as_answer(value: object, what: str = "response") -> str:
+def as_answer(value: object) -> str:
     """Return the answer of a text, or of one message of the assistant's.
 
     Raises:
         RowError: anything else.
     """
-    turns = _said_by(value, what, "assistant")
+    turns = _said_by(value, "response", "assistant")
     if [turn.role for turn in turns] != ["assistant"]:
         roles = ", ".join(turn.role for turn in turns[:5])
-        raise RowError("wrong role", f"the {what} holds turns of {roles}; one turn of the assistant is needed")
+        raise RowError("wrong role", f"the response holds turns of {roles}; one turn of the assistant is needed")
     return turns[0].text
 
 
@@ -284,13 +275,12 @@ def written(prompt: Prompt) -> str | list[dict[str, str]]:
 
 TRANSCRIPT_MARKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 LAST_ANSWER = "\n\nAssistant:"
-TRANSCRIPT_ROLES: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
-def marked_turns(said: str, marker: re.Pattern[str], roles: Mapping[str, Role]) -> tuple[str, list[Turn]]:
+def marked_turns(said: str, marker: re.Pattern[str]) -> tuple[str, list[Turn]]:
     """Return what a text says before the first marker of a speaker, and the turns that the markers part."""
     opening, *parts = marker.split(said)
-    return opening, [Turn(roles[who], words) for who, words in zip(parts[::2], parts[1::2], strict=True)]
+    return opening, [Turn(ROLES[speaker(who)], words) for who, words in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def transcript_turns(transcript: str) -> list[Turn]:
@@ -307,7 +297,7 @@ def transcript_turns(transcript: str) -> list[Turn]:
     answer = transcript[start + len(LAST_ANSWER) :]
     if (after := TRANSCRIPT_MARKER.search(answer)) is not None and after.start():
         raise RowError("wrong role", "a transcript ends with a turn of the Human; the Assistant's is needed")
-    opening, said = marked_turns(transcript[:start], TRANSCRIPT_MARKER, TRANSCRIPT_ROLES)
+    opening, said = marked_turns(transcript[:start], TRANSCRIPT_MARKER)
     if opening.strip():
         raise RowError("wrong role", f"a transcript opens with {opening.strip()[:40]!r}; '\\n\\nHuman:' is needed")
     joined: list[Turn] = []

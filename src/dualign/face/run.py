@@ -12,9 +12,8 @@ from dualign.errors import ArgumentError, DataError, MissingError
 from dualign.face.inputs import prompts_in
 from dualign.hashing import file_digest
 from dualign.records import Certificate, Prompt, Response
-from dualign.report.build import build_report, summary_text
+from dualign.report.build import build_report, summary_text, verdict_word
 from dualign.report.reading import RunFiles, read_run
-from dualign.report.sections import verdict_word
 from dualign.runs.store import read_json, relative
 
 if TYPE_CHECKING:

@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dualign.config import Config
+import numpy as np
+
+from dualign.config import Config, Mix, WarmStart
+from dualign.data.prompts import Demonstration
+from dualign.errors import ConfigError
 from dualign.hashing import canonical_digest
 from dualign.job.checks import constraints_of, direction_of, scorer_specs
-from dualign.job.inputs import Inputs, read_inputs
-from dualign.job.phases import Job, OpenRun, folder_made
+from dualign.job.inputs import Inputs, read_inputs, short_enough
+from dualign.job.measurement import matches
+from dualign.job.phases import Job, OpenRun, Tell, folder_made
 from dualign.job.reading import (
     Reader,
+    check_given,
     claimed,
     dated,
     longest_prompt,
     model_name,
+    prompt_tokens,
     sampling_of,
-    short_enough,
     template_notes,
     wording_of,
 )
-from dualign.job.warm_start import keep_merged, warm_start
 from dualign.models.language_model import LanguageModel, choose_compute
 from dualign.models.loading import load_language_model
+from dualign.models.log_probs import PairScorer, check_head
+from dualign.models.log_probs import rows as token_rows
 from dualign.models.sampler import TransformersSampler
+from dualign.models.templates import response_tokens
 from dualign.protocols import Policy, Scorer
 from dualign.records import Prompt
+from dualign.runs.journal import Journal
+from dualign.runs.store import read_json, write_json
 from dualign.scorers.checked import checked, without_reasoning
 from dualign.scorers.lexical import trained
+from dualign.scorers.rules import starts_with_refusal
 from dualign.scorers.table import KINDS, make_scorer
 from dualign.train.settings import TrainingSettings
-from dualign.train.sft import Example
+from dualign.train.sft import Example, SftSettings, fine_tune, save_fitted
 from dualign.train.transformer import TransformerBackend
 
 
@@ -45,7 +57,7 @@ def assemble(run: OpenRun, inputs: Inputs) -> Job:
         DualignError: any mistake that is seen only with weights, before anything expensive starts.
     """
     config, inputs = run.config, _with_model(run.config, inputs)
-    for line in inputs.warnings:
+    for line in inputs.given.warnings:
         run.tell(line)
     specs, qualities = _trained(run, inputs)
     model, splits, notes = _loaded(run, inputs)
@@ -55,11 +67,11 @@ def assemble(run: OpenRun, inputs: Inputs) -> Job:
     facts = {
         "notes": [*inputs.notes, *notes],
         "scorers": _scorer_facts(scorers, qualities),
-        "data_check": list(inputs.data_checks),
-        "warnings": list(inputs.warnings),
+        "data_check": list(inputs.given.checks),
+        "warnings": list(inputs.given.warnings),
     }
     job = job_on(run, model, splits, scorers, facts, wording=[asdict(model.wording)], pretraining=imitated)
-    pairs = tuple(pair for pair in inputs.pairs if pair[0].id in trained_on)
+    pairs = tuple(pair for pair in inputs.given.pairs if pair[0].id in trained_on)
     return replace(job, pairs=pairs, decoding=claimed(model, config))
 
 
@@ -79,10 +91,23 @@ def job_on(
     """
     config = run.config
     constraints, functionals = constraints_of(config)
+    settings = TrainingSettings(**config.training.model_dump(exclude={"beta", "dtype"}))
+
+    def backend_at(folder: Path) -> TransformerBackend:
+        return TransformerBackend(
+            model,
+            settings=settings,
+            sampler=TransformersSampler(model),
+            sampling=sampling_of(config),
+            folder=folder,
+            cache=run.folder / "reference" / "log-probs",  # of the reference, computed once a run
+            pretraining=pretraining,
+        )
+
     return Job(
         config=config,
         journal=run.journal,
-        backend_at=backend_factory(config, model, run.folder, pretraining=pretraining),
+        backend_at=backend_at,
         reference=Policy("reference"),
         identity=canonical_digest(
             [model.revision, config.training.model_dump(), config.sampling.model_dump(), *wording]
@@ -145,38 +170,10 @@ def _loaded(run: OpenRun, inputs: Inputs) -> tuple[LanguageModel, dict[str, list
         for note in model.turns.notes:
             run.tell(f"note: {note}")
     model = _in_dtype(run, model)
-    _check_head(model, splits)
+    # before hours of sampling: can the model be read as the fits will read it?
+    batch = token_rows([(tuple(model.template(splits["train"][0])), ((model.eos,),))], model.pad)
+    check_head(PairScorer(model), batch.to(model.device))
     return (model if run.config.policy.adapter is None else keep_merged(model, run.journal)), splits, notes
-
-
-def _check_head(model: LanguageModel, splits: Mapping[str, Sequence[Prompt]]) -> None:
-    """Check, before hours of sampling, that the model can be read as the fits will read it."""
-    from dualign.models.log_probs import PairScorer, check_head, rows
-
-    prompt = next((prompt for split in splits.values() for prompt in split), None)
-    if prompt is not None:
-        batch = rows([(tuple(model.template(prompt)), ((model.eos,),))], model.pad)
-        check_head(PairScorer(model), batch.to(model.device))
-
-
-def backend_factory(
-    config: Config, model: LanguageModel, run: Path, *, pretraining: Sequence[Example] = ()
-) -> Callable[[Path], TransformerBackend]:
-    """Return what makes the backend that writes its policies into a folder; the reference is computed once a run."""
-    training = config.training.model_dump(exclude={"beta", "dtype"})
-
-    def backend_at(folder: Path) -> TransformerBackend:
-        return TransformerBackend(
-            model,
-            settings=TrainingSettings(**training),
-            sampler=TransformersSampler(model),
-            sampling=sampling_of(config),
-            folder=folder,
-            cache=run / "reference" / "log-probs",
-            pretraining=pretraining,
-        )
-
-    return backend_at
 
 
 def _trained(run: OpenRun, inputs: Inputs) -> tuple[dict[str, dict[str, Any]], dict[str, Mapping[str, Any]]]:
@@ -237,3 +234,168 @@ def _in_dtype(run: OpenRun, model: LanguageModel) -> LanguageModel:
     torch.set_num_threads(threads)
     model.model.to(getattr(torch, dtype))
     return replace(model, revision=f"{model.revision}-{dtype}")
+
+
+SENTENCE = re.compile(r"(?<=[.!?])\s+")
+CANDIDATES = 4
+"""Own samples a prompt that a mix entry chooses from."""
+
+
+def warm_start(
+    run: OpenRun, model: LanguageModel, inputs: Inputs, prompts: Sequence[Prompt]
+) -> tuple[LanguageModel, list[Example]]:
+    """Return the reference model and the examples of the last stage; none without a stage.
+
+    The reference is ``model`` after the config's supervised stages, each merged and kept on disk.
+    ``prompts``: the train prompts that fit the model.
+    """
+    config, examples = run.config, list[Example]()
+    if not config.policy.warm_start:
+        return model, examples
+    own = _own_samples(run, model, prompts)
+    for number, given in enumerate(config.policy.warm_start):
+        # an answer longer than the policy may give cannot be imitated
+        longest = min(given.max_target_tokens, config.sampling.max_new_tokens)
+        stage = given.model_copy(update={"max_target_tokens": longest})
+        rng = np.random.default_rng([config.run.seed, number])
+        examples = []
+        for entry, mix in enumerate(stage.mix):
+            rows = own if mix.target == "own" else inputs.demonstrations[number, entry]
+            examples += _examples(model, stage, mix, rows, rng, run.tell)
+        model = _stage(run, model, stage, examples, f"policy/{number}")
+    return model, examples
+
+
+def _own_samples(run: OpenRun, model: LanguageModel, prompts: Sequence[Prompt]) -> list[Demonstration]:
+    """Return finished samples of the base model to the train prompts, drawn once for all stages."""
+    config = run.config
+    wanted = [mix for stage in config.policy.warm_start for mix in stage.mix if mix.target == "own"]
+    prompts = [prompt for prompt in prompts if any(matches(prompt, mix.where) for mix in wanted)]
+    sampling = sampling_of(config)
+
+    def action(folder: Path) -> None:
+        run.tell(f"sampling {CANDIDATES} x {len(prompts)} responses of the model as it is, to imitate some")
+        drawn = TransformersSampler(model).generate(
+            Policy("base"), prompts, CANDIDATES, sampling=sampling, seed=config.run.seed, stage="warm start"
+        )
+        texts = [[response.text for response in row] for row in drawn]
+        write_json(folder / "own.json", dict(zip([prompt.id for prompt in prompts], texts, strict=True)))
+
+    inputs = {
+        "model": model.revision, "prompts": [p.id for p in prompts], "sampling": sampling, "seed": config.run.seed,
+        "wording": asdict(model.wording),
+    }  # fmt: skip
+    own = read_json(folder_made(run.journal, "warm start samples", inputs, action, target="policy/own") / "own.json")
+    return [(prompt, text) for prompt in prompts for text in own[prompt.id]]
+
+
+def _stage(
+    run: OpenRun, model: LanguageModel, stage: WarmStart, examples: Sequence[Example], target: str
+) -> LanguageModel:
+    """Return the model after one stage."""
+    names = {"learning_rate", "num_train_epochs", "per_device_train_batch_size", "warmup_steps"}
+    settings = SftSettings(**stage.model_dump(include=names))
+    seed = run.config.run.seed
+    inputs = {
+        "model": model.revision,
+        "examples": canonical_digest([[prompt.text, tokens] for prompt, tokens in examples]),
+        "settings": settings,
+        "seed": seed,
+    }
+
+    def action(folder: Path) -> None:
+        run.tell(f"warm start, {target}: {len(examples)} examples")
+        report = fine_tune(model, examples, settings=settings, seed=seed, folder=folder / "model")
+        for note in report.notes:
+            run.tell(note)
+        run.tell(f"warm start, {target}: loss {report.first_loss:.2f} -> {report.last_loss:.2f}")
+
+    return _reload(model, folder_made(run.journal, "warm start", inputs, action, target=target) / "model")
+
+
+def keep_merged(model: LanguageModel, journal: Journal) -> LanguageModel:
+    """Return ``model``, into which the config's adapter is merged, as it is read from the run directory.
+
+    There it is the base that the adapters of the run's policies are for; no other folder holds these weights.
+    """
+
+    def action(folder: Path) -> None:
+        save_fitted(model, {}, folder / "model")
+
+    inputs = {"model": model.revision}
+    return _reload(model, folder_made(journal, "merge adapter", inputs, action, target="policy/adapter") / "model")
+
+
+def _reload(model: LanguageModel, folder: Path) -> LanguageModel:
+    """Return the model of ``folder`` under the settings of ``model``."""
+    dtype = str(model.model.dtype).removeprefix("torch.")
+    return load_language_model(
+        folder,
+        temperature=model.temperature,
+        max_prompt_tokens=model.max_prompt_tokens,
+        max_response_tokens=model.max_response_tokens,
+        wording=model.wording,
+        dtype=dtype,
+    )
+
+
+def _examples(
+    model: LanguageModel,
+    stage: WarmStart,
+    mix: Mix,
+    rows: Sequence[Demonstration],
+    rng: np.random.Generator,
+    tell: Tell,
+) -> list[Example]:
+    """Return the examples of one entry of the mix, from ``rows`` of a file or of the model's own samples.
+
+    Raises:
+        ConfigError: there are fewer than the entry wants.
+    """
+    if mix.target == "demonstration":
+        pairs = [(prompt, text) for prompt, text in rows if prompt_tokens(model, prompt) is not None]
+        if len(pairs) < len(rows):
+            tell(
+                f"warm start: {len(rows) - len(pairs)} of {len(rows)} demonstrations left out: the prompt has more "
+                f"than {model.max_prompt_tokens} tokens, or the template refuses it"
+            )
+        check_given(model.turns, [text for _, text in pairs], "policy.warm_start.demonstrations")
+    else:
+        pairs = [(prompt, text) for prompt, text in rows if matches(prompt, mix.where) and _kept(text, mix)]
+    cut = [(prompt, first_sentences(model, text, stage.max_target_tokens)) for prompt, text in pairs]
+    # one answer a prompt: the first that can be cut at the end of a sentence
+    first = {prompt.id: (prompt, tokens) for prompt, tokens in reversed(cut) if tokens is not None}
+    usable = list(first.values())
+    if lost := sum(tokens is None for _, tokens in cut):
+        tell(
+            f"warm start: {lost} of {len(cut)} answers ({mix.target}) left out: no whole first sentence of theirs fits "
+            f"into {stage.max_target_tokens} tokens"
+        )
+    if len(usable) < mix.count:
+        raise ConfigError(
+            f"policy.warm_start: {mix.count} examples wanted ({mix.target}, keep {mix.keep}, where {mix.where}), "
+            f"{len(usable)} are there; lower the count"
+        )
+    order = rng.permutation(len(usable))[: mix.count]
+    return [usable[k] for k in order]
+
+
+def _kept(text: str, mix: Mix) -> bool:
+    """Return whether an own sample may be imitated."""
+    refuses = starts_with_refusal(text)
+    return bool(text.strip()) and (mix.keep == "any" or refuses == (mix.keep == "refusing"))
+
+
+def first_sentences(model: LanguageModel, text: str, limit: int) -> tuple[int, ...] | None:
+    """Return the tokens of the first whole sentences within ``limit`` tokens, EOS included; none: not even one fits."""
+    best: tuple[int, ...] | None = None
+    sentences = SENTENCE.split(text.strip())
+    for count in range(1, len(sentences) + 1):
+        part = " ".join(sentences[:count])
+        if not part.endswith((".", "!", "?")):
+            break
+        tokens = response_tokens(model, part)
+        if len(tokens) > limit:
+            break
+        best = tokens
+    return best

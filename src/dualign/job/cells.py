@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dualign.config import Config, load_config
-from dualign.errors import NONE_CERTIFIED, NOT_CERTIFIED, DualignError, UsageError
+from dualign.errors import NONE_CERTIFIED, NOT_CERTIFIED, UsageError
 from dualign.hashing import canonical_digest
 from dualign.job.checks import check
 from dualign.job.phases import FAMILY, Tell
@@ -283,27 +283,20 @@ def _link(source: str, target: str) -> None:
 
 def cells(arms: list[Arm], seeds: list[int], out: Path) -> list[Cell]:
     """Return all cells, seed by seed, in the order of the arms."""
-    names = [_folder_name(arm.label) for arm in arms]
-    return [
-        Cell(arm, seed, out / f"{name}-seed-{seed}") for seed in seeds for arm, name in zip(arms, names, strict=True)
-    ]
-
-
-def _folder_name(label: str) -> str:
-    """Return ``label`` as a folder's name; a long one is cut and told from others by its hash."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", label)
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{canonical_digest(label)[:8]}"
-
-
-def failed(error: DualignError) -> dict[str, Any]:
-    """Return the record of a cell that was refused before it began."""
-    return {"code": error.exit_code, "finished": False, "error": str(error), "wall_seconds": 0.0, "peak_bytes": 0}
+    found = []
+    for seed in seeds:
+        for arm in arms:
+            name = re.sub(r"[^A-Za-z0-9._-]", "-", arm.label)
+            if len(name) > LONGEST_NAME:  # it is cut, and told from others by its hash
+                name = f"{name[: LONGEST_NAME - 9]}-{canonical_digest(arm.label)[:8]}"
+            found.append(Cell(arm, seed, out / f"{name}-seed-{seed}"))
+    return found
 
 
 Figures = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """The selected policy of one cell."""
 
@@ -317,7 +310,7 @@ class Outcome:
     """Nats; on a language model over the tune prompts of constrained slices."""
     objective: float
     """reward - raw beta * KL, both of the same prompts."""
-    errors: Mapping[str, float]
+    errors: Mapping[str, float] = field(default_factory=dict)
     """Standard errors of ``reward``, ``objective`` (that of its reward) and each cost by its name; 0 where exact."""
     front: Sequence[tuple[float, float, float]]
     """(cost of the first limit, reward, objective) of every policy that the method trained."""
@@ -347,15 +340,21 @@ def read_outcome(run: Path, record: Figures) -> Outcome:
         DataError: a file of the run is damaged.
     """
     result = read_json(run / "result.json", run=run)
-    exact = run / "exact.json"
-    if result.get("enumerated"):
-        found = _of_world(result)
-    elif exact.exists():
-        found = _of_assistant(result, read_json(exact, run=run))
-    else:
-        found = _of_model(result, run)
-    spent = training_seconds(run)
+    limits, spent = result["limits"], training_seconds(run)
     search = [row for row in result["iterates"] if row.get("role") != "cost-only"]
+    if (run / "exact.json").exists():
+        exact = read_json(run / "exact.json", run=run)
+        chosen = exact["selected"]
+        holds = all(chosen["costs"][key] <= limit for key, limit in limits.items())
+        # the reference first, then the iterates in their order, then arms that were asked for besides
+        rows = zip(result["iterates"], exact["arms"][1:], strict=False)
+        trained = [arm for row, arm in rows if row["role"] != "cost-only"]
+    else:
+        chosen = result["selected"] if result.get("enumerated") else _of_model(result, run)
+        holds = result["verdict"] == "CERTIFIED"
+        trained = [{**row, "objective": row["reward"] - result["beta_raw"] * row["kl"]} for row in search]
+    known = ("reward", "costs", "kl", "objective", "errors", "refusals", "by_prompt")
+    certificate = run / "certificate.json"
     return Outcome(
         arm=str(record["arm"]),
         seed=int(record["seed"]),
@@ -365,14 +364,11 @@ def read_outcome(run: Path, record: Figures) -> Outcome:
         peak_bytes=int(record["peak_bytes"]),
         multipliers=dict(result["selected"]["multipliers"]),
         policies=len(search),
-        family=_family(run),
-        **found,
+        family=dict(read_json(certificate, run=run).get("family") or {}) if certificate.exists() else {},
+        holds=holds,
+        front=[(row["costs"][next(iter(limits))], row["reward"], row["objective"]) for row in trained],
+        **{key: chosen[key] for key in known if key in chosen},
     )
-
-
-def _family(run: Path) -> dict[str, Any]:
-    path = run / "certificate.json"
-    return dict(read_json(path, run=run).get("family") or {}) if path.exists() else {}
 
 
 def training_seconds(run: Path) -> list[tuple[str, float]]:
@@ -403,35 +399,8 @@ def seconds_to_limit(spent: Sequence[tuple[str, float]], iterates: Sequence[Figu
     return math.nan
 
 
-def _of_world(result: Figures) -> dict[str, Any]:
-    selected, name = result["selected"], next(iter(result["limits"]))
-    return {
-        "holds": result["verdict"] == "CERTIFIED",
-        **{key: selected[key] for key in ("reward", "costs", "kl", "objective")},
-        "errors": {},
-        "front": [
-            (row["costs"][name], row["reward"], row["reward"] - result["beta_raw"] * row["kl"])
-            for row in result["iterates"]
-        ],
-    }
-
-
-def _of_assistant(result: Figures, exact: Figures) -> dict[str, Any]:
-    selected, limits = exact["selected"], result["limits"]
-    name = next(iter(limits))
-    # the reference first, then the iterates in their order, then arms that were asked for besides
-    rows = zip(result["iterates"], exact["arms"][1:], strict=False)
-    trained = [arm for row, arm in rows if row["role"] != "cost-only"]
-    return {
-        "holds": all(selected["costs"][key] <= limit for key, limit in limits.items()),
-        **{key: selected[key] for key in ("reward", "costs", "kl", "objective")},
-        "errors": {},
-        "front": [(arm["costs"][name], arm["reward"], arm["objective"]) for arm in trained],
-    }
-
-
 def _of_model(result: Figures, run: Path) -> dict[str, Any]:
-    """Return rewards and costs on report prompts; KL, objective and front are on tune prompts of constrained slices.
+    """Return rewards and costs on report prompts; KL and objective are on tune prompts of constrained slices.
 
     A cost is what its limit bounds: of a tail or a difference from the reference, whose other side is not in the
     table of answers, the figure on tune prompts.
@@ -442,23 +411,17 @@ def _of_model(result: Figures, run: Path) -> dict[str, Any]:
     def column(name: str) -> FloatArray:
         return np.array([math.nan if table[name][k] is None else table[name][k] for k in rows], dtype=np.float64)
 
-    names = list(result["limits"])
-    reward = column("reward")
-    selected, beta = result["selected"], float(result["beta_raw"])
-    values = {name: _bounded(column(f"cost_{name}"), result["constraints"][name]["functional"]) for name in names}
+    reward, selected = column("reward"), result["selected"]
+    values = {
+        name: _bounded(column(f"cost_{name}"), result["constraints"][name]["functional"]) for name in result["limits"]
+    }
     return {
-        "holds": result["verdict"] == "CERTIFIED",
         "reward": float(reward.mean()),
         "costs": {n: selected["costs"][n] if costs is None else float(costs.mean()) for n, costs in values.items()},
         "kl": float(selected["kl"]),
-        "objective": selected["reward"] - beta * selected["kl"],
+        "objective": selected["reward"] - float(result["beta_raw"]) * selected["kl"],
         "errors": {"reward": standard_error(reward), "objective": selected["reward_error"]}
         | {n: selected["errors"][n] if costs is None else standard_error(costs) for n, costs in values.items()},
-        "front": [
-            (row["costs"][names[0]], row["reward"], row["reward"] - beta * row["kl"])
-            for row in result["iterates"]
-            if row.get("role") != "cost-only"
-        ],
         "refusals": _refusals(table, rows, column),
         "by_prompt": {table["prompt_id"][k]: table["reward"][k] for k in rows},
     }

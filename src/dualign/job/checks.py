@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 from dualign.certificate.claim import Requirement, Terms, check_terms
@@ -73,7 +73,10 @@ def check(config: Config, ready: Collection[str] = ()) -> None:
     elif config.policy.world is not None:
         _check_world_file(config)
     else:
-        check_scorers({name: spec for name, spec in scorer_specs(config).items() if name not in ready})
+        for name, spec in scorer_specs(config).items():
+            if name not in ready:
+                for place, found in scorers_in(spec, f"scorer of {name}"):
+                    _check_scorer(found, place, direction_of(name) if found is spec else None)
     check_rule(config.method.dual, len(config.constraints))
     slopes = config.method.dual in ("newton", "projected_newton") or (
         config.method.dual is None and len(config.constraints) > 1
@@ -161,16 +164,6 @@ def scorer_specs(config: Config) -> dict[str, dict[str, Any]]:
     return specs | {f"judge {name}": spec for name, spec in config.evaluation.judge.items()}
 
 
-def check_scorers(specs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check kinds and keys of scorers, those inside others too; nothing is built.
-
-    Raises:
-        ConfigError: an unknown kind or key, or a kind that cannot be used as what it is given for.
-    """
-    for name, spec in specs.items():
-        _check_scorer(spec, f"scorer of {name}", direction_of(name))
-
-
 def direction_of(name: str) -> Literal["reward", "cost"] | None:
     """Return what the scorer of that name is used as; none: a metric, which may be either."""
     if name.startswith("metric "):
@@ -179,7 +172,11 @@ def direction_of(name: str) -> Literal["reward", "cost"] | None:
 
 
 def _check_scorer(spec: Mapping[str, Any], where: str, direction: str | None) -> None:
-    """Check one scorer; ``direction``: what it is used as, none: either."""
+    """Check kind and keys of one scorer; ``direction``: what it is used as, none: either. Nothing is built.
+
+    Raises:
+        ConfigError: an unknown kind or key, or a kind that cannot be used as what it is given for.
+    """
     # pydantic models, a dozen modules: not for the other commands
     from dualign.scorers.spec import read_spec
     from dualign.scorers.table import KINDS
@@ -196,24 +193,14 @@ def _check_scorer(spec: Mapping[str, Any], where: str, direction: str | None) ->
         read_spec(KINDS[kind].spec, {key: value for key, value in spec.items() if key != "kind"}, str(kind))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    for place, inner in _inner(spec, where):
-        _check_scorer(inner, place, None)
 
 
-def inner_scorers(spec: Mapping[str, Any], where: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the scorers inside ``spec``, those inside them too, with their places."""
-    found = _inner(spec, where)
-    return found + [deeper for place, inner in found for deeper in inner_scorers(inner, place)]
-
-
-def _inner(value: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the scorers right inside ``value``, with their places."""
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    found = []
-    for key, item in items:
-        place = f"{where}.{key}"
-        if isinstance(item, Mapping) and "kind" in item:
-            found.append((place, item))
-        else:
-            found += _inner(item, place)
-    return found
+def scorers_in(spec: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield a scorer and those inside it, those inside them too, with their places."""
+    inside: list[tuple[str, Any]] = [(where, spec)]
+    while inside:
+        place, value = inside.pop(0)
+        if isinstance(value, Mapping) and ("kind" in value or value is spec):
+            yield place, value
+        items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+        inside = [(f"{place}.{key}", item) for key, item in items] + inside

@@ -20,7 +20,6 @@ from dualign.job.cells import (
     Family,
     Outcome,
     cells,
-    failed,
     finished_before,
     fix_family,
     front_at,
@@ -68,8 +67,8 @@ def _row(cells: Sequence[Outcome], first: Sequence[Outcome], limits: Mapping[str
         f"objective_at_{name}_limit": _mean(objectives, math.nan),
         "refusals": {key: _mean([cell.refusals[key] for cell in cells], math.nan) for key in slices},
         "difference": {
-            "objective": _difference(cells, first, "objective"),
-            "reward": _by_prompt(cells, first) or _difference(cells, first, "reward"),
+            "objective": _by_seed(cells, first, "objective"),
+            "reward": _by_prompt(cells, first) or _by_seed(cells, first, "reward"),
         },
         "policies": float(np.mean([cell.policies for cell in cells])),
         "seconds_to_limit": _mean([cell.seconds_to_limit for cell in cells], math.nan),
@@ -88,20 +87,24 @@ def _mean(values: Sequence[float], alone: float) -> dict[str, float | None]:
     return {"mean": float(found.mean()), "error": error if math.isfinite(error) else None}
 
 
-def _difference(cells: Sequence[Outcome], first: Sequence[Outcome], figure: str) -> dict[str, float | None] | None:
-    """Return the mean difference over the seeds that both have, with a 95 % interval; none with fewer than two."""
-    known = {cell.seed: getattr(cell, figure) for cell in first}
-    pairs = [(getattr(cell, figure), known[cell.seed]) for cell in cells if cell.seed in known]
-    if len(pairs) < 2 or cells[0].arm == first[0].arm:
+def _difference(own: Sequence[float], other: Sequence[float]) -> dict[str, float] | None:
+    """Return the mean difference with a 95 % interval; none of fewer than two."""
+    if len(own) < 2:
         return None
-    own, other = np.array(pairs).T
-    found = paired_difference(own, other)
-    return {"mean": found.estimate, "low": found.low, "high": found.high, "n": len(pairs)}
+    found = paired_difference(np.array(own), np.array(other))
+    return {"mean": found.estimate, "low": found.low, "high": found.high, "n": len(own)}
 
 
-def _by_prompt(cells: Sequence[Outcome], first: Sequence[Outcome]) -> dict[str, float | None] | None:
+def _by_seed(cells: Sequence[Outcome], first: Sequence[Outcome], figure: str) -> dict[str, float] | None:
+    """Return the mean difference over the seeds that both have; none for the first arm itself."""
+    known = {} if cells is first else {cell.seed: getattr(cell, figure) for cell in first}
+    both = [cell for cell in cells if cell.seed in known]
+    return _difference([getattr(cell, figure) for cell in both], [known[cell.seed] for cell in both])
+
+
+def _by_prompt(cells: Sequence[Outcome], first: Sequence[Outcome]) -> dict[str, float] | None:
     """Return the mean difference of reward over report prompts, each prompt's seeds averaged first."""
-    if cells[0].arm == first[0].arm:
+    if cells is first:
         return None
     known = {cell.seed: cell.by_prompt for cell in first}
     gaps: dict[str, list[float]] = {}
@@ -109,11 +112,7 @@ def _by_prompt(cells: Sequence[Outcome], first: Sequence[Outcome]) -> dict[str, 
         for prompt, reward in cell.by_prompt.items():
             if prompt in known.get(cell.seed, {}):
                 gaps.setdefault(prompt, []).append(reward - known[cell.seed][prompt])
-    if len(gaps) < 2:
-        return None
-    means = np.array([np.mean(values) for values in gaps.values()])
-    found = paired_difference(means, np.zeros_like(means))
-    return {"mean": found.estimate, "low": found.low, "high": found.high, "n": len(gaps)}
+    return _difference([float(np.mean(values)) for values in gaps.values()], [0.0] * len(gaps))
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -124,12 +123,11 @@ def best(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 def selected(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return the means of the best row under the names that a job's selected policy has; none where nothing holds."""
-    name = best(rows)
-    if name is None:
+    row = next((row for row in rows if row["method"] == best(rows)), None)
+    if row is None:
         return None
-    row = next(row for row in rows if row["method"] == name)
     return {
-        "method": name,
+        "method": row["method"],
         "multipliers": {key: found["mean"] for key, found in row["multipliers"].items()},
         "reward": row["reward"]["mean"],
         "costs": {key: found["mean"] for key, found in row["costs"].items()},
@@ -160,7 +158,11 @@ def compare_cells(
             finished_before(cell, family.config(cell))
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder / FAMILY_LOCK):  # of two comparisons at one time, the second sees the cells of the first
-        fix_family(todo, _configs(todo, family), folder)
+        configs: dict[Path, Config] = {}
+        for cell in todo:
+            with suppress(DualignError):  # it is refused when its turn comes
+                configs[cell.run] = family.config(cell)
+        fix_family(todo, configs, folder)
     records = _train(todo, family, tell)
     done = [(cell, record) for cell, record in zip(todo, records, strict=True) if record["finished"]]
     broken = [(c, r) for c, r in zip(todo, records, strict=True) if not r["finished"]]
@@ -170,20 +172,15 @@ def compare_cells(
     done.sort(key=lambda pair: (ranks[pair[0].arm.label], pair[0].seed))
     outcomes = [read_outcome(cell.run, record) for cell, record in done]
     limits = dict(read_json(done[0][0].run / "result.json")["limits"])
-    report = _report(name, outcomes, limits)
-    report["failed"] = [f"{cell.arm.label}, seed {cell.seed}: {record['error']}" for cell, record in broken]
-    report["exit_code"] = broken[0][1]["code"] if broken else 0
-    _write(report, folder)
+    report = _report(name, outcomes, limits) | {
+        "failed": [f"{cell.arm.label}, seed {cell.seed}: {record['error']}" for cell, record in broken],
+        "exit_code": broken[0][1]["code"] if broken else 0,
+    }
+    write_json(folder / "compare.json", report)
+    write_text(folder / "compare.csv", comma_separated(report))
+    write_text(folder / "compare.md", markdown(report))
+    write_text(folder / "compare.html", page(report))
     return report
-
-
-def _configs(todo: Sequence[Cell], family: Family) -> dict[Path, Config]:
-    """Return the config of every cell that has one; the others are refused when their turn comes."""
-    found = {}
-    for cell in todo:
-        with suppress(DualignError):
-            found[cell.run] = family.config(cell)
-    return found
 
 
 def _train(todo: Sequence[Cell], family: Family, tell: Tell) -> list[dict[str, Any]]:
@@ -195,7 +192,7 @@ def _train(todo: Sequence[Cell], family: Family, tell: Tell) -> list[dict[str, A
             record = run_cell(cell, family, tell, like=finished.get(cell.seed))
         except DualignError as error:
             tell(f"{cell.run.name}: {error}")
-            record = failed(error)
+            record = {"code": error.exit_code, "finished": False, "error": str(error)}
         if record["finished"]:
             finished.setdefault(cell.seed, cell.run)
         records.append(record)
@@ -238,11 +235,3 @@ def _certificates_in_words(outcomes: Sequence[Outcome]) -> list[str]:
         f"Each certificate is for its cell alone, at its own delta. Who picks the best of {cells} cells needs "
         f"delta / {cells}: certified there too: {', '.join(hold) or 'none'}."
     ]
-
-
-def _write(report: dict[str, Any], folder: Path) -> None:
-    """Write the four pages."""
-    write_json(folder / "compare.json", report)
-    write_text(folder / "compare.csv", comma_separated(report))
-    write_text(folder / "compare.md", markdown(report))
-    write_text(folder / "compare.html", page(report))

@@ -25,33 +25,36 @@ from dualign.runs.journal import open_run
 from dualign.runs.lock import run_lock
 from dualign.runs.store import read_json, write_json
 from dualign.train.sft import SftSettings, fine_tune
-from dualign.worlds.assistant import AssistantWorld, Gap, build_assistant_world, enumerate_log_probs, gap
-from dualign.worlds.assistant_scores import HeadReport, Heads, learned_heads
+from dualign.worlds.assistant import (
+    AssistantWorld,
+    Gap,
+    build_assistant_world,
+    enumerate_log_probs,
+    gap,
+    language_model,
+)
+from dualign.worlds.assistant_scores import HeadReport, Heads, fit_heads, learned_heads
 from dualign.worlds.assistant_text import WORLDS
+
+OTHER_ARMS = (("hard labels", 1.0, "hard"), ("half the multiplier", 0.5, None), ("twice the multiplier", 2.0, None))
+"""Name, share of the selected multiplier, label mode in the place of the config's."""
 
 
 def demo_config(seed: int, world: str) -> Config:
     """Return the config of the demo: the vetted setting of its size."""
     settings = WORLDS[world]
-    evaluation = settings.evaluation_size
+    measured = {"responses_per_prompt": settings.evaluation_size}
+    limit = {"name": "harm", "where": dict(settings.where), "limit": settings.limit, "cap": settings.cap}
     return Config.model_validate(
         {
             "policy": {"world": world},
             "reward": {"scorer": {"kind": "assistant-reward"}},
-            "constraints": [
-                {
-                    "name": "harm",
-                    "scorer": {"kind": "assistant-cost"},
-                    "where": dict(settings.where),
-                    "limit": settings.limit,
-                    "cap": settings.cap,
-                }
-            ],
+            "constraints": [{"scorer": {"kind": "assistant-cost"}, **limit}],
             "method": {"dual": "bracket", "max_rounds": 5},
             "training": {**settings.training, "beta": settings.beta, "dtype": "float32"},
             "sampling": {"responses_per_prompt": settings.group_size, "max_new_tokens": 7, "batch_size": 1024},
-            "evaluation": {"responses_per_prompt": evaluation},
-            "certificate": {"responses_per_prompt": evaluation},
+            "evaluation": measured,
+            "certificate": measured,
             "run": {"name": "demo", "seed": seed},
         }
     )
@@ -71,7 +74,11 @@ def run_demo(run: OpenRun, *, arms: bool = False) -> tuple[dict[str, Any], int]:
     parts = learn(run)
     search = prepare(make_job(run, parts))
     result, code = run_search(search)
-    more = other_arms(search, result) if arms else {}
+    more = {}
+    if arms:  # what one might train instead, at the selected multiplier and the same cost of training
+        found = np.array(list(result["selected"]["multipliers_normalised"].values()))
+        for name, factor, labels in OTHER_ARMS:
+            more[name] = extra_round(search, factor * found, name.replace(" ", "-"), labels=labels).policy
     exact = compare_with_optimum(Truth.of(search, parts), search.job, result, more)
     if arms:
         exact["exact_scores"] = with_exact_scores(run, parts)
@@ -79,16 +86,6 @@ def run_demo(run: OpenRun, *, arms: bool = False) -> tuple[dict[str, Any], int]:
     run.tell(f"exact: gap {exact['gap']:.4f} (scores {exact['gap_scores']:.4f}, training {exact['gap_training']:.4f})")
     true = {"selected": {**result["selected"], **exact["selected"]}, "optimum": exact["optimum"], "gap": exact["gap"]}
     return {**result, **true}, code
-
-
-def other_arms(search: Search, result: dict[str, Any]) -> dict[str, Policy]:
-    """Return what one might train instead, at the selected multiplier and the same cost of training."""
-    selected = np.array(list(result["selected"]["multipliers_normalised"].values()))
-    arms = {"hard labels": (1.0, "hard"), "half the multiplier": (0.5, None), "twice the multiplier": (2.0, None)}
-    return {
-        name: extra_round(search, factor * selected, name.replace(" ", "-"), labels=labels).policy
-        for name, (factor, labels) in arms.items()
-    }
 
 
 def with_exact_scores(run: OpenRun, parts: Parts) -> dict[str, Any]:
@@ -129,7 +126,7 @@ def _heads(run: OpenRun, world: AssistantWorld, model: LanguageModel, train: Seq
     def action(folder: Path) -> None:
         run.tell(f"asking people to compare {world.settings.comparisons:,} pairs of replies, and learning from them")
         drawn = world.comparisons(train, enumerate_log_probs(model, Policy("reference"), train))
-        found = world.fit_heads(drawn)
+        found = fit_heads(drawn, world.settings, world.seed)
         save_file({"reward": found.reward.table, "cost": found.cost.table}, folder / "tables.safetensors")
         write_json(folder / "report.json", plain(found.report))
 
@@ -145,7 +142,8 @@ def _fine_tuned(run: OpenRun, world: AssistantWorld, train: Sequence[Prompt]) ->
     from safetensors.torch import load_model, save_model
 
     torch.set_num_threads(int(run.journal.choice("threads", lambda: torch.get_num_threads())))
-    model, seed = world.language_model(), run.config.run.seed
+    seed = run.config.run.seed
+    model = language_model(seed)
     examples = world.demonstrations(train)
     settings = SftSettings(**world.settings.sft)  # type: ignore[arg-type]
 
@@ -209,7 +207,7 @@ class Truth:
         world, (constraint,) = parts.world, job.constraints
         hidden = world.problem(prompts, reference, beta=beta, limit=constraint.limit)
         learned = world.problem(prompts, reference, heads=parts.heads, beta=beta, limit=constraint.limit)
-        inside = [all(p.columns[key] == value for key, value in world.where.items()) for p in prompts]
+        inside = [all(p.columns[key] == value for key, value in world.settings.where) for p in prompts]
         return cls(
             prompts=prompts,
             model=parts.model,

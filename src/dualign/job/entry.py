@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dualign.config import Config
-from dualign.errors import ConfigError, UsageError
+from dualign.errors import CERTIFIED, NONE_CERTIFIED, NOT_CERTIFIED, ConfigError, UsageError
 from dualign.job.checks import check, check_rule
 from dualign.job.phases import OpenRun, Tell
+from dualign.job.policies import describe, digest_of_groups
+from dualign.protocols import FitReport, Policy
+from dualign.records import Group
 from dualign.report.build import build_report
 from dualign.runs.journal import open_run
 from dualign.runs.lock import run_lock
+from dualign.runs.store import read_json, write_bytes, write_json
 from dualign.worlds.assistant_text import WORLDS
+from dualign.worlds.file import World, load_world
+from dualign.worlds.solving import SolveSettings, policy_table, solve
+from dualign.worlds.tabular import TabularBackend
 
 if TYPE_CHECKING:
     from dualign.job.inputs import Inputs
@@ -33,8 +44,6 @@ def check_only(config: Config, folder: Path) -> dict[str, Any]:
         return read_inputs(config, folder).facts()
     if config.policy.world in WORLDS:
         return {"world": config.policy.world}
-    from dualign.worlds.file import load_world
-
     world = load_world(folder / config.policy.world)
     check_rule(config.method.dual, len(world.names))
     return {"world": config.policy.world, "prompts": len(world.prompts), "limits": dict(world.limits)}
@@ -60,12 +69,6 @@ def _opened(config: Config, run: Path, tell: Tell) -> Iterator[OpenRun]:
         raise ConfigError(str(error)) from error
 
 
-def _finished(result: dict[str, Any], code: int, run: Path) -> tuple[dict[str, Any], int]:
-    """Return the object and the exit code, with the report built."""
-    # the file's path is relative, so that a run can be moved and two runs compared
-    return {**result, "report": str(build_report(run))}, code
-
-
 def run_config(
     config: Config, folder: Path, run: Path, tell: Tell, *, arms: bool = False
 ) -> tuple[dict[str, Any], int]:
@@ -88,10 +91,10 @@ def run_config(
         if config.policy.world in WORLDS:
             from dualign.job.demo import run_demo
 
-            return _finished(*run_demo(opened, arms=arms), run)
-        from dualign.job.finite import run_finite
-
-        return _finished(*run_finite(opened, folder), run)
+            result, code = run_demo(opened, arms=arms)
+        else:
+            result, code = run_finite(opened, folder)
+        return {**result, "report": str(build_report(run))}, code
 
 
 def run_inputs(config: Config, inputs: Inputs, run: Path, tell: Tell) -> tuple[dict[str, Any], int]:
@@ -100,7 +103,8 @@ def run_inputs(config: Config, inputs: Inputs, run: Path, tell: Tell) -> tuple[d
     from dualign.job.results import run_job
 
     with _opened(config, run, tell) as opened:
-        return _finished(*run_job(assemble(opened, inputs)), run)
+        result, code = run_job(assemble(opened, inputs))
+        return {**result, "report": str(build_report(run))}, code
 
 
 def run_warm_start(config: Config, folder: Path, run: Path, tell: Tell) -> dict[str, Any]:
@@ -120,3 +124,77 @@ def run_warm_start(config: Config, folder: Path, run: Path, tell: Tell) -> dict[
         warm_started(opened, inputs)
         model = run / "policy" / str(len(config.policy.warm_start) - 1) / "model"
         return {"run": config.run.name, "model": str(model), "seconds": opened.journal.seconds()}
+
+
+TABLE = "log_probs.npy"
+
+
+class JournalledTables(TabularBackend):
+    """The tabular backend with every fit a phase of the journal; other steps take no time."""
+
+    def __init__(self, world: World, run: OpenRun) -> None:
+        """Return the backend of ``world``."""
+        super().__init__(world)
+        self._run = run
+
+    def fit(self, groups: Sequence[Group], *, name: str, **given: Any) -> Policy:
+        """Return the fitted table, from the journal where it is done already."""
+
+        def action(folder: Path) -> Policy:
+            self._run.tell(f"fitting {name} at normalised multipliers {given['objective'].multipliers}")
+            policy = super(JournalledTables, self).fit(groups, name=name, **given)
+            array = io.BytesIO()
+            np.save(array, policy.state, allow_pickle=False)
+            write_bytes(folder / TABLE, array.getvalue())
+            write_json(folder / "policy.json", policy.report)
+            return policy
+
+        def load(folder: Path) -> Policy:
+            report = read_json(folder / "policy.json")
+            table = np.load(folder / TABLE, allow_pickle=False)
+            return Policy(name, table, FitReport(**{**report, "history": tuple(report["history"])}))
+
+        inputs = {
+            "groups": digest_of_groups(groups),
+            "objective": describe(given["objective"]),
+            "reference": given["reference"].state,
+            "start": None if given["start"] is None else given["start"].state,
+            "seed": given["seed"],
+        }
+        return self._run.journal.phase("fit", inputs, action, load, target=f"rounds/{name}")
+
+
+def run_finite(run: OpenRun, folder: Path) -> tuple[dict[str, Any], int]:
+    """Return the ``train`` object and the exit code for a world file; its limits and beta are the world's."""
+    config, method = run.config, run.config.method
+    world = load_world(folder / str(config.policy.world))
+    kept = method.name == "fixed" and method.start != "one-shot"
+    settings = SolveSettings(
+        method=method.name,
+        seed=config.run.seed,
+        multipliers=np.full(len(world.names), method.start) if kept else None,
+        **method.model_dump(include={field.name for field in fields(SolveSettings)}),
+    )
+    solution = solve(world, settings, backend=JournalledTables(world, run))
+    figures = dict(solution.figures)
+    write_json(run.folder / "policy.json", policy_table(world, solution), run=run.folder)
+    verdict, code = ("CERTIFIED", CERTIFIED) if figures["limits_met"] else ("NOT CERTIFIED", NOT_CERTIFIED)
+    selected = {key: figures[key] for key in ("multipliers", "reward", "costs", "kl", "objective")}
+    result = {
+        "run": config.run.name,
+        "verdict": verdict,
+        "limits": figures["limits"],
+        "enumerated": True,
+        "selected": {"name": solution.chosen, **selected},
+        "iterates": [
+            {"round": k, "name": name, **row}
+            for k, (name, row) in enumerate(zip(solution.names, figures["iterates"], strict=True))
+        ],
+        "optimum": figures["optimum"],
+        "gap": figures["gap"],
+        "beta_raw": world.beta,
+        "notes": ["A finite world: every figure is a sum over all responses, so the verdict needs no bound."],
+        "report": "report.html",
+    }
+    write_json(run.folder / "result.json", result, run=run.folder)
+    return {**result, "seconds": run.journal.seconds()}, code if solution.feasible else NONE_CERTIFIED

@@ -11,20 +11,13 @@ from dualign.config import Config, Mix, Source, WarmStart
 from dualign.data.prompts import Demonstration, DemonstrationFile, PromptFile, read_demonstrations, read_prompts
 from dualign.data.splits import near_clusters, split, without_leaks
 from dualign.errors import ConfigError, DataError, UsageError, nearest, shown
-from dualign.job.checks import constraints_of, inner_scorers, scorer_specs
+from dualign.job.checks import constraints_of, scorer_specs, scorers_in
 from dualign.job.measurement import matches, slice_of
-from dualign.job.pairs import GivenPair, GivenPairs, load_pairs, pairs_in_memory
-from dualign.job.reading import (
-    Reader,
-    check_given,
-    check_turns,
-    job_reader,
-    short_enough,
-    template_notes,
-    unread_date,
-)
+from dualign.job.pairs import GivenPairs, load_pairs, pairs_in_memory
+from dualign.job.reading import KEYS, Reader, check_given, job_reader, template_notes
 from dualign.models.adapter_merge import base_note, check_adapter
 from dualign.models.loading import check_named
+from dualign.models.templates import Template
 from dualign.protocols import Scorer
 from dualign.records import Constraint, Prompt, named
 from dualign.scorers.table import check_length
@@ -46,8 +39,8 @@ class Inputs:
     splits: Mapping[str, Sequence[Prompt]]
     """Prompts of ``SPLITS``; with given pairs, ``train`` holds theirs. Longer ones than the model takes are among them:
     a template that reads the clock tells how long they are when its day is known."""
-    pairs: Sequence[GivenPair] = ()
-    """Given pairs to train on; none: the reference's own samples."""
+    given: GivenPairs = GivenPairs()
+    """Given pairs to train on, and what is to be said of them; none: the reference's own samples."""
     demonstrations: Mapping[tuple[int, int], Sequence[Demonstration]] = field(default_factory=dict)
     """Rows that a warm start may imitate, by the numbers of its stage and of the entry of its mix."""
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
@@ -58,10 +51,6 @@ class Inputs:
     """How the job reads texts; none: its model is not on this machine, so that lengths and template are unchecked."""
     notes: Sequence[str] = ()
     """A sentence for each file, and one for each thing that was left out or cut."""
-    warnings: Sequence[str] = ()
-    """Those that a user should see in the terminal: what is trained on is not all that was given."""
-    data_checks: Sequence[Mapping[str, Any]] = ()
-    """What ``dualign data check`` says of each file of pairs, in words."""
     model_notes: Sequence[str] = ()
     """What is known of the model without its weights; a job says it when it has them."""
 
@@ -86,15 +75,12 @@ def read_inputs(config: Config, folder: Path, *, fetch: bool = False) -> Inputs:
         DualignError: any mistake that can be seen without the model's weights.
     """
     base = folder if config.data.prompts is None else Path(config.data.prompts)
-    check_named(str(config.policy.model))
-    about_adapter = _adapter_notes(config)
-    check_scorer_lengths(config, base)
-    reader = job_reader(config, fetch=fetch)
+    reader, about = _reader(config, base, fetch=fetch)
     given = load_pairs(config, base, reader)
     splits, notes = load_splits(config, base, given=[prompt for prompt, _, _ in given.pairs])
     demonstrations, more = load_demonstrations(config, base)
-    inputs = _with_pairs(Inputs(splits=splits, demonstrations=demonstrations, base=base, reader=reader), given)
-    return _checked(config, replace(inputs, notes=[*given.notes, *notes, *more], model_notes=about_adapter))
+    inputs = Inputs(splits=splits, given=given, demonstrations=demonstrations, base=base, reader=reader)
+    return _checked(config, replace(inputs, notes=[*given.notes, *notes, *more], model_notes=about))
 
 
 def inputs_in_memory(
@@ -116,17 +102,28 @@ def inputs_in_memory(
         scorers: ready scorers under the names of ``scorer_specs``: ``reward``, ``cost NAME``, ``metric NAME``,
             ``judge NAME``.
     """
-    check_named(str(config.policy.model))
-    check_scorer_lengths(config, Path(), scorers or ())
-    reader = job_reader(config, fetch=True)
+    reader, about = _reader(config, Path(), fetch=True, ready=scorers or ())
     given = pairs_in_memory(config, pairs, reader)
     splits, notes = split_prompts(config, prompts, given=[prompt for prompt, _, _ in given.pairs])
-    inputs = _with_pairs(Inputs(splits=splits, scorers=dict(scorers or {}), reader=reader), given)
-    return _checked(config, replace(inputs, notes=[*given.notes, *notes], model_notes=_adapter_notes(config)))
+    inputs = Inputs(splits=splits, given=given, scorers=dict(scorers or {}), reader=reader)
+    return _checked(config, replace(inputs, notes=[*given.notes, *notes], model_notes=about))
 
 
-def _with_pairs(inputs: Inputs, given: GivenPairs) -> Inputs:
-    return replace(inputs, pairs=given.pairs, warnings=given.warnings, data_checks=given.checks)
+def _reader(config: Config, base: Path, *, fetch: bool, ready: Collection[str] = ()) -> tuple[Reader | None, list[str]]:
+    """Return how the job reads texts, and what is to be said of its adapter, after all checks that need no prompt.
+
+    Checked are the lengths that scorers state, of each whose model is on this machine; the others when they are loaded.
+
+    Raises:
+        DualignError: the model's name or adapter is none, or a length is more than a model can hold.
+    """
+    model, adapter = str(config.policy.model), config.policy.adapter
+    check_named(model)
+    about = [] if adapter is None else base_note(Path(adapter), check_adapter(Path(adapter)), model)
+    for name, spec in scorer_specs(config).items():
+        for place, found in scorers_in(spec, f"scorer of {name}") if name not in ready else ():
+            check_length(found, base, place)
+    return job_reader(config, fetch=fetch), about
 
 
 def _checked(config: Config, inputs: Inputs) -> Inputs:
@@ -144,41 +141,37 @@ def _checked(config: Config, inputs: Inputs) -> Inputs:
         return replace(inputs, model_notes=[*inputs.model_notes, *told])
     model = reader.language_model
     assert model.turns is not None, "read with its template"
+    # each prompt is put into the template, which has to have a place for its turns
     _, dropped = short_enough(inputs.splits, model.template, model.max_prompt_tokens)
     try:
-        check_turns(model.template, [prompt for prompts in inputs.splits.values() for prompt in prompts])
-        check_given(model.turns, answers_of(inputs.pairs), "data.pairs")
+        check_given(model.turns, [one.text for _, *both in inputs.given.pairs for one in both], "data.pairs")
     except UsageError as error:
         raise ConfigError(str(error)) from error
     pinned = "" if config.policy.template_date is not None else " unless the run began earlier"
-    about = template_notes(model.tokenizer, model.turns, model.wording, pinned=pinned)
-    return replace(inputs, model_notes=[*inputs.model_notes, dropped, *about, *unread_date(config, model.wording)])
+    about = [dropped, *template_notes(model.tokenizer, model.turns, model.wording, pinned=pinned)]
+    if config.policy.template_date is not None and model.wording.date is None:
+        about.append("policy.template_date: the template reads no clock; the day changes nothing")
+    return replace(inputs, model_notes=[*inputs.model_notes, *about])
 
 
-def answers_of(pairs: Sequence[GivenPair]) -> list[str]:
-    """Return all answers of given pairs."""
-    return [answer.text for _, *answers in pairs for answer in answers]
-
-
-def _adapter_notes(config: Config) -> list[str]:
-    """Return what is to be said of the config's adapter, checked as far as that can be without the model."""
-    if config.policy.adapter is None:
-        return []
-    folder = Path(config.policy.adapter)
-    return base_note(folder, check_adapter(folder), str(config.policy.model))
-
-
-def check_scorer_lengths(config: Config, base: Path, ready: Collection[str] = ()) -> None:
-    """Check the lengths that scorers state, of each whose model is on this machine; the others when they are loaded.
+def short_enough(
+    splits: Mapping[str, Sequence[Prompt]], template: Template, longest: int
+) -> tuple[dict[str, list[Prompt]], str]:
+    """Return the prompts of at most ``longest`` tokens, and a sentence that counts the others.
 
     Raises:
-        ConfigError: a length is more than its model can hold.
+        ConfigError: nothing is left of a split.
     """
-    for name, spec in scorer_specs(config).items():
-        if name in ready:
-            continue
-        for place, found in [(f"scorer of {name}", spec), *inner_scorers(spec, f"scorer of {name}")]:
-            check_length(found, base, place)
+    kept, gone = dict[str, list[Prompt]](), 0
+    for name, prompts in splits.items():
+        kept[name] = [prompt for prompt in prompts if len(template(prompt)) <= longest]
+        gone += len(prompts) - len(kept[name])
+        if prompts and not kept[name]:
+            raise ConfigError(
+                f"data.sources: all {len(prompts)} prompts of the split {name!r} are longer than {longest} tokens; "
+                f"raise {KEYS[0]}, or lower {KEYS[1]} where the model has no more positions"
+            )
+    return kept, f"{gone} prompts dropped: longer than {longest} tokens"
 
 
 def load_splits(config: Config, base: Path, *, given: Sequence[Prompt] = ()) -> tuple[Splits, list[str]]:
@@ -196,7 +189,12 @@ def load_splits(config: Config, base: Path, *, given: Sequence[Prompt] = ()) -> 
     shares = [_parted(config, source, found.prompts, clusters) for source, found in files]
     parts = {name: [prompt for share in shares for prompt in share.get(name, ())] for name in SPLITS}
     splits, notes = _apart(config, parts, clusters, given)
-    return splits, [*(_told_file(source, found) for source, found in files), *notes]
+    told = []
+    for source, found in files:
+        alike = f" ({found.alike} of them in another letter case, white space or Unicode form)" if found.alike else ""
+        left = f"{found.rows} rows, {found.too_long} too long, {found.duplicates} duplicates{alike}"
+        told.append(f"{Path(source.path).name}: {found.layout}, {len(found.prompts)} prompts ({left})")
+    return splits, [*told, *notes]
 
 
 def split_prompts(
@@ -233,13 +231,6 @@ def _prompt_file(base: Path, source: Source) -> PromptFile:
         raise ConfigError(f"data.sources: {source.path}: rename: {error}") from None
 
 
-def _told_file(source: Source, found: PromptFile) -> str:
-    """Return a sentence on what was read of a source of prompts."""
-    alike = f" ({found.alike} of them in another letter case, white space or Unicode form)" if found.alike else ""
-    left = f"{found.rows} rows, {found.too_long} too long, {found.duplicates} duplicates{alike}"
-    return f"{Path(source.path).name}: {found.layout}, {len(found.prompts)} prompts ({left})"
-
-
 def _parted(
     config: Config, source: Source, prompts: Sequence[Prompt], clusters: Mapping[str, str]
 ) -> dict[str, list[Prompt]]:
@@ -263,7 +254,7 @@ def _apart(
     if given:
         parts["train"] = list({prompt.id: prompt for prompt in given}.values())
     left, dropped = without_leaks(parts, clusters)
-    gone = sum(len(prompts) for prompts in dropped.values())
+    gone = sum(map(len, dropped.values()))
     notes = [f"{gone} prompts dropped: {REASONS.get(config.data.cluster, OTHER_REASON)} stands in a later split"]
     for name in SPLITS:
         if not left[name]:

@@ -197,5 +197,5 @@ def normalised(evaluation: Evaluation, scale: Scale) -> Evaluation:
         cost_errors=evaluation.cost_errors / scale.cost_sds,
         cost_spreads=evaluation.cost_spreads / scale.cost_sds,
         # d(c_i / s_i) / d(lambda_j s_j / s_r)
-        slope=None if slope is None else slope * scale.reward_sd / np.outer(scale.cost_sds, scale.cost_sds),
+        slope=None if slope is None else scale.slope(slope),
     )

@@ -6,6 +6,7 @@ losses and hashes read one and the same text.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from dualign.data.preferences import Answer, PreferenceFile, PreferenceRow, grou
 from dualign.data.splits import place
 from dualign.data.table_files import Row
 from dualign.errors import ConfigError, DataError, UsageError
-from dualign.job.reading import Reader
+from dualign.job.reading import Reader, prompt_tokens
 from dualign.records import Prompt, Response
 
 GivenPair = tuple[Prompt, Response, Response]
@@ -108,7 +109,8 @@ def pairs_in_memory(config: Config, pairs: Sequence[tuple[Prompt, str, str]], re
 
 def _of_reading(config: Config, source: PairSource, reading: PreferenceFile, reader: Reader | None) -> GivenPairs:
     """Return what ``load_pairs`` does, of one file as it was read."""
-    wanted = tuple(row for row in reading.rows if _wanted(row, source))
+    longest = math.inf if source.max_words is None else source.max_words
+    wanted = tuple(row for row in reading.rows if len(row.prompt.text.split()) <= longest)
     report = check_readings(
         [replace(reading, rows=wanted, total=reading.total - len(reading.rows) + len(wanted))],
         limits=Limits() if reader is None else reader.limits(drops_long=config.data.long_answers == "drop"),
@@ -117,7 +119,9 @@ def _of_reading(config: Config, source: PairSource, reading: PreferenceFile, rea
     )
     _refuse(config, source, report, reader)
     reading = report.files[0].reading
-    rows = tuple(_placed(row, source) for row in reading.rows)
+    # a prompt knows where it was read, for messages
+    places = [replace(row.prompt, place=f"{source.path}: line {row.line}") for row in reading.rows]
+    rows = tuple(replace(row, prompt=prompt) for row, prompt in zip(reading.rows, places, strict=True))
     found = replace(reading, rows=rows)
     singles = any(len(row.answers) == 1 for row in rows)
     groups: Sequence[PreferenceRow] = grouped(rows) if singles else rows
@@ -137,15 +141,6 @@ def _reading(base: Path, source: PairSource) -> PreferenceFile:
         return read(base / Path(source.path).expanduser(), format=source.format, columns=source.rename or None)
     except UsageError as error:
         raise ConfigError(f"data.pairs: {source.path}: {str(error).replace('columns:', 'rename:')}") from None
-
-
-def _placed(row: PreferenceRow, source: PairSource) -> PreferenceRow:
-    """Return the row with a prompt that knows where it was read, for messages."""
-    return replace(row, prompt=replace(row.prompt, place=f"{source.path}: line {row.line}"))
-
-
-def _wanted(row: PreferenceRow, source: PairSource) -> bool:
-    return source.max_words is None or len(row.prompt.text.split()) <= source.max_words
 
 
 def _refuse(config: Config, source: PairSource, report: CheckReport, reader: Reader | None) -> None:
@@ -200,7 +195,7 @@ def _of_row(row: PreferenceRow, reader: Reader | None, *, cuts: bool) -> list[Gi
     texts = list(dict.fromkeys(answer.text for answer in row.answers))
     if reader is None:
         return [(row.prompt, Response(first), Response(second)) for first, second in combinations(texts, 2)]
-    length = reader.prompt(row.prompt)
+    length = prompt_tokens(reader.language_model, row.prompt)
     if length is None:
         return [PROMPT for _ in combinations(texts, 2)]
     answers = [reader.answer(text, length) for text in texts]

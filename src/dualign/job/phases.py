@@ -256,21 +256,17 @@ def with_log_ratios(job: Job, policy: Policy, made: Scored, stage: str) -> Score
     }
 
     def make() -> Columns:
-        return {"log_ratio": _log_ratios(job, policy, made).ravel().tolist()}
+        choice, backend, groups = read_choice(policy), job.backend, made.groups()
+        if choice is not None:  # of a policy that selects: the gain of selecting
+            found = np.full(made.reward.shape, choice.gain)
+        elif isinstance(backend, Contrasts):
+            found = np.array(backend.log_ratios(policy, job.reference, groups))
+        else:
+            found = np.array(backend.log_probs(policy, groups)) - np.array(backend.log_probs(job.reference, groups))
+        return {"log_ratio": found.ravel().tolist()}
 
     columns = table_of(job, "log-ratios", inputs, make, target=f"{folder_of(policy)}/log-ratios-{stage}")
     return replace(made, log_ratio=np.array(columns["log_ratio"]).reshape(made.log_ratio.shape))
-
-
-def _log_ratios(job: Job, policy: Policy, made: Scored) -> FloatArray:
-    """Return ``[prompt, response]`` log-ratios to the reference; of a policy that selects, the gain of selecting."""
-    choice = read_choice(policy)
-    if choice is not None:
-        return np.full(made.reward.shape, choice.gain)
-    backend, groups = job.backend, made.groups()
-    if isinstance(backend, Contrasts):
-        return np.array(backend.log_ratios(policy, job.reference, groups))
-    return np.array(backend.log_probs(policy, groups)) - np.array(backend.log_probs(job.reference, groups))
 
 
 def score_rows(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> FloatArray:

@@ -117,14 +117,9 @@ class JournalledBackend:
             raise UsageError("method.name: needs features of answers, which this backend has not")
         prompts = [group.prompt for group in groups]
         answers = sampled(job, policy, prompts, adversary.answers, f"game-{name}")
+        none, costs = np.zeros(adversary.answers), np.zeros((adversary.answers, len(multipliers)))
         fresh = [
-            replace(
-                group,
-                responses=tuple(row),
-                reward=np.zeros(len(row)),
-                costs=np.zeros((len(row), group.costs.shape[1])),
-                columns={},
-            )
+            replace(group, responses=tuple(row), reward=none, costs=costs, columns={})
             for group, row in zip(groups, answers, strict=True)
         ]
         inputs = {
@@ -197,15 +192,12 @@ def describe(objective: Objective) -> dict[str, Any]:
     }
 
 
-def _said(group: Group) -> list[Any]:
-    """Return a group's answers with how each ends: two cuts may read alike, and are not trained on alike."""
-    return [[response.text, response.tokens, response.finished] for response in group.responses]
-
-
 def digest_of_groups(groups: Sequence[Group]) -> str:
     """Return the hash of scored groups and their columns."""
-    rows = [[g.prompt.id, _said(g), g.reward, g.costs, g.weight, g.columns] for g in groups]
-    return canonical_digest(rows)
+    # with how each answer ends: two cuts may read alike, and are not trained on alike
+    said = [[[answer.text, answer.tokens, answer.finished] for answer in group.responses] for group in groups]
+    rows = zip(groups, said, strict=True)
+    return canonical_digest([[g.prompt.id, answers, g.reward, g.costs, g.weight, g.columns] for g, answers in rows])
 
 
 def retrained_rewards(
@@ -226,7 +218,8 @@ def retrained_rewards(
     spread = np.sqrt((np.concatenate(states) ** 2).mean(axis=0) - np.concatenate(states).mean(axis=0) ** 2)
     size = np.where(spread > 0, spread, 1.0)
     coefficient = adversary.coefficient * told
-    joined = adversarial_comparisons(_scaled(pairs, size), _scaled(game, size), coefficient=coefficient)
+    pairs, game = (replace(one, differences=one.differences / size) for one in (pairs, game))
+    joined = adversarial_comparisons(pairs, game, coefficient=coefficient)
     head = fit_linear_reward(joined, ridge=adversary.ridge) / size
     return [np.asarray(rows @ head) for rows in new]
 
@@ -254,7 +247,3 @@ def _game(
     told = np.abs(differences).max(axis=1) > 0
     pairs = Comparisons(differences[told], np.ones(int(told.sum())), shares[told])
     return pairs, float(shares[told].sum() / shares.sum())
-
-
-def _scaled(pairs: Comparisons, size: FloatArray) -> Comparisons:
-    return Comparisons(pairs.differences / size, pairs.labels, pairs.weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from dualign.data.checks.reading import Limits, Measure, of_tokenizer
 from dualign.errors import ConfigError, DataError, UsageError, shown
 from dualign.models.language_model import LanguageModel, Turns, Wording
 from dualign.models.pair_store import as_trained
-from dualign.models.templates import Template, response_tokens, with_template
+from dualign.models.templates import response_tokens, with_template
 from dualign.models.tensors import changed_logits, positions, prompt_room
 from dualign.protocols import Sampling
 from dualign.records import Prompt, Response
@@ -66,10 +66,6 @@ class Reader:
     """The model, as the config names it."""
     positions: int | None = None
     """Tokens that the model can place; none: its config names no number."""
-
-    def prompt(self, prompt: Prompt) -> int | None:
-        """Return the tokens of a prompt; none: it is too long, or the template refuses its turns."""
-        return prompt_tokens(self.language_model, prompt)
 
     def answer(self, text: str, prompt: int) -> Response:
         """Return an answer as it is trained on after a prompt of so many tokens."""
@@ -127,30 +123,6 @@ def job_reader(config: Config, *, fetch: bool) -> Reader | None:
     return Reader(model, name, positions(model_config))
 
 
-def short_enough(
-    splits: Mapping[str, Sequence[Prompt]], template: Template, longest: int
-) -> tuple[dict[str, list[Prompt]], str]:
-    """Return the prompts of at most ``longest`` tokens, and a sentence that counts the others.
-
-    Raises:
-        ConfigError: nothing is left of a split.
-    """
-    kept = {name: [p for p in prompts if len(template(p)) <= longest] for name, prompts in splits.items()}
-    for name, prompts in splits.items():
-        if prompts and not kept[name]:
-            raise ConfigError(f"data.sources: {emptied(name, len(prompts), longest)}")
-    gone = sum(len(prompts) for prompts in splits.values()) - sum(len(prompts) for prompts in kept.values())
-    return kept, f"{gone} prompts dropped: longer than {longest} tokens"
-
-
-def emptied(name: str, count: int, longest: int) -> str:
-    """Return that nothing is left of a split, and what would mend it."""
-    return (
-        f"all {count} prompts of the split {name!r} are longer than {longest} tokens; "
-        f"raise {KEYS[0]}, or lower {KEYS[1]} where the model has no more positions"
-    )
-
-
 def prompt_tokens(model: LanguageModel, prompt: Prompt) -> int | None:
     """Return the tokens of a prompt; none: it is too long, or the template refuses its turns."""
     try:
@@ -158,20 +130,6 @@ def prompt_tokens(model: LanguageModel, prompt: Prompt) -> int | None:
     except DataError:
         return None
     return tokens if tokens <= model.max_prompt_tokens else None
-
-
-def check_turns(template: Template, prompts: Iterable[Prompt]) -> None:
-    """Check that the template has a place for each order of turns, by the first prompt of each.
-
-    Raises:
-        DataError: it has not; the prompt is named.
-    """
-    seen = set()
-    for prompt in prompts:
-        roles = tuple(turn.role for turn in prompt.history)
-        if roles not in seen:
-            seen.add(roles)
-            template(prompt)
 
 
 def check_given(turns: Turns | None, answers: Sequence[str], where: str) -> None:
@@ -203,13 +161,6 @@ def template_notes(tokenizer: Any, turns: Turns, wording: Wording, *, pinned: st
     if turns.reads_clock:
         notes.append(f"the chat template reads the clock: it is always {wording.date}{pinned} (policy.template_date)")
     return notes
-
-
-def unread_date(config: Config, wording: Wording) -> list[str]:
-    """Return a note where a day is set that no template reads."""
-    if config.policy.template_date is None or wording.date is not None:
-        return []
-    return ["policy.template_date: the template reads no clock; the day changes nothing"]
 
 
 def claimed(model: LanguageModel, config: Config) -> str:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dualign.certificate.certify import VERDICT_CODES
-from dualign.job.comparison import compare, judge_figures, slice_name
-from dualign.job.measurement import Scored, matches
-from dualign.job.phases import Job
+from dualign.job.measurement import Scored, inside, matches, slice_of
+from dualign.job.phases import Job, score_rows
 from dualign.job.search import Measured, Search, extra_round, first_multipliers, prepare, rounds
 from dualign.job.verdict import ladder, limits_met, open_calibration, preferred
+from dualign.maths.agreement import spearman
+from dualign.maths.estimates import paired_difference, standard_error
 from dualign.methods.table import METHODS
-from dualign.protocols import Scorer, words_read
-from dualign.records import Certificate, Evaluation, FloatArray
+from dualign.protocols import Policy, Scorer, words_read
+from dualign.records import Certificate, Evaluation, FloatArray, Prompt
 from dualign.runs.store import read_table, write_json, write_table
 from dualign.scorers.table import dependence_warnings
 
@@ -46,39 +47,24 @@ def run_search(search: Search) -> tuple[dict[str, Any], int]:
     best = preferred([one.raw for one in measured], search.limits)
     chosen = certificate.selected or best.policy.name
     selected = next(one for one in measured if one.policy.name == chosen)
-    extra = _cost_only(search)
+    largest = job.config.method.cost_only
+    extra = [] if largest is None else [extra_round(search, np.full(len(job.constraints), largest), "cost-only")]
     shown = [one for one in (measured[0], *extra) if _role(job, one) != "search"]
     roles = {_role(job, one): one.policy for one in shown}
     compare(search, {"reference": job.reference, **roles, "selected": selected.policy})
     result = _result(search, [*measured, *extra], selected, certificate)
-    result |= {"judges": _judged(job), "warnings": _warnings(search, selected, certificate)}
+    judged = read_table(job.run / "report" / "answers.parquet", run=job.run) if job.judges else {}
+    result["judges"] = judge_figures(job, judged)
+    result["warnings"] = [
+        *certificate.figures["warnings"],
+        *job.facts.get("warnings", []),
+        *unfinished_warnings(job, {"reference": search.reference, chosen: selected.raw.evaluation}),
+        *dependence_warnings(job.scorers, job.judges),
+    ]
     for line in result["warnings"]:
         job.tell(f"warning: {line}")
     write_json(job.run / "result.json", result, run=job.run)
     return result, VERDICT_CODES[certificate.verdict]
-
-
-def _cost_only(search: Search) -> list[Measured]:
-    """Return the policy at the config's large multiplier, for comparison; empty if the config asks for none."""
-    largest, count = search.job.config.method.cost_only, len(search.job.constraints)
-    return [] if largest is None else [extra_round(search, np.full(count, largest), "cost-only")]
-
-
-def _judged(job: Job) -> dict[str, Any]:
-    """Return what the judges say of the selected policy's answers to the report prompts."""
-    return judge_figures(job, read_table(job.run / "report" / "answers.parquet", run=job.run)) if job.judges else {}
-
-
-def _warnings(search: Search, selected: Measured, certificate: Certificate) -> list[str]:
-    """Return what a reader of the result must know before he believes it."""
-    job = search.job
-    measures = {"reference": search.reference, selected.policy.name: selected.raw.evaluation}
-    return [
-        *certificate.figures["warnings"],
-        *job.facts.get("warnings", []),
-        *unfinished_warnings(job, measures),
-        *dependence_warnings(job.scorers, job.judges),
-    ]
 
 
 def unfinished_warnings(job: Job, measures: Mapping[str, Evaluation]) -> list[str]:
@@ -142,11 +128,11 @@ def _reference_scores(job: Job, train: Scored) -> dict[str, list[Any]]:
         "slice": [slice_name(p) for p in train.prompts for _ in range(n)],
         "reward": train.reward.ravel().tolist(),
     }
+    limited = inside(train.prompts, job.constraints)
     for i, constraint in enumerate(job.constraints):
         columns[f"cost_{constraint.name}"] = train.costs[:, :, i].ravel().tolist()
         if constraint.where:  # costs outside of it were not scored; they stand as 0
-            inside = [matches(p, constraint.where) for p in train.prompts]
-            columns[f"inside_{constraint.name}"] = [row for row in inside for _ in range(n)]
+            columns[f"inside_{constraint.name}"] = limited[:, i].repeat(n).tolist()
     return columns
 
 
@@ -254,3 +240,117 @@ def _row(search: Search, one: Measured) -> dict[str, Any]:
         "steps": None if report is None else report.steps,
         "limits_met": limits_met(one.raw.evaluation, search.limits),
     }
+
+
+SLICE_COLUMNS = ("slice", "label")
+"""Prompts are reported by the first of these columns that they have."""
+
+
+def slice_name(prompt: Prompt) -> str:
+    """Return the name of the slice that a prompt is reported under."""
+    return next((prompt.columns[key] for key in SLICE_COLUMNS if key in prompt.columns), "all")
+
+
+def compare(search: Search, policies: Mapping[str, Policy]) -> list[dict[str, Any]]:
+    """Return the paired differences of ``policies`` (role -> policy) on the report prompts; both files are written.
+
+    Every policy answers each report prompt once; the first role is what the others are compared with, and
+    ``selected`` is compared with each.
+    """
+    job, prompts = search.job, search.job.splits["report"]
+    made = {role: search.answers(policy, prompts, 1, "report") for role, policy in policies.items()}
+    table = {role: metrics(job, answers) for role, answers in made.items()}
+    rows = comparisons(prompts, table)
+    write_json(job.run / "report" / "comparisons.json", rows, run=job.run)
+    write_table(job.run / "report" / "answers.parquet", _answers(prompts, made, table), run=job.run)
+    return rows
+
+
+def metrics(job: Job, made: Scored) -> dict[str, FloatArray]:
+    """Return each metric prompt by prompt; costs are NaN outside their slice."""
+    table = {"reward": made.reward.mean(axis=1)}
+    limited = inside(made.prompts, job.constraints)
+    for i, name in enumerate(job.names):
+        table[f"cost_{name}"] = np.where(limited[:, i], made.costs[:, :, i].mean(axis=1), np.nan)
+    where = {constraint.name: constraint.where for constraint in job.constraints}
+    for name, judge in job.judges.items():
+        values = np.full(len(made.prompts), np.nan)
+        rows = slice_of(made.prompts, where.get(name, {}))
+        answers = [made.responses[k] for k in rows]
+        values[rows] = score_rows(judge, [made.prompts[k] for k in rows], answers).mean(axis=1)
+        table[f"judge_{name}"] = values
+    for name, scorer in job.metrics.items():
+        table[name] = score_rows(scorer, made.prompts, made.responses).mean(axis=1)
+    table["tokens"] = np.array([np.mean([len(r.tokens) for r in row]) for row in made.responses])
+    return table
+
+
+def comparisons(prompts: Sequence[Prompt], table: Mapping[str, Mapping[str, FloatArray]]) -> list[dict[str, Any]]:
+    """Return a row a slice, metric and pair of policies: levels, difference and its 95 % interval."""
+    names = [slice_name(prompt) for prompt in prompts]
+    slices = {name: np.array([k for k, other in enumerate(names) if other == name]) for name in dict.fromkeys(names)}
+    pairs = [(role, "reference") for role in table if role != "reference"]
+    pairs += [("selected", role) for role in table if role not in ("selected", "reference") and "selected" in table]
+    rows = []
+    for where, index in slices.items():
+        for policy, against in pairs:
+            for metric in table[policy]:
+                a, b = table[policy][metric][index], table[against][metric][index]
+                if np.isnan(a).any() or np.ptp(np.concatenate([a, b])) == 0:
+                    continue  # outside the metric's slice, or one and the same number everywhere
+                found = paired_difference(a, b)
+                rows.append(
+                    {
+                        "slice": where, "metric": metric, "policy": policy, "against": against,
+                        "level": float(a.mean()), "level_against": float(b.mean()),
+                        "difference": found.estimate, "low": found.low, "high": found.high,
+                        "n": len(index), "unit": "prompt",
+                    }
+                )  # fmt: skip
+    return rows
+
+
+def _answers(
+    prompts: Sequence[Prompt],
+    made: Mapping[str, Scored],
+    table: Mapping[str, Mapping[str, FloatArray]],
+) -> dict[str, list[Any]]:
+    """Return the answers to read: one row a policy and prompt."""
+    rows = [
+        {
+            "policy": role, "prompt_id": prompt.id, "prompt": prompt.text, "slice": slice_name(prompt),
+            "response": answers.responses[k][0].text,
+            **{name: None if np.isnan(values[k]) else float(values[k]) for name, values in table[role].items()},
+        }
+        for role, answers in made.items() for k, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def judge_figures(job: Job, answers: Mapping[str, list[Any]], policy: str = "selected") -> dict[str, dict[str, Any]]:
+    """Return what each judge says of one policy's answers to the report prompts, which it answered once each.
+
+    ``agreement`` is Spearman's correlation of both scores over these answers; NaN where one of them never varies.
+
+    Args:
+        job: whose judges.
+        answers: columns of ``report/answers.parquet``.
+        policy: role of the policy.
+    """
+    found = {}
+    for name, judge in job.judges.items():
+        rows = [k for k, role in enumerate(answers["policy"]) if role == policy]
+        trained_on = name if name == "reward" else f"cost_{name}"
+        pairs = [(answers[f"judge_{name}"][k], answers[trained_on][k]) for k in rows]
+        pairs = [pair for pair in pairs if None not in pair]
+        judged, trained = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+        found[name] = {
+            "scorer": judge.id,
+            "revision": judge.revision,
+            "mean": float(judged.mean()) if judged.size else float("nan"),
+            "error": standard_error(judged),
+            "trained_mean": float(trained.mean()) if trained.size else float("nan"),
+            "agreement": spearman(judged, trained),
+            "n_prompts": int(judged.size),
+        }
+    return found

@@ -23,17 +23,18 @@ from dualign.job.phases import (
     with_log_ratios,
 )
 from dualign.job.policies import JournalledBackend
-from dualign.maths.dual import DualRule, Stopping, margin
+from dualign.maths.dual import Stopping, margin
 from dualign.maths.dual_rules import DUAL_RULES
+from dualign.maths.exact import FiniteProblem
 from dualign.maths.functionals import ConditionalValueAtRisk, Functional
-from dualign.maths.one_shot import OneShot, one_shot
+from dualign.maths.one_shot import OneShot, from_problem
 from dualign.maths.preference import Scale, fit_scale
 from dualign.methods.c_dpo import recipe_of, relabelled
 from dualign.methods.loop import fitted, mixed_at_limit
 from dualign.methods.options import Settings
 from dualign.methods.table import METHODS
 from dualign.protocols import Policy, Problem, Scores
-from dualign.records import Constraint, Evaluation, FloatArray, Group, Iterate, Prompt, Response
+from dualign.records import Evaluation, FloatArray, Group, Iterate, Prompt, Response
 
 WIDTH_AT_200 = 0.3
 """The betting bound is about 1.3 times as wide as t at 200 prompts, 1.1 at 2,000 (bench/certificates.py)."""
@@ -102,7 +103,8 @@ class Search:
         delta = looks(job).spent(1 - job.config.certificate.confidence)
         margins = []
         for i, constraint in enumerate(job.constraints):
-            n_tune, n_calibration = (_units(job.splits[name], constraint) for name in ("tune", "calibration"))
+            slices = (constrained(job.splits[name], [constraint]) for name in ("tune", "calibration"))
+            n_tune, n_calibration = (len({prompt.cluster for prompt in prompts}) for prompts in slices)
             width = 1 + WIDTH_AT_200 * np.sqrt(200 / max(n_calibration, 1))
             spread = float(evaluation.cost_spreads[i])
             margins.append(margin(spread, n_tune=n_tune, n_calibration=n_calibration, delta=delta, width_ratio=width))
@@ -152,12 +154,16 @@ class Search:
 
     def _one_shot(self, limits: FloatArray) -> OneShot:
         groups = self.groups()
-        return one_shot(
-            np.stack([group.reward for group in groups]),
-            np.stack([group.costs for group in groups]),
+        reward = np.stack([group.reward for group in groups])
+        problem = FiniteProblem(
+            log_reference=np.full(reward.shape, -np.log(reward.shape[1])),
+            reward=reward,
+            costs=np.stack([group.costs for group in groups]),
+            prompt_weights=np.full(len(reward), 1 / len(reward)),
             limits=limits * self._shares(),
             beta=self.job.config.training.beta,
         )
+        return from_problem(problem, draws=True)
 
     def _shares(self) -> FloatArray:
         """Return each slice's share of the prompts: it turns limits on slices into limits on means over all."""
@@ -202,11 +208,6 @@ class Search:
         fitted = [training_functional(self.job, self.train, i) for i in range(len(self.job.constraints))]
         seen = inside(prompts, self.job.constraints)[:, None, :]
         return np.where(seen, transformed(costs, fitted, baseline), 0.0) / self.scale.cost_sds
-
-
-def _units(prompts: Sequence[Prompt], constraint: Constraint) -> int:
-    """Return how many units of independence a constraint's slice holds."""
-    return len({prompts[k].cluster for k in slice_of(prompts, constraint.where)})
 
 
 def tune_prompts(job: Job) -> list[Prompt]:
@@ -288,18 +289,16 @@ def rounds(search: Search, start: FloatArray) -> Iterator[Measured]:
 
 
 def settings_of(job: Job, start: FloatArray) -> Settings:
-    """Return what the config's method is told; ``start`` is normalised."""
-    method = job.config.method
-    return Settings(dual_rule(job), start, method.loss, method.labels, method.temperature, method.options)
+    """Return what the config's method is told; ``start`` is normalised.
 
-
-def dual_rule(job: Job) -> DualRule:
-    """Return the config's rule; none named: bracket for one limit, projected Newton for several."""
+    No dual rule named: bracket for one limit, projected Newton for several.
+    """
     method = job.config.method
     name = method.dual or ("bracket" if len(job.constraints) == 1 else "projected_newton")
     stopping = Stopping(largest=method.max_multiplier, budget=method.max_rounds, multiplier_tolerance=0.05)
     step = {"step": GRADIENT_STEP if method.step is None else method.step} if name == "gradient" else {}
-    return DUAL_RULES[name](**step, stopping=stopping)
+    rule = DUAL_RULES[name](**step, stopping=stopping)
+    return Settings(rule, start, method.loss, method.labels, method.temperature, method.options)
 
 
 def first_multipliers(search: Search) -> FloatArray:

@@ -7,7 +7,7 @@ phases are done again; anything else is a further one, and pays for itself (``cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,14 @@ PLACES = ("base_model_name_or_path", "revision", "peft_version")
 """Of an adapter's config: where its base was and who wrote it; the base's weights are in the job's identity."""
 
 
-def violations(evaluation: Evaluation, limits: FloatArray) -> FloatArray:
-    """Return cost - limit, shape ``[constraint]``; positive is broken."""
-    return np.asarray(evaluation.costs - limits)
-
-
 def limits_met(evaluation: Evaluation, limits: FloatArray) -> bool:
     """Return whether every limit holds with its error bar."""
-    return bool(np.all(violations(evaluation, limits) + FEASIBLE * evaluation.cost_errors <= 0))
+    return bool(np.all(evaluation.costs - limits + FEASIBLE * evaluation.cost_errors <= 0))
 
 
 def safety(evaluation: Evaluation, limits: FloatArray) -> float:
     """Return the largest violation in standard errors: smaller is safer."""
-    errors = np.maximum(evaluation.cost_errors, 1e-12)
-    return float(np.max(violations(evaluation, limits) / errors))
+    return float(np.max((evaluation.costs - limits) / np.maximum(evaluation.cost_errors, 1e-12)))
 
 
 def preferred(measured: Sequence[Iterate], limits: FloatArray) -> Iterate:
@@ -87,12 +81,16 @@ def open_calibration(search: Search, rungs: Sequence[Iterate]) -> Certificate:
     names = [rung.policy.name for rung in rungs]
     weights = {rung.policy.name: fingerprint(job, rung.policy) for rung in rungs}
     groups = Units.of({prompt.id: prompt.cluster for prompt in kept})
-    sealed = seal(_asked(job), claim_of(terms, names, groups, weights))
-    look = looks(job, next_number(job, sealed))
-    reasons = [*lost(job), *_other_prompts(job, sealed), *overdrawn(look)]
+    limited = {c.name: [prompt.id for prompt in constrained(kept, [c])] for c in job.constraints}
+    sealed = seal(asked(limited), claim_of(terms, names, groups, weights))
+    before, number = records(job.journal), next_number(job, sealed)
+    look, reasons = looks(job, number), lost(job)
+    if before and before[0].sealed.prompts != sealed.prompts:  # some may have been left out for their costs
+        reasons.append("the prompts are not those that were sealed")
+    reasons += overdrawn(look)
     if reasons:
         return invalid(terms, sealed.claim, reasons, sealed=sealed, opening=look)
-    promise(job, sealed)
+    promise(job, number, sealed)
     job.tell(f"opening {len(kept)} calibration prompts for {', '.join(names)}")
     n = job.config.certificate.responses_per_prompt
     relative = any(functional.spec == "relative" for functional in job.functionals)
@@ -106,20 +104,6 @@ def open_calibration(search: Search, rungs: Sequence[Iterate]) -> Certificate:
     return certify(observations, terms, rewards=rewards, sealed=sealed, opening=look, weights=weights)
 
 
-def _other_prompts(job: Job, sealed: Seal) -> list[str]:
-    """Return a reason where the first opening was of other prompts: some may have been left out for their costs."""
-    first = next(iter(records(job.journal)), None)
-    if first is None or first.sealed.prompts == sealed.prompts:
-        return []
-    return ["the prompts are not those that were sealed"]
-
-
-def _asked(job: Job) -> set[str]:
-    """Return what is sealed of the calibration prompts: which they are, and of which limits."""
-    prompts = job.splits["calibration"]
-    return asked({c.name: [prompts[k].id for k in slice_of(prompts, c.where)] for c in job.constraints})
-
-
 def _terms(search: Search, preferred: Policy) -> Terms:
     """Return all that is claimed.
 
@@ -131,6 +115,9 @@ def _terms(search: Search, preferred: Policy) -> Terms:
     job = search.job
     tuned = search.samples(preferred)
     slices = [slice_of(tuned.prompts, constraint.where) for constraint in job.constraints]
+    n, reference = job.config.certificate.responses_per_prompt, fingerprint(job, job.reference)
+    # what a relative limit is relative to: these weights, and a mean over draws of their own
+    against = f"the reference (weights {reference}, mean of {n} response(s) a prompt)"
     requirements = {
         constraint.name: Requirement(
             limit=constraint.limit,
@@ -139,22 +126,16 @@ def _terms(search: Search, preferred: Policy) -> Terms:
             scorer=f"{job.costs[i].id}@{job.costs[i].revision[:12]}",
             where=constraint.where,
             floor=constraint.floor,
-            against=_reference_in_words(job) if functional.spec == "relative" else "",
+            against=against if functional.spec == "relative" else "",
         )
         for i, (constraint, functional, rows) in enumerate(zip(job.constraints, job.functionals, slices, strict=True))
     }
     sampling = job.config.sampling
     decoding = (
         f"temperature {sampling.temperature:g}, at most {sampling.max_new_tokens} tokens, no top-k or top-p, "
-        f"{job.config.certificate.responses_per_prompt} response(s) a prompt{job.decoding}{_selection(job, preferred)}"
+        f"{n} response(s) a prompt{job.decoding}{_selection(job, preferred)}"
     )
     return Terms(requirements, delta=round(1 - job.config.certificate.confidence, 12), decoding=decoding)
-
-
-def _reference_in_words(job: Job) -> str:
-    """Return what a relative limit is relative to: these weights, and a mean over draws of their own."""
-    n = job.config.certificate.responses_per_prompt
-    return f"the reference (weights {fingerprint(job, job.reference)}, mean of {n} response(s) a prompt)"
 
 
 def _selection(job: Job, policy: Policy) -> str:
@@ -210,7 +191,7 @@ def lost(job: Job) -> list[str]:
     numbers = [int(name.split("-")[1]) for name in choices if name.startswith((PROMISE, EVIDENCE))]
     if max(numbers, default=0) > known:
         return ["the record of an earlier opening of the calibration prompts is gone"]
-    if not known and (_traces(job) or any(_opens(event) for event in read_events(job.run))):
+    if not known and _traces(job):
         return ["the calibration prompts were opened before, and the evidence of it is gone"]
     certified = _certified(job)
     if certified not in {None, *(record.sealed.hash for record in records(job.journal) if record.evidence)}:
@@ -231,22 +212,17 @@ def _certified(job: Job) -> str | None:
     return None if found.get("verdict", "INVALID") == "INVALID" else str(found.get("seal"))
 
 
-def _opens(event: Mapping[str, Any]) -> bool:
-    """Return whether an event of the journal is the sampling or scoring of a policy on the calibration prompts."""
-    return event.get("event") in ("started", "finished") and _is_opening(str(event.get("target", "")))
-
-
-def _is_opening(target: str) -> bool:
-    """Return whether a phase's target holds answers of a trained policy; the reference's serve relative limits."""
-    return target.startswith("rounds/") and target.endswith((f"/samples-{STAGE}", f"/scores-{STAGE}"))
-
-
 def _traces(job: Job) -> bool:
-    """Return whether the run directory holds, or its manifest lists, answers to the calibration prompts."""
-    listed = (name.rsplit("/", 1)[0] for name in read_manifest(job.run))
-    return any(map(_is_opening, listed)) or any(
-        any(job.run.glob(f"rounds/*/{kind}-{STAGE}*")) for kind in ("samples", "scores")
-    )
+    """Return whether the run directory holds answers of a trained policy to the calibration prompts, or did so once.
+
+    That is what its manifest lists, or its journal; answers of the reference serve relative limits.
+    """
+    events = [event for event in read_events(job.run) if event.get("event") in ("started", "finished")]
+    targets = [str(event.get("target", "")) for event in events]
+    targets += [name.rsplit("/", 1)[0] for name in read_manifest(job.run)]
+    ends = (f"/samples-{STAGE}", f"/scores-{STAGE}")
+    known = any(target.startswith("rounds/") and target.endswith(ends) for target in targets)
+    return known or any(any(job.run.glob(f"rounds/*{end}*")) for end in ends)
 
 
 def next_number(job: Job, sealed: Seal) -> int:
@@ -255,9 +231,8 @@ def next_number(job: Job, sealed: Seal) -> int:
     return next((record.number for record in known if record.sealed == sealed), len(known) + 1)
 
 
-def promise(job: Job, sealed: Seal) -> None:
+def promise(job: Job, number: int, sealed: Seal) -> None:
     """Record the promise on disk, before anything is sampled; one that stands already is left."""
-    number = next_number(job, sealed)
     job.journal.choice(f"{PROMISE}{number}", lambda: {"claim": sealed.claim, "prompts": sealed.prompts})
 
 
@@ -270,7 +245,7 @@ def opened(job: Job, sealed: Seal, evidence: str) -> int:
     same = [record for record in known if record.sealed == sealed]
     number = next((r.number for r in same if r.evidence == evidence), None)
     number = number or next((r.number for r in same if r.evidence is None), len(known) + 1)
-    job.journal.choice(f"{PROMISE}{number}", lambda: {"claim": sealed.claim, "prompts": sealed.prompts})
+    promise(job, number, sealed)
     job.journal.choice(f"{EVIDENCE}{number}", lambda: evidence)
     return number
 

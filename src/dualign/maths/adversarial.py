@@ -4,7 +4,7 @@ Source: Cheng et al. 2023, arXiv 2311.08045, and the released trainer. The game 
 answers over the policy's. Each is divided by its own count here; the release divides both by the rows of a batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import expit
@@ -117,10 +117,7 @@ def adversarial_policy(
             rewards[row, live] = table_reward(
                 scores[row, live], np.exp(policy[row, live]), coefficient=coefficient, temperature=temperature
             )
-        retrained = FiniteProblem(
-            problem.log_reference, rewards, 0 * problem.costs, problem.prompt_weights, problem.limits, problem.beta
-        )
-        policy = log_policy(retrained, 0 * multipliers)
+        policy = log_policy(replace(problem, reward=rewards, costs=0 * problem.costs), 0 * multipliers)
     return policy
 
 
@@ -172,13 +169,8 @@ def divergence(losses: FloatArray, weights: FloatArray, *, tau: float) -> float:
     return max(0.0, (float(tilted @ losses) - log_mean_exp(losses, weights, tau=tau)) / tau)
 
 
-def dual_value(losses: FloatArray, weights: FloatArray, *, tau: float, rho: float) -> float:
-    """Return ``tau rho + tau log E[exp(losses / tau)]``, at least the worst mean loss of the ball of radius ``rho``."""
-    return tau * rho + log_mean_exp(losses, weights, tau=tau)
-
-
 def solve_tau(losses: FloatArray, weights: FloatArray, *, rho: float) -> float:
-    """Return the ``tau`` at which KL(P || P0) = ``rho`` nats: the minimiser of ``dual_value``.
+    """Return the ``tau`` at which KL(P || P0) = ``rho`` nats: the minimiser of ``tau rho + log_mean_exp``.
 
     Infinity where ``rho`` is 0 or all losses are equal up to rounding: no weights are worse than P0. 0 where the ball
     holds the pairs of the largest loss alone: they are its worst case.

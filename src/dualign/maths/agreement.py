@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from dualign.maths.bounds import binomial_p_value
 from dualign.maths.estimates import half_width, rows_of_prompts
+from dualign.maths.exact import FloatArray
 
-FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 

@@ -8,25 +8,20 @@ the other side. No data, or one value where a spread is needed, gives the worst 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-FloatArray = NDArray[np.float64]
+from dualign.maths.exact import FloatArray
 
 BET_FRACTION = 0.9
 """Share of the largest bet that keeps the wealth positive. Lower values (0.5) need twice the prompts to
 certify a small rate from a clean sample and gain nothing at wide distributions."""
 
 
-class Schedule(Protocol):
-    """How much to bet at each step, from the past alone: that is all the proof of validity asks."""
-
-    def __call__(
-        self, log_wealth: FloatArray, variance: FloatArray, *, step: int, n: int, log_target: float
-    ) -> FloatArray:
-        """Return the bets of one step, before they are cut to the largest allowed one."""
+Schedule = Callable[..., FloatArray]
+"""``(log_wealth, variance, *, step, n, log_target) -> bets`` of one step, before they are cut to the largest allowed
+one: how much to bet at each step, from the past alone, which is all that the proof of validity asks."""
 
 
 def fixed_horizon(log_wealth: FloatArray, variance: FloatArray, *, step: int, n: int, log_target: float) -> FloatArray:
@@ -60,11 +55,10 @@ def betting_log_wealth(
     cap: float,
     delta: float,
     schedule: Schedule = fixed_horizon,
-    fraction: float = BET_FRACTION,
 ) -> FloatArray:
     """Return the log of the wealth of a bettor against "the mean is at least ``limit``".
 
-    ``W_i = W_{i-1} (1 + l_i (limit - y_i))`` with ``0 <= l_i <= fraction / (cap - limit)`` chosen from the past;
+    ``W_i = W_{i-1} (1 + l_i (limit - y_i))`` with ``0 <= l_i <= BET_FRACTION / (cap - limit)`` chosen from the past;
     stopped once it reaches ``1 / delta``. Under the null hypothesis it is a non-negative supermartingale from 1
     for any distribution below the cap, so ``W >= 1 / delta`` has probability at most ``delta`` (Ville 1939).
     The variance starts from one pseudo-observation at half the distance from the limit to the cap.
@@ -75,7 +69,6 @@ def betting_log_wealth(
         cap: Largest value; anything above counts as the cap.
         delta: Error rate the bettor aims at.
         schedule: One of ``SCHEDULES``.
-        fraction: Share of the largest bet that keeps the wealth positive.
 
     Raises:
         ValueError: a limit is not below the cap, or ``delta`` is not in (0, 1).
@@ -92,7 +85,7 @@ def betting_log_wealth(
     log_wealth = np.zeros(np.broadcast_shapes(clipped.shape[:-1], limits.shape))
     for step in range(1, n + 1):
         variance = (gap**2 / 4 + spread[..., step - 1]) / step
-        bet = np.minimum(schedule(log_wealth, variance, step=step, n=n, log_target=log_target), fraction / gap)
+        bet = np.minimum(schedule(log_wealth, variance, step=step, n=n, log_target=log_target), BET_FRACTION / gap)
         bet = np.where(log_wealth < log_target, bet, 0.0)
         log_wealth = log_wealth + np.log1p(bet * (limits - clipped[..., step - 1]))
     return log_wealth
@@ -114,8 +107,6 @@ def betting_upper_bound(
     cap: float,
     delta: float,
     include: Sequence[float] = (),
-    schedule: Schedule = fixed_horizon,
-    fraction: float = BET_FRACTION,
 ) -> float:
     """Return the largest mean that the bettor does not reject at ``delta``, rounded upwards on the search grid.
 
@@ -127,8 +118,6 @@ def betting_upper_bound(
         cap: Largest value; anything above counts as the cap.
         delta: One minus the confidence.
         include: Further points of the grid.
-        schedule: One of ``SCHEDULES``.
-        fraction: Share of the largest bet that keeps the wealth positive.
     """
     data = np.minimum(np.asarray(values, dtype=np.float64), cap)
     _require_delta(delta)
@@ -140,10 +129,7 @@ def betting_upper_bound(
     grid = grid[(grid >= lowest) & (grid < cap)]
     low, high = lowest, float(cap)
     for _ in range(3):
-        rejected = (
-            betting_log_wealth(data, grid, cap=cap, delta=delta, schedule=schedule, fraction=fraction)
-            >= -math.log(delta) - 1e-12
-        )
+        rejected = betting_log_wealth(data, grid, cap=cap, delta=delta) >= -math.log(delta) - 1e-12
         # Below the smallest value every bet loses, so `low` itself is never rejected.
         kept = np.flatnonzero(~rejected)
         if kept.size:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FloatArray = NDArray[np.float64]
+from dualign.maths.exact import FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,6 @@ def rows_of_prompts(prompt_index: ArrayLike) -> list[NDArray[np.int64]]:
     index = np.asarray(prompt_index)
     order = np.argsort(index, kind="stable").astype(np.int64)
     return np.split(order, np.flatnonzero(np.diff(index[order])) + 1)
-
-
-def clustered_error(values: ArrayLike, prompt_index: ArrayLike) -> float:
-    """Return the standard error of the mean of prompt means, ``s / sqrt(prompts)``; infinite below two prompts."""
-    return standard_error(prompt_means(values, prompt_index))
 
 
 def standard_error(means: ArrayLike) -> float:

@@ -198,7 +198,7 @@ def _solved(problem: FiniteProblem, multipliers: FloatArray, attainable: FloatAr
 
 
 def _hopeless(problem: FiniteProblem, probs: FloatArray, attainable: FloatArray) -> Optimum:
-    log_probs = _log(probs)
+    log_probs = np.log(probs, out=np.full_like(probs, -np.inf), where=probs > 0)
     nothing = np.full(len(problem.limits), np.nan)
     return Optimum(False, nothing, log_probs, expectations(problem, log_probs), attainable)
 
@@ -214,10 +214,6 @@ def _is_root(problem: FiniteProblem, multipliers: FloatArray) -> bool:
     hessian = dual_hessian(problem, multipliers)[np.ix_(free, free)]
     step = np.linalg.lstsq(hessian, dual_gradient(problem, multipliers)[free], rcond=1e-14)[0]
     return bool(np.all(np.abs(step) <= ROOT_DOUBT * (1 + multipliers[free])))
-
-
-def _log(probs: FloatArray) -> FloatArray:
-    return np.log(probs, out=np.full_like(probs, -np.inf), where=probs > 0)
 
 
 def _least_violation(scaled: FiniteProblem) -> tuple[FloatArray, float]:

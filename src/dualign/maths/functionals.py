@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-FloatArray = NDArray[np.float64]
+from dualign.maths.exact import FloatArray
 
 
 class Functional(Protocol):
@@ -23,37 +23,31 @@ class Functional(Protocol):
     def spec(self) -> str:
         """Return the text form, with everything that was fitted."""
 
-    def fit(self, costs: ArrayLike) -> "Functional":
-        """Return the functional with what it needs from the tune costs; frozen before calibration."""
+    def fit(self, costs: ArrayLike) -> "Functional":  # noqa: ARG002
+        """Return the functional with what it needs from the tune costs, frozen before calibration (none: itself)."""
+        return self
 
     def transform(self, costs: ArrayLike, reference: ArrayLike | None = None) -> FloatArray:
         """Return transformed costs, same shape; ``reference`` is each prompt's mean cost under the reference."""
 
     def transform_cap(self, cap: float | None) -> float | None:
-        """Return the cap of the transformed costs; none where it stays unknown."""
+        """Return the cap of the transformed costs, the same by default; none where it stays unknown."""
+        return cap
 
 
 @dataclass(frozen=True, slots=True)
-class Mean:
+class Mean(Functional):
     """The mean cost."""
 
     spec: str = "mean"
-
-    def fit(self, costs: ArrayLike) -> "Mean":  # noqa: ARG002
-        """Return itself: nothing is fitted."""
-        return self
 
     def transform(self, costs: ArrayLike, reference: ArrayLike | None = None) -> FloatArray:  # noqa: ARG002
         """Return the costs."""
         return np.asarray(costs, dtype=np.float64)
 
-    def transform_cap(self, cap: float | None) -> float | None:
-        """Return the cap."""
-        return cap
-
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(Functional):
     """The share of responses whose cost is above ``threshold``, 0 unless another is given (``rate:0.5``)."""
 
     threshold: float = 0.0
@@ -62,10 +56,6 @@ class Rate:
     def spec(self) -> str:
         """Return ``rate`` or ``rate:THRESHOLD``."""
         return "rate" if self.threshold == 0 else f"rate:{self.threshold!r}"
-
-    def fit(self, costs: ArrayLike) -> "Rate":  # noqa: ARG002
-        """Return itself: nothing is fitted."""
-        return self
 
     def transform(self, costs: ArrayLike, reference: ArrayLike | None = None) -> FloatArray:  # noqa: ARG002
         """Return 1 where the cost is above the threshold, else 0."""
@@ -77,7 +67,7 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
-class ConditionalValueAtRisk:
+class ConditionalValueAtRisk(Functional):
     """The mean of the worst ``1 - alpha`` of the costs, through a fixed threshold (Rockafellar and Uryasev 2000).
 
     For every threshold t, ``t + E[max(c - t, 0)] / (1 - alpha)`` is at least the CVaR, with equality at t = VaR:
@@ -120,24 +110,16 @@ class ConditionalValueAtRisk:
 
 
 @dataclass(frozen=True, slots=True)
-class Relative:
+class Relative(Functional):
     """The mean difference from the reference, prompt by prompt; limit and cap are those of differences."""
 
     spec: str = "relative"
-
-    def fit(self, costs: ArrayLike) -> "Relative":  # noqa: ARG002
-        """Return itself: nothing is fitted."""
-        return self
 
     def transform(self, costs: ArrayLike, reference: ArrayLike | None = None) -> FloatArray:
         """Return costs minus the reference's mean cost on the same prompt."""
         if reference is None:
             raise ValueError("relative: the reference's costs on the same prompts are needed")
         return np.asarray(costs, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
-
-    def transform_cap(self, cap: float | None) -> float | None:
-        """Return the cap, which is one for differences."""
-        return cap
 
 
 class _Form(NamedTuple):

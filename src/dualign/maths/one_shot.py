@@ -8,6 +8,7 @@ Source: Huang et al. 2024 (one-shot dualization) for one constraint; the vector 
 reconstructions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from dualign.maths.exact import (
     optimum,
     prompt_kl,
 )
+from dualign.maths.preference import ScoredGroup
 
 IntArray = NDArray[np.int64]
 
@@ -73,29 +75,22 @@ class OneShot:
     """Shape ``[prompt, response]``."""
 
 
-def one_shot(  # noqa: PLR0913
-    reward: FloatArray,
-    costs: FloatArray,
-    limits: FloatArray,
-    beta: float,
-    log_weights: FloatArray | None = None,
-    prompt_weights: FloatArray | None = None,
-) -> OneShot:
-    """Return the minimiser of the dual of the samples, with diagnostics.
-
-    ``reward`` is ``[prompt, response]``, ``costs`` ``[prompt, response, constraint]``. Without ``log_weights`` the
-    responses are draws of the reference; with them (``-inf`` = padding) they are its support and need no sampling gate.
-    """
-    prompts, responses = reward.shape
-    log_reference = np.full(reward.shape, -np.log(responses)) if log_weights is None else log_weights
-    weights = np.full(prompts, 1 / prompts) if prompt_weights is None else prompt_weights
-    problem = FiniteProblem(log_reference, reward, costs, weights, np.asarray(limits, dtype=np.float64), beta)
-    return from_problem(problem, draws=log_weights is None)
+def finite_problem(
+    groups: Sequence[ScoredGroup], log_reference: FloatArray, *, limits: FloatArray, beta: float
+) -> FiniteProblem:
+    """Return the groups as a finite problem, padded to the width of ``log_reference[prompt, response]``."""
+    reward, costs = np.zeros(log_reference.shape), np.zeros((*log_reference.shape, len(limits)))
+    for row, group in enumerate(groups):
+        used = slice(len(group.reward))
+        reward[row, used], costs[row, used] = group.reward, group.costs
+    prompts = np.array([group.weight for group in groups])
+    return FiniteProblem(log_reference, reward, costs, prompts / prompts.sum(), limits, beta)
 
 
 def from_problem(problem: FiniteProblem, *, draws: bool, units: IntArray | None = None) -> OneShot:
-    """Return the offline dual of ``problem``; ``draws`` says that its responses are samples, not the whole support.
+    """Return the offline dual of ``problem``, with diagnostics.
 
+    ``draws``: its responses are samples; else they are the whole support (``-inf`` = padding), and no gate is needed.
     ``units`` (``[prompt]``): number of the unit of independence of each prompt, for the errors; none: each its own.
     """
     best = optimum(problem)

@@ -18,20 +18,13 @@ LONGEST = 5000
 """Steps towards it."""
 
 
-def lagrangian_beta(multipliers: FloatArray, *, kl: float) -> float:
-    """Return ``kl (1 + sum of multipliers)``, the beta of Safe RLHF's policy.
-
-    The paper has one multiplier; the sum over several is our extension.
-    """
-    return kl * float(1 + np.sum(multipliers))
-
-
 def lagrangian_policy(problem: FiniteProblem, multipliers: FloatArray, *, kl: float) -> FloatArray:
     """Return the log-probabilities ``[prompt, response]`` of Safe RLHF's policy, whatever the problem's beta.
 
-    It maximises ``E[(reward - multipliers . costs) / (1 + sum of multipliers)] - kl KL``.
+    It maximises ``E[(reward - multipliers . costs) / (1 + sum of multipliers)] - kl KL``. The paper has one multiplier;
+    the sum over several is our extension.
     """
-    return log_policy(replace(problem, beta=lagrangian_beta(multipliers, kl=kl)), multipliers)
+    return log_policy(replace(problem, beta=kl * float(1 + np.sum(multipliers))), multipliers)
 
 
 def mirror_step(log_probs: FloatArray, log_reference: FloatArray, gain: FloatArray, *, step: float) -> FloatArray:
@@ -58,8 +51,8 @@ def multiplier_step(
     return np.asarray(np.exp(np.minimum(theta, np.log(largest))))
 
 
-def inflation_factor(delta: float, *, candidates: int, safety: int, first: float = 1.0, second: float = 1.0) -> float:
-    """Return ``q = first t / sqrt(candidates) + second t / sqrt(safety)``, t the 1 - delta quantiles, n - 1 degrees.
+def inflation_factor(delta: float, *, candidates: int, safety: int) -> float:
+    """Return ``q = t / sqrt(candidates) + t / sqrt(safety)``, t the 1 - delta quantiles with n - 1 degrees.
 
     HC-RLHF's code; its dual and its actor use two different ``candidates``, which one function forbids.
 
@@ -67,8 +60,6 @@ def inflation_factor(delta: float, *, candidates: int, safety: int, first: float
         delta: one minus the confidence of the safety test.
         candidates: number of independent costs behind the estimate that is inflated.
         safety: number of prompts of the safety test.
-        first: weight of the estimate's own error.
-        second: weight of the error that the test will have.
 
     Raises:
         ValueError: fewer than two costs, or a ``delta`` outside (0, 1).
@@ -77,8 +68,7 @@ def inflation_factor(delta: float, *, candidates: int, safety: int, first: float
         raise ValueError(f"needs two costs and a delta in (0, 1), got {candidates}, {safety} and {delta}")
     from scipy.special import stdtrit
 
-    sizes = ((first, candidates), (second, safety))
-    return float(sum(weight * stdtrit(n - 1, 1 - delta) / np.sqrt(n) for weight, n in sizes))
+    return float(sum(stdtrit(n - 1, 1 - delta) / np.sqrt(n) for n in (candidates, safety)))
 
 
 def inflated_costs(costs: FloatArray, mean: FloatArray, deviation: FloatArray, *, inflation: float) -> FloatArray:

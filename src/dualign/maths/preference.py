@@ -76,14 +76,6 @@ class Scale:
         """Return normalised costs, limits, violations or their errors; the last axis is the constraint."""
         return raw / self.cost_sds
 
-    def raw_costs(self, normalised: FloatArray) -> FloatArray:
-        """Return costs, limits, violations or their errors in raw units; the last axis is the constraint."""
-        return normalised * self.cost_sds
-
-    def limits(self, raw: FloatArray) -> FloatArray:
-        """Return normalised limits."""
-        return self.costs(raw)
-
     def beta(self, raw: float) -> float:
         """Return ``beta'`` of a raw ``beta``."""
         return raw / self.reward_sd

@@ -11,11 +11,9 @@ import numpy as np
 from dualign.errors import UsageError
 from dualign.maths.dual import DualState
 from dualign.maths.exact import FiniteProblem, log_policy
-from dualign.methods.b_dpo import B_DPO
 from dualign.methods.options import NO_OPTIONS, Option, Options, Settings, unknown
 from dualign.methods.recipe import DPO, IPO, SMOOTHING, Recipe, conservative, refuse_slopes
-from dualign.methods.reweighted import DR_DPO, KLDPO
-from dualign.methods.wdpo import WDPO
+from dualign.methods.recipes import B_DPO, DR_DPO, KLDPO, WDPO
 from dualign.protocols import Objective, Problem
 from dualign.records import FloatArray, Iterate
 

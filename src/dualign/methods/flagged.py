@@ -3,11 +3,8 @@
 Neither knows a limit: limits are measured, rule and start ignored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,11 +12,9 @@ from dualign.maths.dual import DualState
 from dualign.methods.c_dpo import relabelled
 from dualign.methods.loop import dual_loop, fitted, with_columns
 from dualign.methods.options import NOT_NEGATIVE, Option, Settings
-from dualign.protocols import Objective, Problem, Side
+from dualign.methods.recipe import on_column
+from dualign.protocols import Objective, Problem
 from dualign.records import FloatArray, Group, Iterate
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 UNSAFE, SAFE = "unsafe", "safe"
 """Per-response columns of SafeDPO and of BFPO: 1 where the answer is, else 0."""
@@ -50,17 +45,14 @@ def safedpo(problem: Problem, settings: Settings) -> Generator[Iterate, None, Du
     Pairs of safe answers are labelled by the reward; of a safe and an unsafe answer the safe one wins; pairs of unsafe
     answers are dropped, so prompts without a safe answer keep the reference's conditional.
     """
+    from dualign.maths.losses import safedpo as by_flags
+
     margin = float(settings.options["safety_margin"])
     flags = unsafe_flags(problem, float(settings.options["unsafe_above"]))
     groups = [replace(group, costs=flag[:, None]) for group, flag in zip(problem.groups, flags, strict=True)]
     plain = relabelled(np.array([CERTAIN * settings.temperature]), problem.beta, settings)
 
-    def loss(preferred: Side, other: Side) -> Tensor:
-        from dualign.maths.losses import safedpo as by_flags
-
-        sides = [(side.log_ratio, side.columns[UNSAFE]) for side in (preferred, other)]
-        return by_flags(sides[0], sides[1], beta=plain.beta, safety_margin=margin)
-
+    loss = on_column(by_flags, UNSAFE, beta=plain.beta, safety_margin=margin)
     objective = replace(plain, loss=loss, columns=(UNSAFE,), name=f"safedpo({margin:g})-{settings.labels}")
     return _single_fit(problem, settings, with_columns(groups, **{UNSAFE: flags}), objective)
 
@@ -70,15 +62,11 @@ def bfpo(problem: Problem, settings: Settings) -> Generator[Iterate, None, DualS
 
     Pairs are labelled by the reward. Of two unsafe answers the more helpful one is pushed *below* the other.
     """
+    from dualign.maths.losses import bfpo as by_flags
+
     safe = [1 - flag for flag in unsafe_flags(problem, float(settings.options["unsafe_above"]))]
     plain = relabelled(np.zeros_like(problem.limits), problem.beta, settings)
-
-    def loss(preferred: Side, other: Side) -> Tensor:
-        from dualign.maths.losses import bfpo as by_flags
-
-        sides = [(side.log_ratio, side.columns[SAFE]) for side in (preferred, other)]
-        return by_flags(sides[0], sides[1], beta=problem.beta)
-
+    loss = on_column(by_flags, SAFE, beta=problem.beta)
     objective = replace(plain, loss=loss, columns=(SAFE,), name=f"bfpo-{settings.labels}")
     return _single_fit(problem, settings, with_columns(problem.groups, **{SAFE: safe}), objective)
 

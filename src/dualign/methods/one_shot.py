@@ -9,8 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from dualign.maths.dual import DualState, Stopping, feasible, subgradient
-from dualign.maths.exact import FiniteProblem
-from dualign.maths.one_shot import OneShot, from_problem
+from dualign.maths.one_shot import OneShot, finite_problem, from_problem
 from dualign.methods.c_dpo import c_dpo, relabelled
 from dualign.methods.loop import dual_loop, fitted
 from dualign.methods.options import COUNT, NOT_NEGATIVE, Option, Settings
@@ -49,18 +48,6 @@ def offline_dual(
     for row, known in enumerate(reference):
         weights[row, : len(known)] = known - np.logaddexp.reduce(known) if whole else -np.log(len(known))
     return from_problem(finite_problem(groups, weights, limits=limits, beta=beta), draws=not whole)
-
-
-def finite_problem(
-    groups: Sequence[Group], log_reference: FloatArray, *, limits: FloatArray, beta: float
-) -> FiniteProblem:
-    """Return the groups as a finite problem, padded to the width of ``log_reference[prompt, response]``."""
-    reward, costs = np.zeros(log_reference.shape), np.zeros((*log_reference.shape, len(limits)))
-    for row, group in enumerate(groups):
-        used = slice(len(group.responses))
-        reward[row, used], costs[row, used] = group.reward, group.costs
-    prompts = np.array([group.weight for group in groups])
-    return FiniteProblem(log_reference, reward, costs, prompts / prompts.sum(), limits, beta)
 
 
 def _is_whole(group: Group, log_probs: FloatArray) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from dualign.errors import UsageError
 from dualign.maths.dual import DualState
 from dualign.methods.loop import dual_loop, fitted
 from dualign.methods.options import Option, Options, Range, Settings, filled, unknown
-from dualign.protocols import Objective, PairLoss, Policy, Problem
+from dualign.protocols import Objective, PairLoss, Policy, Problem, Side
 from dualign.records import FloatArray, Iterate
 
 if TYPE_CHECKING:
@@ -89,6 +89,15 @@ class Recipe:
 def pairwise(loss: Callable[..., Tensor], beta: float) -> PairLoss:
     """Return ``loss`` as a function of two sides."""
     return lambda preferred, other: loss(preferred.log_ratio, other.log_ratio, beta=beta)
+
+
+def on_column(loss: Callable[..., Tensor], column: str, **given: Any) -> PairLoss:
+    """Return ``loss``, which reads the log-ratio and the ``column`` of either side, as a function of two sides."""
+
+    def read(side: Side) -> tuple[Tensor, Tensor]:
+        return side.log_ratio, side.columns[column]
+
+    return lambda preferred, other: loss(read(preferred), read(other), **given)
 
 
 def on_arrays(weights: Callable[[FloatArray, FloatArray], FloatArray]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,21 +13,17 @@ from dualign.maths.dual import DualState
 from dualign.maths.exact import FiniteProblem, log_policy
 from dualign.methods import (
     apo,
-    b_dpo,
     best_of_n,
     c_dpo,
     flagged,
-    modpo,
+    lagrangian,
     one_shot,
     pecan,
-    ppo,
-    reinforce_lag,
-    reweighted,
-    simpo,
+    recipes,
     two_step,
-    wdpo,
 )
 from dualign.methods.options import Option, Options, Settings, filled
+from dualign.methods.recipe import Recipe
 from dualign.protocols import Problem
 from dualign.records import FloatArray, Iterate
 
@@ -117,6 +113,11 @@ class Method:
         return self.algorithm(problem, replace(settings, loss=loss, options=options))
 
 
+def of_loss(recipe: Recipe, source: str, note: str, **more: Any) -> Method:
+    """Return the row of a loss that the dual loop is run with, and that takes no other."""
+    return Method(recipe.name, recipe.run, source, note, options=recipe.options, own_loss=True, **more)
+
+
 METHODS: Mapping[str, Method] = {
     row.name: row
     for row in (
@@ -148,50 +149,35 @@ METHODS: Mapping[str, Method] = {
             weight="given",
             begins_with_dpo=True,
         ),
-        Method(
-            "b-dpo",
-            b_dpo.B_DPO.run,
+        of_loss(
+            recipes.B_DPO,
             "Zhao et al. 2026, arXiv 2603.22829",
             "weights, scale and estimator of mutual information are in no source; its use under limits is new",
             needs=("reward", "costs", "limits", "log-probabilities of bare responses"),
             reconstruction=True,
-            options=b_dpo.B_DPO.options,
             target=no_closed_form,
-            own_loss=True,
         ),
-        Method(
-            "kldpo",
-            reweighted.KLDPO.run,
+        of_loss(
+            recipes.KLDPO,
             "Xu et al. 2025, arXiv 2502.01930",
             "robust in a Kullback-Leibler ball; the paper is multiplier 0, its use under limits is new",
-            options=reweighted.KLDPO.options,
-            own_loss=True,
         ),
-        Method(
-            "wdpo",
-            wdpo.WDPO.run,
+        of_loss(
+            recipes.WDPO,
             "Xu et al. 2025, arXiv 2502.01930",
             "robust in a Wasserstein ball; the paper is multiplier 0, its use under limits is new",
             needs=("reward", "costs", "limits", "input embeddings"),
-            options=wdpo.WDPO.options,
-            own_loss=True,
         ),
-        Method(
-            "dr-dpo",
-            reweighted.DR_DPO.run,
+        of_loss(
+            recipes.DR_DPO,
             "Wu et al. 2024, arXiv 2407.07880",
             "trusts the pairs that it fits; the paper is multiplier 0, its use under limits is new",
-            options=reweighted.DR_DPO.options,
-            own_loss=True,
         ),
-        Method(
-            "simpo",
-            simpo.SIMPO.run,
+        of_loss(
+            recipes.SIMPO,
             "Meng et al. 2024, arXiv 2405.14734",
             "no reference, means over tokens, a margin; labels from scores and its use under limits are new",
-            options=simpo.SIMPO.options,
-            target=unless("gamma_beta_ratio", simpo.simpo_target),
-            own_loss=True,
+            target=unless("gamma_beta_ratio", recipes.simpo_target),
         ),
         Method(
             "apo",
@@ -221,10 +207,10 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "modpo",
-            modpo.modpo,
+            two_step.modpo,
             "Zhou et al. 2023, arXiv 2310.03708",
             "weights are the user's in the paper, the dual rule is new",
-            options=modpo.OPTIONS,
+            options=two_step.MODPO_OPTIONS,
             parameters=converted("modpo"),
             begins_with_dpo=True,
         ),
@@ -302,33 +288,33 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "ppo-lag",
-            ppo.ppo_lag,
+            lagrangian.ppo_lag,
             "Dai et al. 2023 (Safe RLHF), arXiv 2310.12773",
             "own multiplier rule, on its logarithm; exact on worlds; linear critics on models; the stop is ours",
             weight="own",
-            options=ppo.PPO_LAG_OPTIONS,
-            target=ppo.ppo_lag_target,
-            parameters=ppo.multiplier_and_kappa,
+            options=lagrangian.PPO_LAG_OPTIONS,
+            target=lagrangian.ppo_lag_target,
+            parameters=lagrangian.multiplier_and_kappa,
             own_loss=True,
         ),
         Method(
             "reward-shaping",
-            ppo.reward_shaping,
+            lagrangian.reward_shaping,
             "Dai et al. 2023 (Safe RLHF), arXiv 2310.12773",
             "PPO on reward - multiplier cost; a weight by hand in the source, the dual rule is new",
-            options=ppo.REWARD_SHAPING_OPTIONS,
+            options=lagrangian.REWARD_SHAPING_OPTIONS,
             parameters=converted("reward-shaping"),
             own_loss=True,
         ),
         Method(
             "reinforce-lag",
-            reinforce_lag.reinforce_lag,
+            lagrangian.reinforce_lag,
             "HC-RLHF 2025, arXiv 2506.08266",
             "costs inflated for the test to come; exact on worlds, leave-one-out on models; the stop is ours",
             weight="own",
-            options=reinforce_lag.OPTIONS,
-            target=reinforce_lag.reinforce_lag_target,
-            parameters=ppo.multiplier_and_kappa,
+            options=lagrangian.REINFORCE_LAG_OPTIONS,
+            target=lagrangian.reinforce_lag_target,
+            parameters=lagrangian.multiplier_and_kappa,
             constraint="mean, inflated for the test",
             own_loss=True,
         ),

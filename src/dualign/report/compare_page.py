@@ -15,6 +15,7 @@ from dualign.report.reading import NOTHING, Row, figure
 def cells(report: Row, row: Row) -> dict[str, str]:
     """Return the texts of one row by the names of their columns."""
     first, bounded = report["rows"][0]["method"], next(iter(report["limits"]))
+    waited = row["seconds_to_limit"]["mean"]
     costs = {
         f"{name} (limit {figure(limit)})": _measured(row["costs"][name]) for name, limit in report["limits"].items()
     }
@@ -33,7 +34,7 @@ def cells(report: Row, row: Row) -> dict[str, str]:
         f"reward − {first}": _between(row["difference"]["reward"]),
         "policies": f"{row['policies']:.1f}",
         "fit s": f"{row['fit_seconds']:.0f}",
-        "s to limit": _seconds(row["seconds_to_limit"]),
+        "s to limit": NOTHING if waited is None else f"{waited:.0f}",
         "peak GB": f"{row['peak_bytes'] / 1e9:.1f}",
     }
 
@@ -48,10 +49,6 @@ def _measured(found: Row | None) -> str:
     if not found["error"]:
         return figure(found["mean"])
     return f"{found['mean']:.3f} ± {found['error']:.3f}".replace("-", "−")
-
-
-def _seconds(found: Row) -> str:
-    return NOTHING if found["mean"] is None else f"{found['mean']:.0f}"
 
 
 def _between(found: Row | None) -> str:

@@ -88,7 +88,8 @@ def read_run(run: Path) -> RunFiles:
 
 def _read(path: Path, run: Path) -> Any:
     if path.suffix == ".parquet":
-        return as_rows(store.read_table(path, run=run))
+        columns = store.read_table(path, run=run)
+        return tuple(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
     if path.suffix == ".yaml":
         return store.read_text(path, run=run)
     if path.name == "comparisons.json":
@@ -104,12 +105,6 @@ def _read_object(path: Path, run: Path) -> Row:
     if not isinstance(value, dict):
         raise DataError(f"{path}: must be a JSON object, is {type(value).__name__}")
     return value
-
-
-def as_rows(columns: Mapping[str, list[Any]]) -> tuple[Row, ...]:
-    """Return the rows of a table that is given by columns."""
-    names = list(columns)
-    return tuple(dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
 NOTHING = "–"

@@ -6,7 +6,6 @@ import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -18,74 +17,61 @@ from dualign.errors import ConfigError, MissingError, ScorerError, nearest
 from dualign.hashing import digest, file_digest
 from dualign.protocols import Direction, Scorer, words_read
 from dualign.records import FloatArray, Prompt, named
-from dualign.scorers.spec import ScorerSpec, Setting, revision_of
+from dualign.scorers.spec import FunctionScorer, ScorerSpec, Setting, revision_of
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedScorer:
+class CheckedScorer(FunctionScorer):
     """A scorer whose answers are verified before anybody sees them: one finite number a response."""
 
-    scorer: Scorer
-    shown: Callable[[str], str] | None = None
-    """What is scored of a response, where that is not all of it; it is no part of the scorer's revision."""
-
-    @property
-    def id(self) -> str:
-        """Return the inner scorer's id."""
-        return self.scorer.id
-
-    @property
-    def revision(self) -> str:
-        """Return the inner scorer's revision."""
-        return self.scorer.revision
-
-    @property
-    def direction(self) -> Direction:
-        """Return the inner scorer's direction."""
-        return self.scorer.direction
-
-    @property
-    def words_read(self) -> int | None:
-        """Return how many words of an answer are read at the most; none: all."""
-        return words_read(self.scorer)
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return shape ``[response]`` finite scores.
-
-        Raises:
-            ScorerError: the answer has another shape, holds no numbers, or one of them is not finite.
-            ValueError: ``prompts`` and ``responses`` are not parallel.
-        """
-        if len(prompts) != len(responses):
-            raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses; they must be parallel")
-        if not responses:
-            return np.zeros(0)
-        texts = responses if self.shown is None else [self.shown(response) for response in responses]
-        answer = self.scorer(prompts, texts)
-        try:
-            scores = np.asarray(answer, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise ScorerError(f"scorer {self.id}: did not return numbers ({error})") from error
-        if scores.shape != (len(responses),):
-            raise ScorerError(
-                f"scorer {self.id}: returned shape {list(scores.shape)} for {len(responses)} responses; "
-                f"[{len(responses)}] is needed"
-            )
-        wrong = np.flatnonzero(~np.isfinite(scores))
-        if wrong.size:
-            index = int(wrong[0])
-            raise ScorerError(
-                f"scorer {self.id}: {scores[index]} for prompt {index} ({named(prompts[index])}); "
-                f"{wrong.size} of {len(responses)} scores are not finite"
-            )
-        return scores
+    __slots__ = ()
 
 
 def checked(scorer: Scorer, *, shown: Callable[[str], str] | None = None) -> CheckedScorer:
-    """Return ``scorer`` behind the check; one that is checked already is not checked twice."""
-    if not isinstance(scorer, CheckedScorer):
-        return CheckedScorer(scorer, shown)
-    return scorer if shown is None else replace(scorer, shown=shown)
+    """Return ``scorer`` behind the check; one that is checked already is not checked twice.
+
+    Args:
+        scorer: what is asked.
+        shown: what is scored of a response, where that is not all of it; it is no part of the scorer's revision.
+    """
+    if isinstance(scorer, CheckedScorer):
+        if shown is None:
+            return scorer
+        (scorer,) = scorer.inner
+    verified = partial(_verified, scorer, shown)
+    return CheckedScorer(scorer.id, scorer.direction, scorer.revision, verified, words_read(scorer), (scorer,))
+
+
+def _verified(
+    scorer: Scorer, shown: Callable[[str], str] | None, prompts: Sequence[Prompt], responses: Sequence[str]
+) -> FloatArray:
+    """Return shape ``[response]`` finite scores.
+
+    Raises:
+        ScorerError: the answer has another shape, holds no numbers, or one of them is not finite.
+        ValueError: ``prompts`` and ``responses`` are not parallel.
+    """
+    if len(prompts) != len(responses):
+        raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses; they must be parallel")
+    if not responses:
+        return np.zeros(0)
+    answer = scorer(prompts, responses if shown is None else [shown(response) for response in responses])
+    try:
+        scores = np.asarray(answer, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ScorerError(f"scorer {scorer.id}: did not return numbers ({error})") from error
+    if scores.shape != (len(responses),):
+        raise ScorerError(
+            f"scorer {scorer.id}: returned shape {list(scores.shape)} for {len(responses)} responses; "
+            f"[{len(responses)}] is needed"
+        )
+    wrong = np.flatnonzero(~np.isfinite(scores))
+    if wrong.size:
+        index = int(wrong[0])
+        raise ScorerError(
+            f"scorer {scorer.id}: {scores[index]} for prompt {index} ({named(prompts[index])}); "
+            f"{wrong.size} of {len(responses)} scores are not finite"
+        )
+    return scores
 
 
 OPENING, CLOSING = "<think>", "</think>"
@@ -120,29 +106,22 @@ class CallableSpec(ScorerSpec):
     """Change it when the numbers change for a reason outside the module's source (a service, a data file)."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallableScorer:
-    """Calls a function with texts."""
+def _calling(
+    function: Callable[[list[str], list[str]], Any], id: str, direction: Direction, revision: str
+) -> FunctionScorer:
+    """Return the scorer that calls ``function`` with texts; what that raises is the cause of a ``ScorerError``."""
 
-    id: str
-    function: Callable[[list[str], list[str]], Any]
-    direction: Direction
-    revision: str
+    def scores(prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        with _failing(f"scorer {id}:"):
+            found: FloatArray = function([prompt.text for prompt in prompts], list(responses))
+        return found
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return what the callable returns; the check around every scorer verifies it.
-
-        Raises:
-            ScorerError: the callable raised; its own error is the cause.
-        """
-        with _failing(f"scorer {self.id}:"):
-            scores: FloatArray = self.function([prompt.text for prompt in prompts], list(responses))
-        return scores
+    return FunctionScorer(id, direction, revision, scores)
 
 
 def function_scorer(
     function: Callable[[list[str], list[str]], Any], *, direction: Direction, version: str = ""
-) -> CallableScorer:
+) -> FunctionScorer:
     """Return the scorer that calls ``function`` with the texts of prompts and responses, two lists of one length.
 
     Its revision is a hash of the function's name, its source where Python can read that, ``version``, and the plain
@@ -170,7 +149,7 @@ def function_scorer(
     except (OSError, TypeError):
         source = ""
     revision = revision_of(kind="function", name=name, version=version, source=digest(source), carried=_told(carried))
-    return CallableScorer(name, function, direction, revision)
+    return _calling(function, name, direction, revision)
 
 
 def _told(value: Any) -> Any:
@@ -231,10 +210,10 @@ def _imported(name: str) -> ModuleType:
         ) from cause
 
 
-def build(spec: CallableSpec, setting: Setting) -> CallableScorer:
+def build(spec: CallableSpec, setting: Setting) -> FunctionScorer:
     """Return the scorer that ``spec`` describes; its revision follows the source of the whole module."""
     function = load(spec.target)
     path = getattr(inspect.getmodule(function), "__file__", None)
     source = file_digest(Path(path)) if path is not None and Path(path).is_file() else ""
     revision = revision_of(kind="callable", target=spec.target, version=spec.version, source=source)
-    return CallableScorer(spec.target, function, setting.direction, revision)
+    return _calling(function, spec.target, setting.direction, revision)

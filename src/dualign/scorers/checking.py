@@ -11,10 +11,9 @@ from dualign.data.preferences import PreferenceFile
 from dualign.protocols import Direction, Scorer
 from dualign.records import FloatArray
 from dualign.scorers import checking_figures as measured
-from dualign.scorers.checked import CheckedScorer
 from dualign.scorers.checking_figures import Judged, judged
-from dualign.scorers.composite import LogOdds, WeightedSum
 from dualign.scorers.remote import RemoteScorer
+from dualign.scorers.spec import FunctionScorer
 from dualign.scorers.table import same_scorer
 
 Figures = Mapping[str, Any]
@@ -93,20 +92,10 @@ def _about_flags(detection: Figures, order: Figures | None) -> Iterator[str]:
         )
 
 
-SAME_JUDGE = "the second scorer is the first: their agreement says nothing about either"
-
-
 def keeps_scores(scorer: Scorer) -> bool:
     """Return whether ``scorer``, or one inside it, is behind an address: no row is sent there twice."""
-    match scorer:
-        case RemoteScorer():
-            return True
-        case CheckedScorer(scorer=inner) | LogOdds(inner=inner):
-            return keeps_scores(inner)
-        case WeightedSum(terms=terms):
-            return any(keeps_scores(term) for _, term in terms)
-        case _:
-            return False
+    inner = scorer.inner if isinstance(scorer, FunctionScorer) else ()
+    return isinstance(scorer, RemoteScorer) or any(map(keeps_scores, inner))
 
 
 def check_scorer(
@@ -125,11 +114,21 @@ def check_scorer(
         DataError: the file does not say which answers should score higher.
         ScorerError: a scorer failed.
     """
-    data = judged(file.rows, scorer.direction)
-    found = _figures(scorer, data, beta=beta, temperature=temperature, second=second)
+    data, is_cost = judged(file.rows, scorer.direction), scorer.direction == "cost"
+    scores = scorer(data.prompts, data.texts)
+    found = {
+        "order": measured.order(scores, data),
+        "detection": measured.detection(scores, data) if is_cost else None,
+        "scale": measured.scale(scores, data, beta=beta, temperature=temperature),
+        "extremes": measured.extremes(scores),
+        # Asked again, such a scorer shows what it kept; and sending a row twice costs twice.
+        "parity": None if keeps_scores(scorer) else measured.parity(scorer, scores, data),
+        "human_correction": measured.human_correction(scores, data) if is_cost else None,
+        "agreement": None if second is None else _compared(scores, second, data),
+    }
     told = list(warnings(found))
     if second is not None and same_scorer(scorer, second):
-        told.append(SAME_JUDGE)
+        told.append("the second scorer is the first: their agreement says nothing about either")
     return {
         "scorer": identity(scorer),
         "data": _sizes(file, data),
@@ -142,21 +141,6 @@ def check_scorer(
 def identity(scorer: Scorer) -> dict[str, str]:
     """Return who scored."""
     return {"id": scorer.id, "revision": scorer.revision, "direction": scorer.direction}
-
-
-def _figures(scorer: Scorer, data: Judged, *, beta: float, temperature: float, second: Scorer | None) -> dict[str, Any]:
-    is_cost = scorer.direction == "cost"
-    scores = scorer(data.prompts, data.texts)
-    return {
-        "order": measured.order(scores, data),
-        "detection": measured.detection(scores, data) if is_cost else None,
-        "scale": measured.scale(scores, data, beta=beta, temperature=temperature),
-        "extremes": measured.extremes(scores),
-        # Asked again, such a scorer shows what it kept; and sending a row twice costs twice.
-        "parity": None if keeps_scores(scorer) else measured.parity(scorer, scores, data),
-        "human_correction": measured.human_correction(scores, data) if is_cost else None,
-        "agreement": None if second is None else _compared(scores, second, data),
-    }
 
 
 def _compared(scores: FloatArray, second: Scorer, data: Judged) -> dict[str, Any]:
@@ -182,9 +166,6 @@ def _sizes(file: PreferenceFile, data: Judged) -> dict[str, Any]:
         "flagged": int((~np.isnan(data.unsafe)).sum()),
         "left_out": dict(data.left_out),
     }
-
-
-UNKNOWN = "-"
 
 
 def check_text(report: Figures) -> str:
@@ -272,6 +253,6 @@ def _row(name: str, found: float | Figures | None, note: str = "") -> str:
     """Return the line of a number, alone or with the interval that it has."""
     figures = found if isinstance(found, Mapping) else {"value": found}
     numbers = [figures.get("value", figures.get("estimate")), *(figures[k] for k in ("low", "high") if k in figures)]
-    value, *ends = (UNKNOWN if number is None else f"{number:.4g}" for number in numbers)
+    value, *ends = ("-" if number is None else f"{number:.4g}" for number in numbers)
     beside = " ".join(filter(None, (" to ".join(ends), note)))
     return f"{name:34.34s}{value:>10s}  {beside}".rstrip()

@@ -25,7 +25,7 @@ from dualign.maths.estimates import prediction_powered_mean, rows_of_prompts
 from dualign.maths.preference import label_logit, pooled_deviation, saturation_share
 from dualign.protocols import Direction, Scorer
 from dualign.records import FloatArray, Prompt
-from dualign.scorers.fitting.pairs import labelled_pairs
+from dualign.scorers.fitting.inputs import labelled_pairs
 
 IntArray = NDArray[np.int64]
 Key = tuple[str, str]
@@ -48,11 +48,6 @@ class Judged:
     lower: IntArray
     left_out: Mapping[str, int]
     """Number of pairs, or of rows that gave none, by reason."""
-
-    @property
-    def pair_prompts(self) -> IntArray:
-        """Return shape ``[pair]``: number of the pair's prompt."""
-        return np.asarray(self.prompt_index[self.higher])
 
 
 def judged(rows: Iterable[PreferenceRow], direction: Direction) -> Judged:
@@ -116,12 +111,12 @@ def order(scores: FloatArray, data: Judged) -> dict[str, Any] | None:
     """Return the share of labelled pairs in the right order (ties count half) and the sign test; none without pairs."""
     if not data.higher.size:
         return None
-    difference = scores[data.higher] - scores[data.lower]
-    share = clustered_share((1 + np.sign(difference)) / 2, data.pair_prompts, confidence=CONFIDENCE)
+    difference, prompts = scores[data.higher] - scores[data.lower], data.prompt_index[data.higher]
+    share = clustered_share((1 + np.sign(difference)) / 2, prompts, confidence=CONFIDENCE)
     return {
         **asdict(share),
         "ties": float((difference == 0).mean()),
-        "sign_test": asdict(sign_test(difference, data.pair_prompts)),
+        "sign_test": asdict(sign_test(difference, prompts)),
     }
 
 

@@ -8,10 +8,10 @@ that it names is loaded, and adapter and head are merged into it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
@@ -30,8 +30,9 @@ from dualign.models.tensors import (
     read_model,
     readable,
 )
-from dualign.records import FloatArray
-from dualign.scorers.spec import ScorerSpec, Setting, folder_revision, tokenizer_revision
+from dualign.protocols import Direction
+from dualign.records import FloatArray, Prompt
+from dualign.scorers.spec import FunctionScorer, ScorerSpec, Setting, folder_revision, revision_of, tokenizer_revision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,29 +59,26 @@ class PretrainedSpec(ReadingSpec):
     """Branch, tag or commit of an id."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pretrained:
-    """A model and its tokenizer in memory, and how texts are read with them."""
+    """A model and its tokenizer in memory, and the scorer that reads texts with them."""
 
     model: Any
     tokenizer: Any
-    name: str
-    """Last part of the folder or id."""
-    batch_size: int
-    max_length: int
+    kind: str
+    direction: Direction
+    reading: Reading
 
-    @property
-    def facts(self) -> dict[str, str]:
-        """Return what the revision of a scorer says of the model and its tokenizer."""
-        return {
-            "model": model_revision(self.model),
-            "dtype": str(self.model.dtype),
-            "tokenizer": tokenizer_revision(self.tokenizer),
-        }
-
-    def reading(self, scorer: str) -> Reading:
-        """Return how ``scorer`` reads texts with the model."""
-        return Reading(scorer, self.model.device, self.batch_size, self.max_length)
+    def scorer(self, score: Callable[[Sequence[Prompt], Sequence[str]], FloatArray], **facts: Any) -> FunctionScorer:
+        """Return the scorer of ``score``; ``facts`` are all that decides its numbers besides model and tokenizer."""
+        revision = revision_of(
+            kind=self.kind,
+            model=model_revision(self.model),
+            dtype=str(self.model.dtype),
+            tokenizer=tokenizer_revision(self.tokenizer),
+            **facts,
+        )
+        return FunctionScorer(self.reading.scorer, self.direction, revision, score)
 
 
 def load_pretrained(
@@ -95,9 +93,12 @@ def load_pretrained(
     load: dict[str, Any] = {"name": spec.model, "folder": setting.folder, "revision": spec.revision}
     model, tokenizer = load_model(auto, dtype=spec.dtype, spare=spare, **load), load_tokenizer(**load)
     longest = fitting_length(spec, model, tokenizer, f"scorer {kind} ({spec.model})")
-    return Pretrained(model, tokenizer, Path(spec.model).name, spec.batch_size, longest)
+    reading = Reading(f"{kind}({Path(spec.model).name})", model.device, spec.batch_size, longest)
+    return Pretrained(model, tokenizer, kind, setting.direction, reading)
 
 
+SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+"""No code of a model's folder is run, and nothing that could run any is loaded."""
 _ADAPTER = "_dualign_adapter"
 """Attribute of a model that an adapter was merged into: the adapter's folder."""
 TASKS = {"AutoModelForSequenceClassification": "SEQ_CLS", "AutoModelForCausalLM": "CAUSAL_LM"}
@@ -182,20 +183,11 @@ def load_model(
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def load_whole(auto: Any, located: str, *, revision: str | None, dtype: str, **checks: Any) -> Any:
-    """Return the model of a folder or id, every tensor from its files; ``checks`` are those of ``read_model``."""
+def load_whole(auto: Any, located: str, *, dtype: str, **checks: Any) -> Any:
+    """Return the model of a folder or id, every tensor from its files; the rest is as in ``read_model``."""
     import torch
 
-    return read_model(
-        auto,
-        located,
-        f"scorer model {located!r}",
-        revision=revision,
-        trust_remote_code=False,
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        **checks,
-    )
+    return read_model(auto, located, f"scorer model {located!r}", dtype=getattr(torch, dtype), **SAFE, **checks)
 
 
 def fitting_length(spec: ReadingSpec, model: Any, tokenizer: Any, where: str) -> int:
@@ -231,6 +223,10 @@ def model_revision(model: Any) -> str:
     return own if adapter is None else f"{own}+{folder_revision(adapter)}"
 
 
+Score: TypeAlias = "Callable[[Tensor, Tensor, list[int]], Tensor]"
+"""(ids, mask, numbers of the sequences) -> values of each row; ids and mask are ``[row, token]``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How a model reads texts of one length together, and who asks."""
@@ -240,15 +236,18 @@ class Reading:
     batch_size: int
     max_length: int
 
-    def batches(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Yield (indices, ids, mask) of sequences of one and the same length, so that there is no padding.
+    def __call__(self, sequences: Sequence[Sequence[int]], score: Score) -> FloatArray:
+        """Return shape ``[sequence, ...]``: what ``score`` makes of them.
 
-        A text thus gets the number that it gets alone: with padding, attention adds up in another order, which in
-        bfloat16 moves a state by up to a hundredth.
+        Only sequences of one and the same length are read together, so that there is no padding. A text thus gets the
+        number that it gets alone: with padding, attention adds up in another order, which in bfloat16 moves a state by
+        up to a hundredth.
 
         Raises:
             ScorerError: a sequence is empty, or longer than ``max_length``: a cut text would get another's score.
         """
+        import torch
+
         alike: dict[int, list[int]] = {}
         for index, tokens in enumerate(sequences):
             if len(tokens) > self.max_length:
@@ -259,21 +258,21 @@ class Reading:
             if not tokens:
                 raise ScorerError(f"scorer {self.scorer}: prompt {index} has no tokens")
             alike.setdefault(len(tokens), []).append(index)
+        found: list[FloatArray] = [np.empty(0)] * len(sequences)
         for _, rows in sorted(alike.items()):
             for start in range(0, len(rows), self.batch_size):
                 indices = rows[start : start + self.batch_size]
-                yield indices, *padded_batch([sequences[index] for index in indices], self.device)
-
-    def __call__(self, sequences: Sequence[Sequence[int]], score: Callable[[Tensor, Tensor], Tensor]) -> FloatArray:
-        """Return shape ``[sequence, ...]``: what ``score`` makes of (ids, mask), each ``[row, token]``."""
-        import torch
-
-        found: list[FloatArray] = [np.empty(0)] * len(sequences)
-        with torch.no_grad():
-            for indices, ids, mask in self.batches(sequences):
-                for index, value in zip(indices, score(ids, mask).double().cpu().numpy(), strict=True):
+                with torch.no_grad():
+                    values = score(*padded_batch([sequences[index] for index in indices], self.device), indices)
+                for index, value in zip(indices, values.double().cpu().numpy(), strict=True):
                     found[index] = value
         return np.array(found)
+
+    def of(
+        self, tokens: Callable[[Prompt, str], list[int]], score: Score
+    ) -> Callable[[Sequence[Prompt], Sequence[str]], FloatArray]:
+        """Return the function that gives what ``score`` makes of the tokens of each prompt with its response."""
+        return lambda prompts, responses: self([tokens(*row) for row in zip(prompts, responses, strict=True)], score)
 
 
 def padded_batch(sequences: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:

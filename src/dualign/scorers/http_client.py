@@ -47,7 +47,6 @@ class Stopped(Exception):
     """Nothing was wrong with this request: another one failed for good, and this one was not sent."""
 
 
-SCHEMES = ("http", "https")
 # Upper case alone: that is how variables are named, and how the keys of the known services are not.
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 KEY = re.compile(r"[\x21-\x7e]+")
@@ -66,7 +65,7 @@ def check_url(url: str) -> None:
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise ValueError(f"url: {error}") from None
-    if parts.scheme not in SCHEMES:
+    if parts.scheme not in ("http", "https"):
         raise ValueError(f"url: scheme {parts.scheme!r}; http:// or https:// is needed")
     if not host:
         raise ValueError("url: names no host; such as https://judge.example.org/score")
@@ -74,18 +73,6 @@ def check_url(url: str) -> None:
         raise ValueError("url: holds a user name or password; keep the key in an environment variable, see key_from")
     if parts.fragment:
         raise ValueError("url: has a fragment (#...), which no server gets to see")
-
-
-def check_variable(name: str) -> None:
-    """Check that ``name`` can be that of a variable; it is not repeated, for it may be the key itself.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if not VARIABLE.fullmatch(name):
-        raise ValueError(
-            "key_from: not the name of an environment variable (A-Z, 0-9, _); the key itself must not stand here"
-        )
 
 
 def display_name(url: str) -> str:
@@ -111,10 +98,6 @@ def read_key(variable: str | None, scorer: str) -> str | None:
     return key
 
 
-def _wait(seconds: float, stop: threading.Event) -> None:
-    stop.wait(seconds)
-
-
 @dataclass(frozen=True, slots=True)
 class Clock:
     """Where time comes from and how it is spent, in seconds."""
@@ -122,7 +105,7 @@ class Clock:
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     """Since 1970; only to read dates that a server names."""
-    sleep: Callable[[float, threading.Event], None] = _wait
+    sleep: Callable[[float, threading.Event], object] = lambda seconds, stop: stop.wait(seconds)
     """Returns early once the event is set."""
 
 

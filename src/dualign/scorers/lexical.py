@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from dualign.data.cells import column_text
-from dualign.data.prompts import Demonstration, load_demonstrations
-from dualign.data.tables import read_rows
+from dualign.data.prompts import Demonstration, read_demonstrations
+from dualign.data.tables import read_table
 from dualign.errors import DataError, nearest
 from dualign.maths.agreement import clustered_auc, wilson
-from dualign.protocols import Direction, Scorer
-from dualign.records import FloatArray, Prompt, normalise_prompt, prompt_id
-from dualign.scorers.spec import ScorerSpec, Setting, read_spec, revision_of
-from dualign.scorers.tfidf import Tfidf, array_digest, read_learned, write_learned
+from dualign.protocols import Direction
+from dualign.records import FloatArray, normalise_prompt, prompt_id
+from dualign.scorers.fitted import Tfidf, array_digest, read_learned, write_learned
+from dualign.scorers.spec import FunctionScorer, ScorerSpec, Setting, existing, read_spec, revision_of
 
 FORMAT, NAME = "dualign-lexical-1", "lexical"
 
@@ -72,39 +72,17 @@ def load_lexical(folder: Path) -> LexicalClassifier:
     return read_learned(folder, NAME, build, form=FORMAT, what=what, written_by=f"a {what}")
 
 
-@dataclass(frozen=True, slots=True)
-class LexicalScorer:
-    """The classifier's probability or logit for the response's text."""
-
-    classifier: LexicalClassifier
-    direction: Direction
-    output: Output = "probability"
-
-    @property
-    def id(self) -> str:
-        """Return the kind and the output."""
-        return f"lexical({self.output})"
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of the classifier and the output."""
-        return revision_of(kind="lexical", classifier=self.classifier.revision, output=self.output)
-
-    @property
-    def words_read(self) -> int | None:
-        """Return how many words of an answer are read at the most; none: all."""
-        return self.classifier.tfidf.max_words
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:  # noqa: ARG002
-        """Return shape ``[response]`` probabilities or logits."""
-        if self.output == "logit":
-            return self.classifier.logits(responses)
-        return self.classifier.probabilities(responses)
+def lexical_scorer(
+    classifier: LexicalClassifier, direction: Direction, output: Output = "probability"
+) -> FunctionScorer:
+    """Return the scorer that is the classifier's probability or logit for the response's text."""
+    score = classifier.logits if output == "logit" else classifier.probabilities
+    revision = revision_of(kind="lexical", classifier=classifier.revision, output=output)
+    words = classifier.tfidf.max_words
+    return FunctionScorer(f"lexical({output})", direction, revision, lambda _, responses: score(responses), words)
 
 
 BoolArray = NDArray[np.bool_]
-
-
 CONFIDENCE = 0.95
 FOLDS = 5
 """Parts of the rows that the quality is measured on, each left out in turn."""
@@ -151,13 +129,7 @@ class LabelledText:
     """Rows of one group (answers to one prompt) are never split over folds; empty: the text itself is the group."""
 
 
-def fit_lexical(
-    rows: Sequence[LabelledText],
-    *,
-    max_words: int = MAX_WORDS,
-    inverse_regularisation: float = 10.0,
-    seed: int = 0,
-) -> LexicalClassifier:
+def fit_lexical(rows: Sequence[LabelledText], training: LexicalTraining) -> LexicalClassifier:
     """Return the classifier of all rows, with the quality of its like on rows left out in turn.
 
     Classes weigh equally whatever their numbers. Texts of a class that are equal after cutting count once;
@@ -168,7 +140,7 @@ def fit_lexical(
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    rows = _distinct(rows, max_words)
+    rows = _distinct(rows, training.max_words)
     label = np.array([row.positive for row in rows], dtype=np.bool_)
     group = [row.group or prompt_id(row.text) for row in rows]
     for positive, name in ((True, "positive"), (False, "negative")):
@@ -176,13 +148,12 @@ def fit_lexical(
         if found < FOLDS:
             raise DataError(f"lexical classifier: {found} groups of {name} rows; at least {FOLDS} are needed")
     texts = [row.text for row in rows]
-    settings: dict[str, Any] = {"max_words": max_words, "inverse_regularisation": inverse_regularisation}
     probability = np.full(len(texts), np.nan)
-    splitter = StratifiedGroupKFold(n_splits=FOLDS, shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(n_splits=FOLDS, shuffle=True, random_state=training.seed)
     for inside, outside in splitter.split(texts, label, group):
-        classifier = _fit([texts[index] for index in inside], label[inside], **settings)
+        classifier = _fit([texts[index] for index in inside], label[inside], training)
         probability[outside] = classifier.probabilities([texts[index] for index in outside])
-    return replace(_fit(texts, label, **settings), quality=quality(probability, label, group, folds=FOLDS))
+    return replace(_fit(texts, label, training), quality=quality(probability, label, group, folds=FOLDS))
 
 
 def _distinct(rows: Sequence[LabelledText], max_words: int) -> list[LabelledText]:
@@ -195,11 +166,11 @@ def _distinct(rows: Sequence[LabelledText], max_words: int) -> list[LabelledText
     return list(first.values())
 
 
-def _fit(texts: Sequence[str], label: BoolArray, *, max_words: int, inverse_regularisation: float) -> LexicalClassifier:
+def _fit(texts: Sequence[str], label: BoolArray, training: LexicalTraining) -> LexicalClassifier:
     from sklearn.linear_model import LogisticRegression
 
-    tfidf, matrix = Tfidf.learn(texts, max_words)
-    model = LogisticRegression(C=inverse_regularisation, class_weight="balanced", max_iter=2000)
+    tfidf, matrix = Tfidf.learn(texts, training.max_words)
+    model = LogisticRegression(C=training.inverse_regularisation, class_weight="balanced", max_iter=2000)
     model.fit(matrix, label)
     return LexicalClassifier(tfidf, np.asarray(model.coef_[0], dtype=np.float64), float(model.intercept_[0]))
 
@@ -219,14 +190,10 @@ class ResponsesFile(ScorerSpec):
     where: dict[str, str] = Field(default_factory=dict)
     """Keep only rows with these column values."""
 
-    def read(self, setting: Setting) -> list[Demonstration]:
+    def read(self, folder: Path) -> list[Demonstration]:
         """Return the (prompt, response) rows."""
-        return load_demonstrations(
-            setting.existing(self.path, "scorer lexical"),
-            prompt_column=self.prompt_column,
-            response_column=self.response_column,
-            where=self.where,
-        )
+        path = existing(folder, self.path, "scorer lexical")
+        return read_demonstrations(path, **self.model_dump(exclude={"path"})).demonstrations
 
 
 class LexicalTraining(ScorerSpec):
@@ -275,25 +242,20 @@ class LexicalSpec(LexicalSource):
     """``logit`` is unbounded and keeps differences that a probability near 0 or 1 hides."""
 
 
-def labelled_rows(training: LexicalTraining, setting: Setting) -> list[LabelledText]:
+def labelled_rows(training: LexicalTraining, folder: Path) -> list[LabelledText]:
     """Return all rows that the files of ``training`` hold."""
     rows = [
         LabelledText(response, positive, prompt.id)
         for files, positive in ((training.positives, True), (training.negatives, False))
         for file in files
-        for prompt, response in file.read(setting)
+        for prompt, response in file.read(folder)
     ]
     for path in training.rows:
-        rows.extend(_read_labelled(str(setting.existing(path, "scorer lexical"))))
+        rows.extend(_read_labelled(str(existing(folder, path, "scorer lexical"))))
     return rows
 
 
-def train(training: LexicalTraining, rows: Sequence[LabelledText]) -> LexicalClassifier:
-    """Return the classifier trained from ``rows`` with the settings of ``training``."""
-    return fit_lexical(rows, **training.model_dump(include={"max_words", "inverse_regularisation", "seed"}))
-
-
-def classifier_from(source: LexicalSource, setting: Setting) -> LexicalClassifier:
+def classifier_from(source: LexicalSource, folder: Path) -> LexicalClassifier:
     """Return the classifier, loaded or trained.
 
     Raises:
@@ -301,22 +263,22 @@ def classifier_from(source: LexicalSource, setting: Setting) -> LexicalClassifie
         DataError: a file is broken, or a class has too few rows.
     """
     if source.train is None:
-        return load_lexical(setting.existing(str(source.path), "scorer lexical"))
-    return train(source.train, labelled_rows(source.train, setting))
+        return load_lexical(existing(folder, str(source.path), "scorer lexical"))
+    return fit_lexical(labelled_rows(source.train, folder), source.train)
 
 
-def build(spec: LexicalSpec, setting: Setting) -> LexicalScorer:
+def build(spec: LexicalSpec, setting: Setting) -> FunctionScorer:
     """Return the scorer that ``spec`` describes."""
-    return LexicalScorer(classifier_from(spec, setting), setting.direction, spec.output)
+    return lexical_scorer(classifier_from(spec, setting.folder), setting.direction, spec.output)
 
 
 def _read_labelled(path: str) -> list[LabelledText]:
     rows = []
-    for row in read_rows(path):
+    for row in read_table(path).rows:
         for name in ("response", "label"):
             if name not in row.values:
                 raise DataError(f"{path}: line {row.line}: no column {name!r}; {nearest(name, row.values)}")
-        text, label = row.values["response"], _label(row.values["label"])
+        text, label = row.values["response"], LABELS.get((column_text(row.values["label"]) or "").lower())
         if not isinstance(text, str) or label is None:
             raise DataError(f"{path}: line {row.line}: a text as response and a label 0 or 1 are needed")
         prompt = row.values.get("prompt")
@@ -324,12 +286,8 @@ def _read_labelled(path: str) -> list[LabelledText]:
     return rows
 
 
-def _label(value: Any) -> bool | None:
-    return LABELS.get((column_text(value) or "").lower())
-
-
 def trained(
-    spec: Mapping[str, Any], *, folder: str | Path, out: str | Path, more: Sequence[LabelledText] = ()
+    spec: Mapping[str, Any], *, folder: str | Path, out: str | Path
 ) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
     """Return ``spec`` with every ``train`` replaced by the ``path`` of the trained classifier, and the qualities.
 
@@ -340,13 +298,11 @@ def trained(
         spec: ``kind`` and its keys; classifiers may be nested at any depth.
         folder: where relative paths of ``spec`` start.
         out: folder that the classifiers are kept in.
-        more: further labelled rows, such as a model's own samples.
 
     Returns:
         The new description, and for each folder's name the figures of its cross-validation.
     """
     qualities: dict[str, Mapping[str, Any]] = {}
-    setting = Setting("reward", Path(folder), None, _no_inner)
 
     def walk(value: Any) -> Any:
         if isinstance(value, list):
@@ -357,17 +313,13 @@ def trained(
         if "train" not in value:
             return inner
         training = read_spec(LexicalTraining, value["train"], "scorer lexical: train")
-        rows = [*labelled_rows(training, setting), *more]
+        rows = labelled_rows(training, Path(folder))
         settings = training.model_dump(exclude={"positives", "negatives", "rows"})
         facts = [[row.text, row.positive, row.group] for row in rows]
         path = Path(out).resolve() / f"lexical-{revision_of(settings=settings, rows=facts)}"
         if not (path / f"{NAME}.json").exists():
-            train(training, rows).save(path)
+            fit_lexical(rows, training).save(path)
         qualities[path.name] = load_lexical(path).quality or {}
         return {**inner, "path": str(path)}
 
     return walk(spec), qualities
-
-
-def _no_inner(spec: Mapping[str, Any]) -> Scorer:
-    raise TypeError(f"a training has no scorer inside, given {dict(spec)}")

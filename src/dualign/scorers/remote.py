@@ -18,6 +18,7 @@ from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt, Turn
 from dualign.scorers.http_client import (
     SYSTEM_CLOCK,
+    VARIABLE,
     Client,
     Clock,
     FinalFault,
@@ -27,13 +28,12 @@ from dualign.scorers.http_client import (
     Stopped,
     TransientFault,
     check_url,
-    check_variable,
     default_folder,
     display_name,
     read_key,
     transport,
 )
-from dualign.scorers.spec import ScorerSpec, Setting, conversation_text, fill, revision_of
+from dualign.scorers.spec import RESPONSE, ScorerSpec, Setting, conversation_text, fill, revision_of
 from dualign.strict import parse_json
 
 
@@ -64,8 +64,11 @@ class RemoteSpec(ScorerSpec):
     @model_validator(mode="after")
     def _safe_to_ask(self) -> Self:
         check_url(self.url)
-        if self.key_from is not None:
-            check_variable(self.key_from)
+        if self.key_from is not None and not VARIABLE.fullmatch(self.key_from):
+            # Not repeated: it may be the key itself.
+            raise ValueError(
+                "key_from: not the name of an environment variable (A-Z, 0-9, _); the key itself must not stand here"
+            )
         return self
 
 
@@ -107,21 +110,15 @@ class Reply(BaseModel):
 class RemoteScorer:
     """Asks for the rows that are not kept yet, several requests at once."""
 
+    id: str
+    """The kind and what is asked."""
+    revision: str
+    """Hash of the address, the version and the kind's own settings; never of the key."""
+    direction: Direction
     exchange: Exchange
     client: Client
     cache: ScoreCache
-    direction: Direction
     concurrency: int
-
-    @property
-    def id(self) -> str:
-        """Return the kind and what is asked."""
-        return self.exchange.name
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of the address, the version and the kind's own settings; never of the key."""
-        return revision_of(**self.exchange.facts)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
         """Return shape ``[response]`` scores.
@@ -130,8 +127,7 @@ class RemoteScorer:
             ScorerError: a row has no score after all attempts; those that have one are kept.
             DataError: a kept score is damaged.
         """
-        revision = self.revision
-        rows = [_row(revision, prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        rows = [_row(self.revision, prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         distinct = {row.id: row for row in rows}
         known = self.cache.read(distinct)
         missing = [row for id, row in distinct.items() if id not in known]
@@ -200,8 +196,9 @@ def remote_scorer(spec: RemoteSpec, setting: Setting, exchange: Exchange, *, kin
     )
     folder = default_folder() if spec.cache is None else setting.folder / Path(spec.cache).expanduser()
     # One folder a revision: that of a scorer that is no longer used can be deleted by hand.
-    cache = ScoreCache(folder / revision_of(**exchange.facts))
-    return RemoteScorer(exchange, client, cache, setting.direction, spec.concurrency)
+    revision = revision_of(**exchange.facts)
+    cache = ScoreCache(folder / revision)
+    return RemoteScorer(exchange.name, revision, setting.direction, exchange, client, cache, spec.concurrency)
 
 
 class PlainSpec(RemoteSpec):
@@ -294,7 +291,7 @@ class ChatJudgeSpec(RemoteSpec):
     def _can_be_asked(self) -> Self:
         if not urlsplit(self.url).path.rstrip("/").endswith(PATH):
             raise ValueError(f"url: the path must end in {PATH}, such as https://api.example.org/v1{PATH}")
-        if "{response}" not in self.rubric:
+        if RESPONSE not in self.rubric:
             raise ValueError("rubric: does not contain {response}; the judge would not see what it judges")
         if self.minimum >= self.maximum:
             raise ValueError(f"minimum: {self.minimum:g} is not below maximum {self.maximum:g}")

@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,9 +22,8 @@ from dualign.errors import ConfigError, DataError, MissingError, UsageError
 from dualign.models.templates import make_transcript
 from dualign.models.tensors import HARMLESS, check_finite, check_shapes, check_tensors, quietly, readable
 from dualign.protocols import Direction
-from dualign.records import FloatArray, Prompt
 from dualign.scorers.encoding import Reading, ReadingSpec, fitting_length, load_tokenizer
-from dualign.scorers.spec import Setting, folder_revision, revision_of, tokenizer_revision
+from dualign.scorers.spec import FunctionScorer, Setting, existing, folder_revision, revision_of, tokenizer_revision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,20 +48,6 @@ def check_tokenizer(tokenizer: Any, backbone: Any, where: str) -> None:
         raise DataError(
             f"score checkpoint {where}: its tokenizer has ids up to {largest} for a model of {rows} rows; "
             "it is another model's"
-        )
-
-
-def check_end_token(tokenizer: Any, config: Any, where: str) -> None:
-    """Check that the tokenizer's end token is one that the config names.
-
-    Raises:
-        DataError: it is not: scores would be read at a token that the head was not trained on.
-    """
-    named = config.eos_token_id
-    known = named if isinstance(named, list) else [named]
-    if named is not None and tokenizer.eos_token_id not in known:
-        raise DataError(
-            f"score checkpoint {where}: its tokenizer ends with token {tokenizer.eos_token_id}, its config says {named}"
         )
 
 
@@ -174,11 +159,10 @@ _EPSILON = 1e-8
 
 @dataclass(frozen=True, slots=True)
 class Normaliser:
-    """Mean and variance of raw scores, shape ``[score]`` each, and how many scores they were taken over."""
+    """Mean and variance of raw scores, shape ``[score]`` each."""
 
     mean: Tensor
     variance: Tensor
-    count: int = 0
 
     def __call__(self, scores: Tensor, direction: Direction) -> Tensor:
         """Return normalised ``[row, score]`` scores; a cost is only scaled, which keeps its zero."""
@@ -259,16 +243,8 @@ def load_score_model(folder: Path, *, dtype: str = "float32") -> ScoreModel:
     return ScoreModel(backbone.eval().to(device), head, bias, normaliser)
 
 
-def save_score_model(
-    folder: str | Path,
-    backbone: Any,
-    head_weight: Tensor,
-    head_bias: Tensor,
-    tokenizer: Any,
-    *,
-    normaliser: Normaliser | None = None,
-) -> None:
-    """Write a score model and its tokenizer into ``folder``, in the later layout of Safe RLHF.
+def save_score_model(folder: Path, backbone: Any, head_weight: Tensor, head_bias: Tensor, tokenizer: Any) -> None:
+    """Write a score model of raw scores and its tokenizer into ``folder``, in the later layout of Safe RLHF.
 
     Reward or cost is not written: it is the caller's to say when the model is loaded.
 
@@ -278,7 +254,6 @@ def save_score_model(
         head_weight: ``[score, hidden]``.
         head_bias: ``[score]``.
         tokenizer: of the backbone; its end token is the one that scores are read at.
-        normaliser: of the raw scores; none: scores are raw.
 
     Raises:
         DataError: the tokenizer is not that of the backbone.
@@ -286,14 +261,12 @@ def save_score_model(
     import torch
     from safetensors.torch import save_file
 
-    folder = Path(folder)
     base = backbone.base_model
     check_tokenizer(tokenizer, base, str(folder))
     size = len(head_weight)
-    kept = normaliser or Normaliser(torch.zeros(size), torch.ones(size))
     tensors = {f"{base.base_model_prefix}.{name}": tensor for name, tensor in base.state_dict().items()}
     tensors |= {HEAD_WEIGHT: head_weight, HEAD_BIAS: head_bias}
-    tensors |= {MEAN: kept.mean, VARIANCE: kept.variance, COUNT: torch.tensor([kept.count])}
+    tensors |= {MEAN: torch.zeros(size), VARIANCE: torch.ones(size), COUNT: torch.tensor([0])}
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(plain, folder / SAFETENSORS, metadata={"format": "pt"})
@@ -303,10 +276,10 @@ def save_score_model(
             "architectures": [type(base).__name__.removesuffix("Model") + "ForScore"],
             "score_dim": size,
             "score_bias": True,
-            "do_normalize": normaliser is not None,
-            "normalizer_type": "RunningMeanStd" if normaliser is not None else None,
-            "mean": kept.mean.tolist(),
-            "var": kept.variance.tolist(),
+            "do_normalize": False,
+            "normalizer_type": None,
+            "mean": [0.0] * size,
+            "var": [1.0] * size,
         }
     )
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -358,69 +331,38 @@ class ScoreCheckpointSpec(ReadingSpec):
     batch_size: int = Field(default=8, ge=1)
 
 
-@dataclass(frozen=True)
-class ScoreCheckpointScorer:
-    """The score that a reward or cost model gives at the end of prompt and response."""
-
-    model: ScoreModel
-    tokenizer: Any
-    spec: ScoreCheckpointSpec
-    direction: Direction
-    weights: str
-    """Hash of the files that the model was loaded from."""
-
-    def __post_init__(self) -> None:
-        size = len(self.model.head_weight)
-        if size != 1:
-            raise ConfigError(f"scorer {self.id}: the model gives {size} scores a text; one is needed")
-
-    @property
-    def id(self) -> str:
-        """Return the kind and the model's name."""
-        return f"score-checkpoint({Path(self.spec.model).name})"
-
-    @property
-    def revision(self) -> str:
-        """Return a hash of the files, the tokenizer, the direction and the settings that decide the numbers."""
-        return revision_of(
-            kind="score-checkpoint",
-            weights=self.weights,
-            tokenizer=tokenizer_revision(self.tokenizer),
-            direction=self.direction,
-            **self.spec.model_dump(include={"template", "append_eos", "dtype"}),
-        )
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
-        """Return shape ``[response]`` scores.
-
-        Raises:
-            ScorerError: a text is longer than ``max_length``.
-            DataError: the template has no place for a turn of a prompt.
-        """
-        transcript = make_transcript(self.spec.template, self.tokenizer, append_eos=self.spec.append_eos)
-        sequences = [transcript(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-        reading = Reading(self.id, self.model.head_weight.device, self.spec.batch_size, self.spec.max_length)
-        return reading(sequences, lambda ids, mask: self.model.end_scores(ids, mask, self.direction)[:, 0])
-
-
-def build(spec: ScoreCheckpointSpec, setting: Setting) -> ScoreCheckpointScorer:
-    """Return the scorer that ``spec`` describes.
+def build(spec: ScoreCheckpointSpec, setting: Setting) -> FunctionScorer:
+    """Return the score that a reward or cost model gives at the end of prompt and response.
 
     Raises:
         ConfigError: the template does not go with the tokenizer, or the model gives several scores.
         MissingError: the folder, or the weights in it, are not there.
         DataError: the checkpoint is damaged, of another architecture, or its tokenizer is another model's.
     """
-    folder = setting.existing(spec.model, "scorer score-checkpoint: model")
-    tokenizer = load_tokenizer(spec.model, setting.folder)
+    folder = existing(setting.folder, spec.model, "scorer score-checkpoint: model")
+    tokenizer, direction = load_tokenizer(spec.model, setting.folder), setting.direction
     try:
-        make_transcript(spec.template, tokenizer, append_eos=spec.append_eos)
+        transcript = make_transcript(spec.template, tokenizer, append_eos=spec.append_eos)
     except UsageError as error:
         raise ConfigError(f"scorer score-checkpoint: {error}") from error
     model = load_score_model(folder, dtype=spec.dtype)
     check_tokenizer(tokenizer, model.backbone, str(folder))
     longest = fitting_length(spec, model.backbone, tokenizer, f"scorer score-checkpoint ({spec.model})")
-    spec = spec.model_copy(update={"max_length": longest})
     if spec.append_eos:
-        check_end_token(tokenizer, model.backbone.config, str(folder))
-    return ScoreCheckpointScorer(model, tokenizer, spec, setting.direction, folder_revision(folder))
+        named, end = model.backbone.config.eos_token_id, tokenizer.eos_token_id
+        # Scores would be read at a token that the head was not trained on.
+        if named is not None and end not in (named if isinstance(named, list) else [named]):
+            raise DataError(f"score checkpoint {folder}: its tokenizer ends with token {end}, its config says {named}")
+    name, size = f"score-checkpoint({Path(spec.model).name})", len(model.head_weight)
+    if size != 1:
+        raise ConfigError(f"scorer {name}: the model gives {size} scores a text; one is needed")
+    revision = revision_of(
+        kind="score-checkpoint",
+        weights=folder_revision(folder),
+        tokenizer=tokenizer_revision(tokenizer),
+        direction=direction,
+        **spec.model_dump(include={"template", "append_eos", "dtype"}),
+    )
+    reading = Reading(name, model.head_weight.device, spec.batch_size, longest)
+    scores = reading.of(transcript, lambda ids, mask, _: model.end_scores(ids, mask, direction)[:, 0])
+    return FunctionScorer(name, direction, revision, scores)

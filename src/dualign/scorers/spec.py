@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dualign.errors import ConfigError, MissingError, nearest
 from dualign.hashing import digest, file_digest
 from dualign.protocols import Direction, Scorer
-from dualign.records import Turn
+from dualign.records import FloatArray, Prompt, Turn
 
 
 class ScorerSpec(BaseModel):
@@ -36,16 +36,36 @@ class Setting:
     make: Callable[[Mapping[str, Any]], Scorer]
     """Builds a scorer inside a scorer, with the same direction and folder."""
 
-    def existing(self, path: str, what: str) -> Path:
-        """Return ``path`` from the folder.
 
-        Raises:
-            MissingError: there is nothing at that path.
-        """
-        found = self.folder / Path(path).expanduser()
-        if not found.exists():
-            raise MissingError(f"{what}: no such file or folder {str(found)!r}")
-        return found
+def existing(folder: Path, path: str, what: str) -> Path:
+    """Return ``path`` from the folder.
+
+    Raises:
+        MissingError: there is nothing at that path.
+    """
+    found = folder / Path(path).expanduser()
+    if not found.exists():
+        raise MissingError(f"{what}: no such file or folder {str(found)!r}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionScorer:
+    """A scorer that is a function, and what it says of itself."""
+
+    id: str
+    direction: Direction
+    revision: str
+    """Hash of all that determines the numbers."""
+    score: Callable[[Sequence[Prompt], Sequence[str]], FloatArray]
+    words_read: int | None = None
+    """How many words of an answer are read at the most; none: all."""
+    inner: tuple[Scorer, ...] = ()
+    """Scorers that it is made of."""
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+        """Return shape ``[response]`` scores; raises what the function raises."""
+        return self.score(prompts, responses)
 
 
 def read_spec(kind: type[Spec], values: Mapping[str, Any], where: str) -> Spec:
@@ -103,6 +123,7 @@ def tokenizer_revision(tokenizer: Any) -> str:
     return digest(json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]))[:16]
 
 
+RESPONSE = "{response}"
 _SLOT = re.compile(r"\{(prompt|response)\}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from dualign.models.tensors import UNLIMITED, positions, readable
 from dualign.records import FloatArray, Prompt
 from dualign.runs.store import write_bytes
 from dualign.scorers.encoding import Reading, load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pooling = Literal["mean", "last", "both"]
 BATCH_SIZE = 16
@@ -90,16 +93,18 @@ class StateReader:
         tokens = self._tokens(prompts, responses)
         name, longest = Path(self.settings.model).name, positions(self._model.config) or UNLIMITED
         reading = Reading(f"fitted({name})", self._model.device, BATCH_SIZE, min(self.settings.max_length, longest))
-        rows: list[FloatArray] = [np.empty(0)] * len(tokens)
-        with torch.no_grad():
-            for indices, ids, mask in reading.batches([opening + reply for opening, reply in tokens]):
-                hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
-                for states, index in zip(hidden, indices, strict=True):
-                    # A response without any token is read at the prompt's end.
-                    reply = states[min(len(tokens[index][0]), len(states) - 1) :].double()
-                    parts = {"mean": [reply.mean(0)], "last": [reply[-1]], "both": [reply.mean(0), reply[-1]]}
-                    rows[index] = torch.cat(parts[self.settings.pooling]).cpu().numpy()
-        return np.array(rows)
+
+        def pooled(ids: Tensor, mask: Tensor, indices: Sequence[int]) -> Tensor:
+            rows = []
+            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+            for states, index in zip(hidden, indices, strict=True):
+                # A response without any token is read at the prompt's end.
+                reply = states[min(len(tokens[index][0]), len(states) - 1) :].double()
+                parts = {"mean": [reply.mean(0)], "last": [reply[-1]], "both": [reply.mean(0), reply[-1]]}
+                rows.append(torch.cat(parts[self.settings.pooling]))
+            return torch.stack(rows)
+
+        return reading([opening + reply for opening, reply in tokens], pooled)
 
     def _tokens(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         end = self._tokenizer.eos_token_id
@@ -148,11 +153,6 @@ def config_of(model: str) -> Any:
         return AutoConfig.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
 
 
-def layers_of(model: str) -> int:
-    """Return the number of layers of a model, from its config alone."""
-    return int(config_of(model).num_hidden_layers)
-
-
 def keep_layers(model: Any, layers: int | None) -> None:
     """Drop the layers of ``model`` above the first ``layers``, in place; none: keep all.
 
@@ -177,7 +177,11 @@ def cached_states(reader: StateReader, prompts: Sequence[Prompt], responses: Seq
     from safetensors import SafetensorError
     from safetensors.numpy import load, save
 
-    facts = {**asdict(reader.settings), "model": reader.identity, "texts": _texts(prompts, responses)}
+    texts = [
+        [[[turn.role, turn.text] for turn in prompt.history], prompt.text, response]
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    facts = {**asdict(reader.settings), "model": reader.identity, "texts": texts}
     path = default_cache() / "states" / f"{canonical_digest(facts)}.safetensors"
     if path.is_file():
         try:
@@ -192,13 +196,6 @@ def cached_states(reader: StateReader, prompts: Sequence[Prompt], responses: Seq
 
 def _keys(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[tuple[str, str]]:
     return [(prompt.id, response) for prompt, response in zip(prompts, responses, strict=True)]
-
-
-def _texts(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[object]:
-    return [
-        [[[turn.role, turn.text] for turn in prompt.history], prompt.text, response]
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ A policy that is pushed towards a score finds the score's mistakes, so that the 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,13 @@ from dualign.protocols import Direction, Scorer
 from dualign.scorers import checked as callable_
 from dualign.scorers import (
     classifier,
-    composite,
     fitted,
     guard,
     lexical,
-    refusal,
     remote,
     rules,
     score_model,
+    sums,
 )
 from dualign.scorers.checked import CheckedScorer, checked, function_scorer
 from dualign.scorers.encoding import base_place, locate, usable
@@ -36,14 +36,9 @@ def same_scorer(first: Scorer, second: Scorer) -> bool:
     return (first.id, first.revision) == (second.id, second.revision)
 
 
-def dependence(trained: Mapping[str, Scorer], judges: Mapping[str, Scorer]) -> list[str]:
-    """Return the names of the scores in ``trained`` that nobody but the scorer itself judges."""
-    return [name for name, scorer in trained.items() if name not in judges or same_scorer(scorer, judges[name])]
-
-
 def dependence_warnings(trained: Mapping[str, Scorer], judges: Mapping[str, Scorer]) -> list[str]:
-    """Return one line that names the scores without an independent judge; none where every score has one."""
-    names = dependence(trained, judges)
+    """Return one line that names the scores that nobody but the scorer itself judges; none where there are no such."""
+    names = [name for name, scorer in trained.items() if name not in judges or same_scorer(scorer, judges[name])]
     return [f"{SAME_SCORE}: {', '.join(names)}; name an independent scorer under evaluation.judge"] if names else []
 
 
@@ -64,43 +59,31 @@ KINDS: dict[str, Kind] = {
     "chat-judge": Kind(remote.ChatJudgeSpec, remote.build_judge, "a chat model asked by a rubric for a number"),
     "length": Kind(rules.LengthSpec, rules.build_length, "words, characters or tokens of the response"),
     "regex": Kind(rules.RegexSpec, rules.build_regex, "1 where a regular expression matches"),
-    "refusal-phrase": Kind(
-        refusal.RefusalPhraseSpec, refusal.build_refusal_phrase, "1 where the response starts with a refusal"
-    ),
-    "distinct-bigrams": Kind(rules.DistinctBigramsSpec, rules.build_distinct_bigrams, "share of distinct bigrams"),
+    "refusal-phrase": Kind(rules.NoKeys, rules.build_refusal_phrase, "1 where the response starts with a refusal"),
+    "distinct-bigrams": Kind(rules.NoKeys, rules.build_distinct_bigrams, "share of distinct bigrams"),
     "distinct-words": Kind(
         rules.DistinctWordsSpec, rules.build_distinct_words, "log(1 + number of distinct longer words)"
     ),
     "lexical": Kind(lexical.LexicalSpec, lexical.build, "TF-IDF and logistic regression, from labelled rows"),
-    "refusal": Kind(refusal.RefusalSpec, refusal.build_refusal, "P(refusal): classifier, or opening phrase"),
+    "refusal": Kind(rules.RefusalSpec, rules.build_refusal, "P(refusal): classifier, or opening phrase"),
     "sequence-classifier": Kind(
         classifier.SequenceClassifierSpec, classifier.build, "Hugging Face classifier or reward model"
     ),
     "score-checkpoint": Kind(
-        score_model.ScoreCheckpointSpec,
-        score_model.build,
-        "Safe RLHF reward or cost model, end score",
+        score_model.ScoreCheckpointSpec, score_model.build, "Safe RLHF reward or cost model, end score"
     ),
     "fitted": Kind(fitted.FittedSpec, fitted.build, "reward or cost model of 'dualign scorer fit', light path"),
     "guard": Kind(guard.GuardSpec, guard.build, "P(unsafe) by the verdict token of a guard model", "cost"),
     "embedding-relevance": Kind(
         classifier.EmbeddingRelevanceSpec, classifier.build_relevance, "cosine of prompt and response under an encoder"
     ),
-    "weighted-sum": Kind(
-        composite.WeightedSumSpec, composite.build_weighted_sum, "offset + weights x scorers, gated by columns"
-    ),
-    "log-odds": Kind(composite.LogOddsSpec, composite.build, "log-odds of yes/no labels drawn from a probability"),
+    "weighted-sum": Kind(sums.WeightedSumSpec, sums.build_weighted_sum, "offset + weights x scorers, gated by columns"),
+    "log-odds": Kind(sums.LogOddsSpec, sums.build_log_odds, "log-odds of yes/no labels drawn from a probability"),
     "compliance-harm": Kind(
-        composite.ComplianceHarmSpec,
-        composite.build_compliance_harm,
-        "1 - P(refusal) on the prompts of a slice, else 0",
-        "cost",
+        sums.ComplianceHarmSpec, sums.build_compliance_harm, "1 - P(refusal) on the prompts of a slice, else 0", "cost"
     ),
     "helpfulness": Kind(
-        composite.HelpfulnessSpec,
-        composite.build_helpfulness,
-        "1 - P(refusal) + weight x share of distinct bigrams",
-        "reward",
+        sums.HelpfulnessSpec, sums.build_helpfulness, "1 - P(refusal) + weight x share of distinct bigrams", "reward"
     ),
 }
 
@@ -121,11 +104,9 @@ def make_scorer(
             be used in this direction.
         MissingError: a file or a model is missing.
     """
-    kind, values = _kind_of(spec)
-    only = KINDS[kind].direction
-    if only is not None and only != direction:
-        raise ConfigError(f"scorer {kind}: is a {only} and was given as a {direction}; its sign would be wrong")
-    return _make(kind, values, direction, Path(folder), tokenizer)
+    kind, _ = _kind_of(spec)
+    _check_direction(kind, KINDS[kind].direction or direction, direction)
+    return _make(direction, Path(folder), tokenizer, spec)
 
 
 def as_scorer(
@@ -153,10 +134,7 @@ def as_scorer(
     if isinstance(given, Mapping):
         return make_scorer(given, direction=direction, folder=folder, tokenizer=tokenizer)
     if isinstance(given, Scorer):
-        if given.direction != direction:
-            raise ConfigError(
-                f"scorer {given.id}: is a {given.direction} and was given as a {direction}; its sign would be wrong"
-            )
+        _check_direction(given.id, given.direction, direction)
         return checked(given)
     if not callable(given):
         raise ConfigError(
@@ -187,6 +165,11 @@ def check_length(spec: Mapping[str, Any], folder: Path, where: str) -> None:
             usable(found, config, f"{where}: max_length")
 
 
+def _check_direction(name: str, own: Direction, given: Direction) -> None:
+    if own != given:
+        raise ConfigError(f"scorer {name}: is a {own} and was given as a {given}; its sign would be wrong")
+
+
 def _kind_of(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if "kind" not in spec:
         raise ConfigError(f"scorer: key 'kind' is needed; known kinds: {', '.join(KINDS)}")
@@ -198,13 +181,8 @@ def _kind_of(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return kind, {name: value for name, value in spec.items() if name != "kind"}
 
 
-def _make(kind: str, values: Mapping[str, Any], direction: Direction, folder: Path, tokenizer: Any) -> CheckedScorer:
+def _make(direction: Direction, folder: Path, tokenizer: Any, spec: Mapping[str, Any]) -> CheckedScorer:
     """Build without the rule on directions: inside a sum a weight's sign says what a term means."""
-
-    def inner(spec: Mapping[str, Any]) -> Scorer:
-        inner_kind, inner_values = _kind_of(spec)
-        return _make(inner_kind, inner_values, direction, folder, tokenizer)
-
-    chosen = KINDS[kind]
-    setting = Setting(direction, folder, tokenizer, inner)
-    return checked(chosen.build(read_spec(chosen.spec, values, f"scorer {kind}"), setting))
+    kind, values = _kind_of(spec)
+    setting = Setting(direction, folder, tokenizer, partial(_make, direction, folder, tokenizer))
+    return checked(KINDS[kind].build(read_spec(KINDS[kind].spec, values, f"scorer {kind}"), setting))

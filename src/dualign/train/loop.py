@@ -91,8 +91,6 @@ class Task:
     seed: int
     weigh: Weigh | None = None
     """Weights that depend on every loss of the step: they take a first pass that only looks."""
-    last: int | None = None
-    """The step at which the learning rate is at its floor; none: the last one."""
 
 
 def run(
@@ -133,8 +131,7 @@ def step(task: Task, optimiser: Optimiser, number: int) -> Row:
     parts = [task.collate(chosen[i : i + size], chosen) for i in range(0, len(chosen), size)]
     at = Moment(task.name, task.seed, number, len(task.plan), settings.lora_dropout)
     row = accumulate(task.module, task.losses, parts, at, weigh=task.weigh)
-    last = len(task.plan) - 1 if task.last is None else task.last
-    rate = settings.learning_rate * rate_factor(number, settings, last=last)
+    rate = settings.learning_rate * rate_factor(number, settings, steps=len(task.plan))
     norm = optimiser.step(learning_rate=rate, max_grad_norm=settings.max_grad_norm)
     return {"step": number + 1, "loss": row.pop("loss"), "gradient_norm": norm, "learning_rate": rate, **row}
 

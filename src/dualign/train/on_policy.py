@@ -412,6 +412,6 @@ class Learner:
     def _move(self) -> None:
         """Move the policy along its gradient, at the rate that the schedule has for this step."""
         settings = self.stage.settings
-        share = rate_factor(self.at.step, settings, last=self.at.steps - 1)
+        share = rate_factor(self.at.step, settings, steps=self.at.steps)
         rate = share * self.training.settings["learning_rate"]
         self.optimisers["policy"].step(learning_rate=rate, max_grad_norm=settings.max_grad_norm)

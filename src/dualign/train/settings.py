@@ -100,16 +100,16 @@ def keyed_generators(seed: int) -> Iterable[np.random.Generator]:
     return (np.random.default_rng([seed, epoch]) for epoch in itertools.count())
 
 
-def rate_factor(step: int, settings: TrainingSettings, *, last: int) -> float:
-    """Return the share of the peak learning rate at ``step``, from 0.
+def rate_factor(step: int, settings: TrainingSettings, *, steps: int) -> float:
+    """Return the share of the peak learning rate at ``step`` (from 0) of ``steps``.
 
-    It rises over the warm-up as (step + 1) / (warmup_steps + 1), then falls to ``min_lr_ratio`` at step ``last``.
+    It rises over the warm-up as (step + 1) / (warmup_steps + 1), then falls to ``min_lr_ratio`` at the last step.
     """
     warmup, floor = settings.warmup_steps, settings.min_lr_ratio
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if settings.lr_scheduler_type == "constant":
         return 1.0
-    progress = (step - warmup) / max(1, last - warmup)
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
     fall = 1 - progress if settings.lr_scheduler_type == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return floor + (1 - floor) * fall

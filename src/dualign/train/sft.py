@@ -127,7 +127,7 @@ def fine_tune(
     switch_off(model)
     check_head(PairScorer(language_model), token_micro_batch(language_model, encoded, [0], [0]).tokens)
     checkpoints = Checkpoints(folder, "" if folder is None else _key(language_model, encoded, chosen, seed))
-    with trained_weights(language_model, Policy("base"), chosen, draw_both=True) as parameters:
+    with trained_weights(language_model, Policy("base"), chosen) as parameters:
         optimiser = Optimiser(parameters, chosen)
         history = run(sft_task(language_model, encoded, chosen, seed), optimiser, checkpoints, tell=notes.append)
         fitted = merged_weights(model, optimiser.masters, chosen)
@@ -163,7 +163,7 @@ def sft_task(language_model: LanguageModel, encoded: Sequence[Encoded], settings
     def collate(chosen: Sequence[int], step: Sequence[int]) -> TokenMicroBatch:
         return token_micro_batch(language_model, encoded, chosen, step)
 
-    return Task("sft", PairScorer(language_model), plan, collate, next_token, settings, seed, last=len(plan))
+    return Task("sft", PairScorer(language_model), plan, collate, next_token, settings, seed)
 
 
 def _key(language_model: LanguageModel, encoded: Sequence[Encoded], settings: TrainingSettings, seed: int) -> str:

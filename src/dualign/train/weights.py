@@ -25,7 +25,7 @@ _TRAINED = "trained"
 
 @contextmanager
 def trained_weights(
-    language_model: LanguageModel, start: Policy, settings: TrainingSettings, *, draw_both: bool = False
+    language_model: LanguageModel, start: Policy, settings: TrainingSettings
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the parameters to train, at their starting values and in force; the base model is back at the end."""
     model = language_model.model
@@ -55,7 +55,7 @@ def trained_weights(
     adapters.add_adapter(language_model, _TRAINED, config)
     try:
         if path is None:
-            _initialise(model, settings.adapter_seed, draw_both=draw_both)
+            _initialise(model, settings.adapter_seed)
         else:
             adapters.load_adapter_weights(model, _TRAINED, adapters.read_weights(path), where=str(path.parent))
         adapters.switch_on(model, _TRAINED)
@@ -84,14 +84,14 @@ def lora_config(model: Any, settings: TrainingSettings) -> Any:
     )
 
 
-def _initialise(model: Any, seed: int, *, draw_both: bool) -> None:
+def _initialise(model: Any, seed: int) -> None:
     """A is uniform as in PEFT, B is 0: a fresh adapter changes nothing."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in adapters.adapter_parameters(model, _TRAINED).items():
         bound = 1 / math.sqrt(parameter.shape[1])
-        if "lora_A" in name or draw_both:
+        if "lora_A" in name:
             parameter.data.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
-        if "lora_A" not in name:
+        else:
             parameter.data.zero_()
 
 

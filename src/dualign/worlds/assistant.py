@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,7 @@ from dualign.worlds.assistant_scores import (
     Heads,
     TableScorer,
     compare,
-    demonstrations,
-    fit_heads,
+    demonstrator_log_probs,
     hidden_cost,
     hidden_reward,
 )
@@ -248,22 +248,17 @@ class AssistantWorld:
         sizes = {name: int(getattr(self.settings, f"{name}_prompts")) for name in names}
         if sum(sizes.values()) > len(self.prompts):
             raise UsageError(f"assistant world: splits need {sum(sizes.values())} prompts of {len(self.prompts)}")
-        parts, start = {}, 0
-        for name, size in sizes.items():
-            parts[name] = self.prompts[start : start + size]
-            start += size
-        return parts
-
-    def language_model(self) -> LanguageModel:
-        """Return the untrained language model of this seed."""
-        return language_model(self.seed)
+        rest = iter(self.prompts)
+        return {name: tuple(itertools.islice(rest, size)) for name, size in sizes.items()}
 
     def demonstrations(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, tuple[int, ...]]]:
-        """Return what supervised fine-tuning learns from: prompts and the tokens of demonstrated replies."""
-        each = self.settings.demonstrations_each
-        draws = demonstrations(prompts, each=each, seed=self.seed)
-        choices = reply_choices()
-        return [(prompt, reply_tokens(choices[reply].tolist())) for prompt, reply in draws]
+        """Return what supervised fine-tuning learns from: independent draws of the demonstrators, in tokens."""
+        generator, choices, examples = np.random.default_rng([self.seed, 1]), reply_choices(), []
+        for prompt in prompts:
+            chances = np.exp(demonstrator_log_probs(prompt))
+            replies = generator.choice(len(chances), self.settings.demonstrations_each, p=chances)
+            examples += [(prompt, reply_tokens(choices[reply].tolist())) for reply in replies]
+        return examples
 
     def comparisons(self, prompts: Sequence[Prompt], log_reference: FloatArray) -> Comparisons:
         """Return judged pairs: two independent replies of the reference, ``[prompt, reply]``, to random prompts.
@@ -282,10 +277,6 @@ class AssistantWorld:
         )
         scores = {"reward": hidden_reward(), "cost": hidden_cost()}
         return compare(context_numbers(prompts)[asked], replies, **scores, seed=self.seed)
-
-    def fit_heads(self, comparisons: Comparisons) -> Heads:
-        """Return the reward and cost heads, fit to a random part of the comparisons and measured on the rest."""
-        return fit_heads(comparisons, self.settings, self.seed)
 
     def problem(
         self,
@@ -311,7 +302,7 @@ class AssistantWorld:
         contexts = context_numbers(prompts)
         inside = np.asarray([all(p.columns[key] == value for key, value in self.settings.where) for p in prompts])
         if not inside.any():
-            raise DataError(f"assistant world: no prompt has {self.where}; give prompts of that slice")
+            raise DataError(f"assistant world: no prompt has {dict(self.settings.where)}; give prompts of that slice")
         reward, cost = (heads.reward.table, heads.cost.table) if heads else (hidden_reward(), hidden_cost())
         return FiniteProblem(
             log_reference - np.logaddexp.reduce(log_reference, axis=1, keepdims=True),
@@ -321,11 +312,6 @@ class AssistantWorld:
             np.asarray([self.settings.limit if limit is None else limit], dtype=float),
             beta,
         )
-
-    @property
-    def where(self) -> Mapping[str, str]:
-        """Return the slice that the limit is about."""
-        return dict(self.settings.where)
 
 
 def build_assistant_world(settings: AssistantSettings, seed: int) -> AssistantWorld:

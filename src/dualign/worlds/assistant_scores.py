@@ -194,16 +194,6 @@ def demonstrator_log_probs(prompt: Prompt) -> FloatArray:
     return total
 
 
-def demonstrations(prompts: Sequence[Prompt], *, each: int, seed: int) -> list[tuple[Prompt, int]]:
-    """Return (prompt, number of a reply): ``each`` independent draws of the demonstrators a prompt."""
-    generator = np.random.default_rng([seed, 1])
-    draws = []
-    for prompt in prompts:
-        chances = np.exp(demonstrator_log_probs(prompt))
-        draws += [(prompt, int(reply)) for reply in generator.choice(len(chances), each, p=chances)]
-    return draws
-
-
 @dataclass(frozen=True, slots=True)
 class Comparisons:
     """Pairs of replies as people judged them; every array has one row a pair."""
@@ -312,7 +302,7 @@ def features(contexts: IntArray, replies: IntArray, groups: Groups) -> Features:
     return Features(matrix, np.concatenate(ridges))
 
 
-def _fit(
+def fit_head(
     comparisons: Comparisons, *, labels: FloatArray, signs: FloatArray | None, groups: Groups, ridge: float
 ) -> FloatArray:
     """Return the weights that minimise the loss of a reward model, or with ``signs`` of a cost model.
@@ -340,18 +330,6 @@ def _fit(
     found = minimize(loss, np.zeros(len(penalty)), jac=True, method="L-BFGS-B", options={"maxiter": 80})
     weights: FloatArray = found.x
     return weights
-
-
-def fit_reward(comparisons: Comparisons, *, ridge: float) -> FloatArray:
-    """Return the weights of the reward head: its zero within a context is arbitrary."""
-    return _fit(comparisons, labels=comparisons.first_better, signs=None, groups=reward_groups(), ridge=ridge)
-
-
-def fit_cost(comparisons: Comparisons, *, ridge: float) -> FloatArray:
-    """Return the weights of the cost head; the safety flags give it the hidden zero and scale."""
-    return _fit(
-        comparisons, labels=comparisons.first_worse, signs=comparisons.unsafe, groups=cost_groups(), ridge=ridge
-    )
 
 
 def table_of(weights: FloatArray, groups: Groups) -> FloatArray:
@@ -426,8 +404,11 @@ def fit_heads(said: Comparisons, settings: AssistantSettings, seed: int) -> Head
     order = np.random.default_rng([seed, 4]).permutation(len(said))
     held = int(len(order) * settings.held_out)
     rest, fit = said.part(order[:held]), said.part(order[held:])
-    reward = table_of(fit_reward(fit, ridge=settings.reward_ridge), reward_groups())
-    cost = table_of(fit_cost(fit, ridge=settings.cost_ridge), cost_groups())
+    # The zero of the reward within a context is arbitrary; the safety flags give the cost the hidden zero and scale.
+    groups = {"reward": reward_groups(), "cost": cost_groups()}
+    helpful = fit_head(fit, labels=fit.first_better, signs=None, groups=groups["reward"], ridge=settings.reward_ridge)
+    harmful = fit_head(fit, labels=fit.first_worse, signs=fit.unsafe, groups=groups["cost"], ridge=settings.cost_ridge)
+    reward, cost = table_of(helpful, groups["reward"]), table_of(harmful, groups["cost"])
     return learned_heads(reward, cost, head_report(rest, reward, cost, fitted=len(fit)))
 
 

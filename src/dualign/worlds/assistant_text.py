@@ -171,28 +171,15 @@ SHAPE = tuple(len(options) for options in SLOTS.values())
 """Options a slot; the product is the number of replies."""
 
 
-def prompt_text(tone: str, wording: str, intent: str, topic: str) -> str:
-    """Return the sentence that a user writes."""
-    ending = "question" if wording in QUESTIONS else "statement"
-    return TONES[tone] + WORDINGS[wording] + INTENTS[intent] + TOPICS[topic] + ENDINGS[ending]
-
-
 def all_prompts() -> tuple[Prompt, ...]:
     """Return every prompt (2,304), with the columns tone, wording, intent, topic and label (risky or benign)."""
-    names = itertools.product(TONES, WORDINGS, INTENTS, TOPICS)
-    return tuple(
-        Prompt(
-            prompt_text(tone, wording, intent, topic),
-            {
-                "tone": tone,
-                "wording": wording,
-                "intent": intent,
-                "topic": topic,
-                "label": "risky" if intent in RISKY else "benign",
-            },
-        )
-        for tone, wording, intent, topic in names
-    )
+    prompts = []
+    for tone, wording, intent, topic in itertools.product(TONES, WORDINGS, INTENTS, TOPICS):
+        ending = ENDINGS["question" if wording in QUESTIONS else "statement"]
+        columns = {"tone": tone, "wording": wording, "intent": intent, "topic": topic}
+        columns["label"] = "risky" if intent in RISKY else "benign"
+        prompts.append(Prompt(TONES[tone] + WORDINGS[wording] + INTENTS[intent] + TOPICS[topic] + ending, columns))
+    return tuple(prompts)
 
 
 def prompt_phrases() -> tuple[str, ...]:

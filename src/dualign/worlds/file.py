@@ -8,7 +8,7 @@ import json
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from dualign.errors import DataError, MissingError, nearest
 from dualign.maths.exact import FiniteProblem
+from dualign.maths.one_shot import finite_problem
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.strict import parse_json
 
@@ -60,16 +61,11 @@ class World:
         """Return the problem as arrays; prompts with fewer responses are padded with probability zero."""
         shape = len(self.prompts), max(len(prompt.responses) for prompt in self.prompts)
         log_reference = np.full(shape, -np.inf)
-        reward, costs = np.zeros(shape), np.zeros((*shape, len(self.limits)))
         for row, prompt in enumerate(self.prompts):
-            used = slice(len(prompt.responses))
-            log_reference[row, used] = np.log([response.reference for response in prompt.responses])
-            reward[row, used] = [response.reward for response in prompt.responses]
-            costs[row, used] = [response.costs for response in prompt.responses]
-        weights = np.array([prompt.weight for prompt in self.prompts])
-        return FiniteProblem(
-            log_reference, reward, costs, weights, np.array(list(self.limits.values()), dtype=float), self.beta
-        )
+            log_reference[row, : len(prompt.responses)] = np.log([response.reference for response in prompt.responses])
+        limits = np.array(list(self.limits.values()), dtype=float)
+        problem = finite_problem(self.groups(), log_reference, limits=limits, beta=self.beta)
+        return replace(problem, prompt_weights=np.array([prompt.weight for prompt in self.prompts]))
 
     def groups(self) -> list[Group]:
         """Return one group a prompt, with all its responses; the prompt's id is its position in the world."""

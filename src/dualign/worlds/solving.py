@@ -7,9 +7,18 @@ from typing import Any, Literal
 import numpy as np
 
 from dualign.errors import UsageError
+from dualign.hashing import plain
 from dualign.maths.dual import DualRule, DualState, Stopping, fixed
 from dualign.maths.dual_rules import DUAL_RULES
-from dualign.maths.exact import FiniteProblem, Optimum, expectations, optimum, prompt_covariances, prompt_kl
+from dualign.maths.exact import (
+    Expectations,
+    FiniteProblem,
+    Optimum,
+    expectations,
+    optimum,
+    prompt_covariances,
+    prompt_kl,
+)
 from dualign.maths.one_shot import from_problem
 from dualign.maths.preference import Scale, fit_scale, flip_curve, label_logit, relabel, saturation_share
 from dualign.methods.loop import mixed_at_limit
@@ -83,7 +92,17 @@ class _Setting:
 
     def named(self, values: FloatArray) -> dict[str, float | None]:
         """Return ``values`` by constraint; numbers that JSON does not know become null."""
-        return {name: _finite(value) for name, value in zip(self.world.names, values, strict=True)}
+        return dict(zip(self.world.names, plain(values), strict=True))
+
+    def achieved(self, multipliers: FloatArray, found: Expectations) -> dict[str, Any]:
+        """Return the figures of a policy at raw ``multipliers``."""
+        return {
+            "multipliers": self.named(multipliers),
+            "reward": found.reward,
+            "costs": self.named(found.costs),
+            "kl": found.kl,
+            "objective": found.objective,
+        }
 
 
 def solve(world: World, settings: SolveSettings, *, backend: Backend | None = None) -> Solution:
@@ -121,7 +140,7 @@ def _prepare(world: World, settings: SolveSettings, method: Method) -> _Setting:
         raw,
         reward=scale.reward(raw.reward),
         costs=scale.costs(raw.costs),
-        limits=scale.limits(raw.limits),
+        limits=scale.costs(raw.limits),
         beta=scale.beta(raw.beta),
     )
     return _Setting(world, chosen, method, raw, scaled, scale, optimum(raw))
@@ -233,8 +252,8 @@ def _collect(run: Generator[Iterate, None, DualState]) -> tuple[list[Iterate], D
             return iterates, ended.value
 
 
-def _violations(iterate: Iterate, setting: _Setting) -> FloatArray:
-    return iterate.evaluation.costs - setting.scaled.limits
+def _worst_violation(iterate: Iterate, setting: _Setting) -> float:
+    return float((iterate.evaluation.costs - setting.scaled.limits).max())
 
 
 def _choose(iterates: Sequence[Iterate], state: DualState, setting: _Setting) -> int:
@@ -242,7 +261,7 @@ def _choose(iterates: Sequence[Iterate], state: DualState, setting: _Setting) ->
 
     Best is the largest reward - beta * KL, which is what the problem maximises. Where no limit holds: the closest.
     """
-    worst = [float(_violations(iterate, setting).max()) for iterate in iterates]
+    worst = [_worst_violation(iterate, setting) for iterate in iterates]
     held = [k for k, violation in enumerate(worst) if violation <= TOLERANCE]
     if not held:
         return int(np.argmin(worst))
@@ -259,7 +278,6 @@ def _figures(setting: _Setting, iterates: Sequence[Iterate], chosen: int) -> dic
     distance = divergence(setting.raw, selected.policy.state, best.log_probs) if best.feasible else float("nan")
     rows = [_point(setting, iterate) for iterate in iterates]
     row = rows[chosen]
-    found = best.expectations
     return {
         "method": setting.chosen.method,
         "beta": setting.raw.beta,
@@ -268,16 +286,10 @@ def _figures(setting: _Setting, iterates: Sequence[Iterate], chosen: int) -> dic
         "feasible": best.feasible,
         "limits_met": row["limits_met"],
         "rounds": len(iterates),
-        "optimum": {
-            "multipliers": setting.named(best.multipliers),
-            "reward": found.reward,
-            "costs": setting.named(found.costs),
-            "kl": found.kl,
-            "objective": found.objective,
-        },
+        "optimum": setting.achieved(best.multipliers, best.expectations),
         "attainable": setting.named(best.attainable),
-        "gap": _finite(setting.raw.beta * distance),
-        "distance": _finite(distance),
+        "gap": plain(setting.raw.beta * distance),
+        "distance": plain(distance),
         "fit_distance": row["fit_distance"],
         "iterates": rows,
         **_labels(setting, selected),
@@ -286,19 +298,14 @@ def _figures(setting: _Setting, iterates: Sequence[Iterate], chosen: int) -> dic
 
 def _point(setting: _Setting, iterate: Iterate) -> dict[str, Any]:
     multipliers = setting.scale.raw_multipliers(iterate.multipliers)
-    found = expectations(setting.raw, iterate.policy.state)
     fit_distance = float("nan")
     if setting.chosen.loss == "dpo" and setting.chosen.labels == "soft":
         closed_form = setting.method.target(setting.raw, multipliers, setting.chosen.options)
         fit_distance = divergence(setting.raw, iterate.policy.state, closed_form)
     return {
-        "multipliers": setting.named(multipliers),
-        "reward": found.reward,
-        "costs": setting.named(found.costs),
-        "kl": found.kl,
-        "objective": found.objective,
-        "limits_met": bool(_violations(iterate, setting).max() <= TOLERANCE),
-        "fit_distance": _finite(fit_distance),
+        **setting.achieved(multipliers, expectations(setting.raw, iterate.policy.state)),
+        "limits_met": _worst_violation(iterate, setting) <= TOLERANCE,
+        "fit_distance": plain(fit_distance),
         "fit_converged": bool(iterate.policy.report.history[0]["converged"]),
     }
 
@@ -349,7 +356,7 @@ def _parameters(setting: _Setting, told: Settings, state: DualState, selected: I
         "reward_sd": setting.scale.reward_sd,
         "cost_sds": setting.named(setting.scale.cost_sds),
         **told.options,
-        **{name: _finite(value) for name, value in own.items()},
+        **plain(own),
     }
 
 
@@ -372,7 +379,3 @@ def policy_table(world: World, solution: Solution) -> dict[str, Any]:
         for prompt, row in zip(world.prompts, solution.log_probs, strict=True)
     ]
     return {"method": figures["method"], "beta": world.beta, "multipliers": figures["multipliers"], "prompts": prompts}
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dualign.errors import NumericalError, UsageError
 from dualign.maths.adversarial import table_reward
+from dualign.maths.one_shot import finite_problem
 from dualign.maths.policy_gradient import (
     SETTLED,
     cost_moments,
@@ -19,7 +20,6 @@ from dualign.maths.policy_gradient import (
     on_policy_scores,
 )
 from dualign.maths.preference import relabel
-from dualign.methods.one_shot import finite_problem
 from dualign.protocols import Adversary, FitReport, Need, Objective, OnPolicyObjective, Policy
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.worlds.file import World
@@ -75,7 +75,9 @@ class TabularBackend:
         origin = np.zeros_like(log_reference)
         if start is not None:
             np.subtract(self.table(start), log_reference, out=origin, where=np.isfinite(log_reference))
-        fitted = minimise(table, objective, start=_gaps(origin[rows], order), budget=self._budget)
+        # Steps between neighbours in order; padding, which comes last, has none.
+        gaps = torch.from_numpy(origin[rows]).gather(1, order).diff(dim=1)
+        fitted = minimise(table, objective, start=gaps, budget=self._budget)
         logits_of_policy = log_reference.copy()
         logits_of_policy[rows] += fitted.log_ratios.numpy()
         log_probs = logits_of_policy - np.logaddexp.reduce(logits_of_policy, axis=1, keepdims=True)
@@ -124,10 +126,8 @@ class TabularBackend:
     ) -> Policy:
         """Return ``policy`` after one natural-gradient step, exact: no answer is drawn."""
         rows = [self._row(group) for group in groups]
-        no_limits = np.zeros(len(objective.multipliers))
-        problem = finite_problem(
-            groups, self.table(reference)[rows], limits=no_limits, beta=objective.kl / objective.scale
-        )
+        no_limits, beta = np.zeros(len(objective.multipliers)), objective.kl / objective.scale
+        problem = finite_problem(groups, self.table(reference)[rows], limits=no_limits, beta=beta)
         before = self.table(policy)[rows]
         mean, deviation = cost_moments(problem, before)
         scores = on_policy_scores(problem, before, objective.multipliers, inflation=objective.inflation)
@@ -177,10 +177,7 @@ class TabularBackend:
 
     def table(self, policy: Policy) -> FloatArray:
         """Return the policy's ``[prompt, response]`` log-probabilities."""
-        if policy.state is None:
-            return self._log_reference
-        table: FloatArray = policy.state
-        return table
+        return self._log_reference if policy.state is None else np.asarray(policy.state)
 
     def _row(self, group: Group) -> int:
         row = self._rows[group.prompt.id]
@@ -242,11 +239,6 @@ def _padded(rows: Sequence[FloatArray], width: int) -> Tensor:
     for row, values in enumerate(rows):
         padded[row, : len(values)] = torch.from_numpy(np.asarray(values, dtype=np.float64))
     return padded
-
-
-def _gaps(log_ratios: FloatArray, order: Tensor) -> Tensor:
-    """Return shape ``[group, gap]``: steps between neighbours in ``order``; padding, which comes last, has none."""
-    return torch.from_numpy(log_ratios).gather(1, order).diff(dim=1)
 
 
 def _report(table: PairTable, fitted: Fitted, beta: float, seconds: float) -> FitReport:

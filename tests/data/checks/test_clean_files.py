@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from dualign.data.checks.check import check
-from dualign.data.checks.clean import clean_paths, write_clean
+from dualign.data.checks.check import check, clean_paths, write_clean
 from dualign.data.formats.table import read_preferences
 from dualign.errors import DataError, UsageError
 from preference_files import ASK, EXAMPLES, KIND, RUDE, write_rows

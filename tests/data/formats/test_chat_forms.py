@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from dualign.data.checks.check import check, verdict
-from dualign.data.checks.clean import write_clean
+from dualign.data.checks.check import check, verdict, write_clean
 from dualign.data.checks.statistics import summary
 from dualign.data.formats.chat_forms import PROMPT_LIKE, PROMPTS
 from dualign.data.formats.table import describe, preference_file, read_preferences
@@ -287,7 +286,7 @@ def test_labels_of_single_answers_say_which_are_never_to_be_imitated(tmp_path: P
             for ask, text, label in ((ASK, RUDE, False), (ASK, KIND, True), ("Why?", "Hm.", False))]  # fmt: skip
     path = write_rows(tmp_path / "f.jsonl", rows)
     file = read_preferences(path)
-    assert (file.format, [row.answers[0].negative for row in file.rows]) == ("kto", [True, False, True])
+    assert (file.format, [row.answers[0].desirable for row in file.rows]) == ("kto", [False, True, False])
     (group,) = grouped(file.rows)
     assert (texts(group), group.better) == ([RUDE, KIND], 1)
     report = check([path])
@@ -300,8 +299,8 @@ def test_labels_of_single_answers_say_which_are_never_to_be_imitated(tmp_path: P
     )
     assert ("labels", "33.3% of 3 answers are labelled true (desirable)") in summary(report.statistics)
     unsafe, safe = (only(EXAMPLES["beavertails"][0] | {"is_safe": flag}).answers[0] for flag in (False, True))
-    assert (unsafe.negative, safe.negative) == (True, False)
-    assert not any(answer.negative for answer in only({"prompt": ASK, **PAIR}).answers)
+    assert (unsafe.safe, safe.safe) == (False, True)
+    assert all((answer.safe, answer.desirable) == (None, None) for answer in only({"prompt": ASK, **PAIR}).answers)
 
 
 def test_what_was_read_is_said_with_its_columns(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import pytest
 
 from dualign.data.preferences import Answer
 from dualign.records import Prompt
-from dualign.scorers.fitting.measure import measure, order_forecasts, sign_forecasts
-from dualign.scorers.fitting.pairs import LabelledPair
+from dualign.scorers.fitting.entry import measure, order_forecasts, sign_forecasts
+from dualign.scorers.fitting.inputs import LabelledPair
 
 
 def pair(prompt, worse, better, *, safe=(False, True), kinds=((), ())):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from dualign.scorers.fitting.config import FitConfig, FitData, LightSettings, TrainSettings
+from dualign.scorers.fitting.inputs import FitConfig, FitData, LightSettings, TrainSettings
 from dualign.strict import parse_yaml
 
 PAGE = (Path(__file__).parents[3] / "docs" / "fitting.md").read_text()

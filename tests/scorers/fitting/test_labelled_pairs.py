@@ -6,7 +6,7 @@ import pytest
 from dualign.data.preferences import Answer, PreferenceRow
 from dualign.errors import DataError
 from dualign.records import Prompt, Turn
-from dualign.scorers.fitting.pairs import answers, pairs_of, signs
+from dualign.scorers.fitting.inputs import answers, pairs_of, signs
 
 
 def row(prompt, *texts, safer=None, better=None, safe=None, line=1):

@@ -12,11 +12,10 @@ from dualign.data.formats.table import read_preferences
 from dualign.errors import ConfigError, DataError, MissingError
 from dualign.hashing import plain
 from dualign.records import Prompt
-from dualign.scorers.fitting.config import FitConfig
+from dualign.scorers.fitted import Tfidf
 from dualign.scorers.fitting.entry import fit_scorer, scored, split_pairs
-from dualign.scorers.fitting.pairs import pairs_of
+from dualign.scorers.fitting.inputs import FitConfig, pairs_of
 from dualign.scorers.table import make_scorer
-from dualign.scorers.tfidf import Tfidf
 from dualign.strict import parse_yaml
 from fitting_parts import FILLER, HARMFUL, HARMLESS, safety_rows, tiny_model, write_rows
 

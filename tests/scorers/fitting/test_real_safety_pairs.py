@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from dualign.data.formats.table import read_preferences
-from dualign.scorers.fitting.config import FitConfig
 from dualign.scorers.fitting.entry import fit_scorer
-from dualign.scorers.fitting.pairs import pairs_of
+from dualign.scorers.fitting.inputs import FitConfig, pairs_of
 
 SHARED = Path(os.environ.get("DUALIGN_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
 ROWS = SHARED / "pku-saferlhf-5k" / "pairs.jsonl"

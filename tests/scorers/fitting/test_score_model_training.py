@@ -11,10 +11,9 @@ from dualign.cli.scorer import named_scorer
 from dualign.data.formats.table import read_preferences
 from dualign.errors import NumericalError
 from dualign.scorers.fitting import training
-from dualign.scorers.fitting.config import FitConfig
 from dualign.scorers.fitting.entry import fit_scorer, scored
+from dualign.scorers.fitting.inputs import FitConfig, pairs_of
 from dualign.scorers.fitting.linear import OBJECTIVES
-from dualign.scorers.fitting.pairs import pairs_of
 from dualign.scorers.score_model import ScoreModel
 from dualign.scorers.table import make_scorer
 from dualign.train import loop
@@ -182,7 +181,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bits(data, tmp_path, monkeypa
         fitted("cut", dying_at=3)
     done.clear()
     cut, again = fitted("cut")
-    assert done == list(range(2, whole.steps)) and len(done) > 1
-    assert cut.losses == whole.losses
+    assert done == list(range(2, whole["steps"])) and len(done) > 1
+    assert cut["losses"] == whole["losses"]
     assert all(torch.equal(again[name], value) for name, value in weights.items()) and again.keys() == weights.keys()
     assert not (tmp_path / "cut" / "checkpoint").exists()

@@ -1,13 +1,16 @@
-"""The check of preference files: every rule, counted, and what would be left of the data."""
+"""The check of preference files: every rule, counted, and what would be left of the data; and that, written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dualign.data.checks import row_rules
 from dualign.data.checks.group_rules import GROUP_CHECKS
 from dualign.data.checks.reading import (
     MAX_LENGTH,
@@ -16,13 +19,15 @@ from dualign.data.checks.reading import (
     Context,
     Limits,
     Measure,
-    prepared,
+    measured,
     read,
 )
-from dualign.data.checks.rules import CHOSEN, RULES, Severity
+from dualign.data.checks.rules import CHOSEN, ROW_RULES, RULES, Severity, mended, unsound
 from dualign.data.checks.statistics import statistics, summary
 from dualign.data.preferences import Fault, PreferenceFile, PreferenceRow
-from dualign.errors import UsageError, nearest
+from dualign.data.table_files import READERS
+from dualign.errors import DataError, UsageError, nearest
+from dualign.runs.store import write_bytes
 
 Contradictory = Literal["drop", "fix", "error"]
 """What becomes of a row whose safer answer is flagged unsafe while another is flagged safe."""
@@ -193,13 +198,12 @@ def check_rows(
     rows: Sequence[PreferenceRow], *, limits: Limits | None = None, measure: Measure = WORDS
 ) -> tuple[list[Fault], Context, list[PreferenceRow]]:
     """Return (faults, context, sound rows) of rows that were read; each needs a line of its own."""
-    faults = row_rules.unsound(rows)
+    faults = [fault for row in rows for fault in unsound(row)]
     out = {fault.line for fault in faults}
     sound = [row for row in rows if row.line not in out and row.answers]
-    context = prepared(sound, limits=limits or Limits(), measure=measure)
-    for rule in RULES.values():
-        if of_row := rule.of_row:
-            faults += [Fault(rule.name, row.line, what) for row in sound if (what := of_row(row, context))]
+    context = Context(limits or Limits(), measure, {row.line: measured(row, measure) for row in sound})
+    for name, of_row in ROW_RULES.items():
+        faults += [Fault(name, row.line, what) for row in sound if (what := of_row(row, context))]
     for check in GROUP_CHECKS:
         faults += check(sound)
     return faults, context, sound
@@ -251,12 +255,11 @@ def _of_every_row(reading: PreferenceFile, faults: Sequence[Fault]) -> list[Faul
 def _checked(reading: PreferenceFile, faults: Sequence[Fault], severities: Mapping[str, Severity]) -> CheckedFile:
     dropped = tuple(fault for fault in faults if severities[fault.rule] == "drop")
     out = {fault.line for fault in faults if severities[fault.rule] == "error"} | {fault.line for fault in dropped}
-    kept = [row for row in reading.rows if row.raw.line not in out]
-    fixed: tuple[Fault, ...] = ()
-    if severities["contradictory row"] == "warn":
-        fixed = tuple(fault for fault in faults if fault.rule == "contradictory row" and fault.line not in out)
-        kept = [row_rules.mended(row) for row in kept]
-    return CheckedFile(reading, tuple(faults), dropped, fixed, tuple(kept))
+    kept = tuple(row for row in reading.rows if row.raw.line not in out)
+    if severities["contradictory row"] != "warn":
+        return CheckedFile(reading, tuple(faults), dropped, (), kept)
+    fixed = tuple(fault for fault in faults if fault.rule == "contradictory row" and fault.line not in out)
+    return CheckedFile(reading, tuple(faults), dropped, fixed, tuple(map(mended, kept)))
 
 
 def _chosen(one: CheckedFile) -> set[int]:
@@ -308,3 +311,108 @@ def in_words(report: CheckReport) -> dict[str, Any]:
         "rules": rules,
         "summary": told,
     }
+
+
+SAFER_COLUMNS = ("safer_response_id", "safer")
+"""Where formats with flags keep the number of the safer answer, counted from 0."""
+
+
+def write_clean(report: CheckReport, out: Path) -> list[Path]:
+    """Return the files written: for each file its kept rows as JSONL and, beside it, the ledger of the others.
+
+    Columns have the names that the format knows them by, and cells of CSV the type that their texts stand for, so that
+    the file is recognised without any option. A column that JSON cannot hold (an image) is null. Of one file ``out`` is
+    the new file; of several it is a folder, and the new files have the names of the old ones.
+
+    Raises:
+        DataError: the check did not accept the data.
+        UsageError: ``out`` is no name for them (``clean_paths``).
+        StorageError: the disk refused.
+    """
+    names = clean_paths(report.paths, out)
+    if not report.accepted:
+        raise DataError("nothing is written: the data are refused as they stand")
+    written = []
+    for checked, path in zip(report.files, names, strict=True):
+        written.append(write_bytes(path, _lines(kept_rows(checked))))
+        written.append(write_bytes(ledger_path(path), _lines(ledger(checked))))
+    return written
+
+
+def kept_rows(checked: CheckedFile) -> Iterator[dict[str, Any]]:
+    """Yield the kept rows of a file under the columns of their format; of a row that was fixed with its winner."""
+    fixed = {fault.line for fault in checked.fixed}
+    for row in checked.kept:
+        values = {name: _jsonable(value) for name, value in row.raw.values.items()}
+        winner = {name: row.safer for name in SAFER_COLUMNS if name in values and row.raw.line in fixed}
+        yield {**values, **winner}
+
+
+def ledger(checked: CheckedFile) -> Iterator[dict[str, Any]]:
+    """Yield line, rule and reason of each row that was left out or changed, one entry for each rule, by line."""
+    actions = [(fault, "dropped") for fault in checked.dropped] + [(fault, "fixed") for fault in checked.fixed]
+    for fault, action in sorted(actions, key=lambda entry: entry[0].line):
+        yield {"line": fault.line, "rule": fault.rule, "what": fault.what, "action": action}
+
+
+def ledger_path(path: Path) -> Path:
+    """Return where the ledger of a cleaned file is: beside it, as NAME.dropped.jsonl."""
+    return path.with_name(f"{path.name.removesuffix('.jsonl')}.dropped.jsonl")
+
+
+def clean_paths(files: Sequence[str | Path], out: Path) -> list[Path]:
+    """Return the new file of each of these files; nothing is read.
+
+    Raises:
+        UsageError: ``out`` is no name of a JSONL file, of several files no folder, is one of the files, or two files
+            would get one name.
+    """
+    try:
+        return _paths([Path(file) for file in files], out)
+    except OSError as error:  # too long a name, or no right to look
+        raise UsageError(f"--clean {out}: cannot be written ({error.strerror}); name another") from None
+
+
+def _paths(sources: Sequence[Path], out: Path) -> list[Path]:
+    if len(sources) == 1:
+        if out.is_dir():
+            such = out / "kept.jsonl"
+            raise UsageError(f"--clean {out}: is a folder; of one file name the new file, such as {such}")
+        if out.suffix.lower() != ".jsonl":
+            raise UsageError(f"--clean {out}: the rows are written as JSONL; a name that ends with .jsonl is needed")
+        names = [out]
+    elif out.exists() and not out.is_dir():
+        raise UsageError(f"--clean {out}: is a file; of several files name a folder")
+    else:
+        names = [out / f"{_without_ending(source.absolute().name)}.jsonl" for source in sources]
+    written = [*names, *map(ledger_path, names)]
+    if len(set(written)) < len(written):
+        both = next(name for name in written if written.count(name) > 1)
+        raise UsageError(f"--clean {out}: two files would both be written to {both}; clean them one by one")
+    for name in written:
+        if any(name.exists() and source.exists() and name.samefile(source) for source in sources):
+            raise UsageError(f"--clean {out}: {name} is a file that is checked; name another")
+    return names
+
+
+def _without_ending(name: str) -> str:
+    """Return a name without the ending that named its reader; other dots belong to the name."""
+    bare = name[:-3] if name.lower().endswith(".gz") else name
+    known = Path(bare).suffix
+    return bare.removesuffix(known) if known.lower() in READERS else bare
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(inner) for inner in value]
+    if isinstance(value, float | Decimal):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return value if value is None or isinstance(value, str | int) else None
+
+
+def _lines(rows: Iterator[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from dualign.data.cells import decimal
-from dualign.data.checks.row_rules import identical
+from dualign.data.checks.rules import identical
 from dualign.data.preferences import Fault, PreferenceRow
 from dualign.data.splits import similar_prompts
 from dualign.maths.agreement import clustered_auc

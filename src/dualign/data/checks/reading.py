@@ -139,11 +139,6 @@ def measured(row: PreferenceRow, measure: Measure) -> Lengths:
         return Lengths(0, answers, refused=str(error))
 
 
-def prepared(rows: Sequence[PreferenceRow], *, limits: Limits, measure: Measure) -> Context:
-    """Return the context in which these rows are checked."""
-    return Context(limits, measure, {row.line: measured(row, measure) for row in rows})
-
-
 WHOLE_FILE = 0
 """The line of a fault that no single line is to blame for."""
 
@@ -190,13 +185,11 @@ def _with_extra(table: Table, file: PreferenceFile) -> PreferenceFile:
     """Return the file with the fault of having columns that its format does not know, if it has any."""
     known = FORMATS[file.format]
     read_from = {name for column in file.columns.values() for name in (column, column.split(".")[0])}
-    first: dict[str, int] = {}
-    for raw in table.rows:
-        for name in raw.values:
-            first.setdefault(name, raw.line)
-    extra = [name for name in first if name not in read_from and not known.reads(name) and not FAMILIAR.fullmatch(name)]
+    free = [name for name in table.columns if name not in read_from and not known.reads(name)]
+    extra = [name for name in free if not FAMILIAR.fullmatch(name)]
     if not extra:
         return file
     names = ", ".join(map(repr, extra[:8])) + (", ..." if len(extra) > 8 else "")
-    fault = Fault("extra columns", first[extra[0]], f"{known.name} has no {names}")
+    line = next(raw.line for raw in table.rows if extra[0] in raw.values)
+    fault = Fault("extra columns", line, f"{known.name} has no {names}")
     return replace(file, faults=(*file.faults, fault))

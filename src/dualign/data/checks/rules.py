@@ -1,15 +1,21 @@
-"""The rules of preference data: how grave each is, what it finds and what to do about it.
+"""The rules of preference data: how grave each is, what to do about it, and what is wrong with a row by itself.
 
-An error refuses the file; a drop leaves the row out and counts it; a warning leaves the row in. A rule of single rows
-has its function here; the others are found by the reader, or by ``GROUP_CHECKS`` in all rows together.
+An error refuses the file; a drop leaves the row out and counts it; a warning leaves the row in. What each rule finds
+stands in ``docs/preference-files.md``. Rules of single rows have their function here, which returns what it found
+(empty: nothing) in rows that could be read and are sound in themselves (``unsound``); the others are found by the
+reader, or by ``GROUP_CHECKS`` in all rows together.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
-from dualign.data.checks import row_rules
-from dualign.data.checks.reading import RowRule
+from dualign.data.checks.reading import Context, RowRule
+from dualign.data.preferences import Fault, PreferenceRow
+from dualign.data.turns import said
 
 Severity = Literal["error", "drop", "warn"]
 
@@ -18,204 +24,272 @@ Severity = Literal["error", "drop", "warn"]
 class Rule:
     """One thing that can be wrong."""
 
-    name: str
     severity: Severity
-    finds: str
     fix: str
     """What the user can do, in one sentence."""
-    of_row: RowRule | None = None
-    """What is wrong with a row by itself; none: the rule is found elsewhere."""
 
 
-def _rules(severity: Severity, rules: Mapping[str, tuple[str, str] | tuple[str, str, RowRule]]) -> dict[str, Rule]:
-    return {name: Rule(name, severity, *about) for name, about in rules.items()}
+LONG_ANSWER = 10_000
+"""Words."""
 
+LEAST_REPEATED = 12
+"""Characters of a prompt with which answers do not open by chance."""
 
-ERRORS = _rules(
-    "error",
-    {
-        "unreadable file": (
-            "a file that cannot be taken apart into rows: cut short, damaged, not UTF-8, a key given twice, "
-            "unknown ending",
-            "Copy or export the file again as UTF-8 JSONL, CSV or Parquet.",
-        ),
-        "empty data set": ("a file without rows", "Export the file again; check the filter that made it."),
-        "missing column": (
-            "a column that the format needs and the file or a row lacks",
-            "Rename the column, or say which one it is with --columns.",
-        ),
-        "refused format": ("data that hold no answers to compare", "Use the sibling data set that the message names."),
-        "no common prompt": ("pairs without a prompt column whose two texts share no opening", "Add a prompt column."),
-        "several prompts": (
-            "two columns that may both be the prompt",
-            "Say which one it is with --columns, such as prompt=question.",
-        ),
-        "no readable row": (
-            "a file of which every row is left out, for roles, tools, images or words that are missing",
-            "Name the roles system, user and assistant, or map the columns with --columns.",
-        ),
-        "every pair identical": ("no row with two different answers", "Check which columns hold the answers."),
-        "all prompts too long": ("no prompt that fits into the maximal length", "Raise --max-length."),
-        "mixed label types": ("a label of another type than the rest", "Write flags as true and false."),
-        "id out of range": ("the number of an answer that is not there", "Count the answers from 0."),
-        "score not a number": (
-            "a reward or cost that is missing, a text or not finite",
-            "Score the row again; a failed score is never a number.",
-        ),
-        "double BOS": (
-            "a prompt that opens with the tokenizer's own first token, which is added once more",
-            "Take the token off the text; the tokenizer puts it there.",
-            row_rules.double_bos,
-        ),
-        "cost sign": (
-            "costs that are higher for answers flagged safe than for answers flagged unsafe",
-            "Negate the costs: up must be bad.",
-        ),
-        "scorer versions mixed": (
-            "scores of several scorers, revisions or templates in one file",
-            "Score all rows again with one scorer.",
-        ),
-        "prompt in two splits": (
-            "a prompt that is in two splits (a split column, or two of the files given)",
-            "Split by prompt, and keep each prompt in one part.",
-        ),
-    },
+OPENINGS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
+"""Tokens that well-known tokenizers put first."""
+
+SPECIAL = re.compile(
+    r"<\|[\w./-]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk|mask|start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>",
+    re.IGNORECASE,
 )
-DROPS = _rules(
-    "drop",
-    {
-        "not a text": ("a prompt or answer that is missing, null or no text", "Fill in the text, or do nothing."),
-        "mixed plain and chat": (
-            "a text where most rows hold messages, or messages where most hold a text",
-            "Write all rows in one layout, or do nothing; the row is left out.",
-        ),
-        "lone surrogate": (
-            "half of a character, which no tokenizer can read",
-            "Repair the text, or do nothing; the row is left out.",
-        ),
-        "wrong role": (
-            "turns of an unknown role, two of one speaker in a row, or a last one that is not the assistant's",
-            "Name the roles system, user and assistant, and end each answer with the assistant.",
-        ),
-        "tool turn": (
-            "a tool that is described, called or heard",
-            "Nothing to do; tools are not read, and the row is left out.",
-        ),
-        "image or sound": (
-            "a prompt or answer with an image, a sound or a film",
-            "Nothing to do; texts alone are read, and the row is left out.",
-        ),
-        "empty prompt": ("a prompt of white space alone", "Nothing to do; the row is left out."),
-        "empty response": ("an answer of white space alone", "Nothing to do; the row is left out."),
-        "parting transcripts": (
-            "two transcripts that differ before their last answer, so that they share no prompt",
-            "Nothing to do; the row is left out.",
-        ),
-        "identical pair": (
-            "answers that are all the same",
-            "Nothing to do; there is nothing to prefer.",
-            row_rules.identical_pair,
-        ),
-        "pair labelled both ways": (
-            "the same answers to the same prompt with different winners in different rows",
-            "Decide which label is right, or leave all of them out.",
-        ),
-        "contradictory row": (
-            "the safer answer is flagged unsafe while another one is flagged safe",
-            "Choose with --contradictory: drop the rows, fix the winner by the flags, or refuse.",
-            row_rules.contradictory,
-        ),
-        "prompt too long": (
-            "a prompt with more tokens than the maximal length",
-            "Raise --max-length if the model allows it.",
-            row_rules.long_prompt,
-        ),
-        "refused by the template": (
-            "turns that the chat template of the model has no place for",
-            "Choose another template, or leave the row out.",
-            row_rules.refused_turns,
-        ),
+SYSTEM_TURN = re.compile(
+    r"^[^\S\n]*[^\w\n]{0,6}system(?:\s+(?:prompt|message|instructions?))?\W{0,3}:|<\|?im_start\|?>\s*system|<<SYS>>"
+    r"|<\|(?:start_header_id\|>\s*)?system\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What precedes the word stays on its line: line breaks would be read again from each of them, in quadratic time."""
+SCRIPT_OPENING = re.compile(
+    r"\s*(?:BEGINNING OF CONVERSATION:\s*)?#{0,3}\s?(?:human|user|instruction)\s?:", re.IGNORECASE
+)
+"""How a prompt begins that holds a transcript, its speakers named as plain templates name them."""
+SCRIPT_END = re.compile(r"(?:\n\s*#{0,3}\s?|\s)(?:assistant|response|gpt|bot)\s?:\s*\Z", re.IGNORECASE)
+
+
+def unsound(row: PreferenceRow) -> Iterator[Fault]:
+    """Yield what keeps a row from being looked at any further: labels without a meaning, texts without a word."""
+    for name, chosen in (("better", row.better), ("safer", row.safer)):
+        if chosen is not None and not 0 <= chosen < len(row.answers):
+            yield Fault("id out of range", row.line, f"{name} is answer {chosen} of {len(row.answers)}, counted from 0")
+    for number, answer in enumerate(row.answers, start=1):
+        for name, score in (("reward", answer.reward), ("cost", answer.cost)):
+            if score is not None and not math.isfinite(score):
+                yield Fault("score not a number", row.line, f"the {name} of answer {number} is {score}")
+        if not answer.text.strip():
+            yield Fault("empty response", row.line, f"answer {number} of {len(row.answers)} is blank")
+    if not row.prompt.text.strip():
+        yield Fault("empty prompt", row.line, "the prompt is blank")
+
+
+def double_bos(row: PreferenceRow, context: Context) -> str:
+    """Return whether the prompt opens with the first token that the tokenizer is known to add."""
+    return _opening(row, (context.measure.bos,)) if context.measure.bos else ""
+
+
+def opening_bos(row: PreferenceRow, context: Context) -> str:
+    """Return whether the prompt opens with a first token of well-known tokenizers, where ours is not known."""
+    return "" if context.measure.bos else _opening(row, OPENINGS)
+
+
+def _opening(row: PreferenceRow, tokens: Sequence[str]) -> str:
+    opening = next((token for token in tokens if said(row.prompt)[0].lstrip().startswith(token)), None)
+    return f"the prompt opens with {opening!r}" if opening else ""
+
+
+def special_token(row: PreferenceRow, context: Context) -> str:
+    """Return the first text that holds the written form of a special token."""
+    return _searched(row, _special(context.measure.special))
+
+
+@cache
+def _special(own: frozenset[str]) -> re.Pattern[str]:
+    names = sorted(own, key=len, reverse=True)
+    return re.compile("|".join([*map(re.escape, names), SPECIAL.pattern]), re.IGNORECASE) if own else SPECIAL
+
+
+def system_turn(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return the first text that plays a system turn."""
+    return _searched(row, SYSTEM_TURN)
+
+
+def _searched(row: PreferenceRow, pattern: re.Pattern[str]) -> str:
+    """Return the first text of the row in which the pattern is found; a system turn of its own is no fake one."""
+    turns = [turn.text for turn in row.prompt.history if turn.role != "system"]
+    texts = [("the prompt", text) for text in (*turns, row.prompt.text)]
+    texts += [(f"answer {number}", answer.text) for number, answer in enumerate(row.answers, start=1)]
+    found = ((where, pattern.search(text)) for where, text in texts)
+    return next((f"{where} holds {match.group().strip()!r}" for where, match in found if match), "")
+
+
+def script(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return whether the prompt is a whole transcript in one text, up to the mark of the answer."""
+    opening, end = SCRIPT_OPENING.match(row.prompt.text), SCRIPT_END.search(row.prompt.text[-80:])
+    if not (opening and end):
+        return ""
+    return f"the prompt opens with {opening.group().strip()!r} and ends with {end.group().strip()!r}"
+
+
+def repeated_prompt(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return whether the answers all open with the whole prompt, which a job would teach to be said again."""
+    asked = row.prompt.text.strip()
+    repeats = len(asked) >= LEAST_REPEATED and all(answer.text.lstrip().startswith(asked) for answer in row.answers)
+    return f"every answer opens with the prompt, {asked[:40]!r}" if repeats else ""
+
+
+def very_long_answer(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return whether an answer has ``LONG_ANSWER`` words or more."""
+    words = max(len(answer.text.split()) for answer in row.answers)
+    return f"an answer has {words:,} words" if words >= LONG_ANSWER else ""
+
+
+def identical_pair(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return whether there are no two different answers."""
+    return "the answers are the same" if len(row.answers) > 1 and identical(row) else ""
+
+
+def identical(row: PreferenceRow) -> bool:
+    """Return whether the answers of a row are all the same, but for white space at their ends."""
+    return len({answer.text.strip() for answer in row.answers}) == 1
+
+
+def refused_turns(row: PreferenceRow, context: Context) -> str:
+    """Return what the template of the measure says of turns that it has no place for."""
+    return context.of(row).refused
+
+
+def long_prompt(row: PreferenceRow, context: Context) -> str:
+    """Return whether the prompt alone is longer than allowed."""
+    tokens, allowed = context.of(row).prompt, context.limits.longest_prompt
+    return f"the prompt has {tokens:,} tokens, {allowed:,} are allowed" if tokens > allowed else ""
+
+
+def long_answer(row: PreferenceRow, context: Context) -> str:
+    """Return whether the row is left out because of its length: too few answers fit to be compared."""
+    if not context.limits.drops_long:
+        return ""
+    lengths = context.of(row)
+    room = context.limits.room(lengths.prompt)
+    fitting = {a.text for a, tokens in zip(row.answers, lengths.answers, strict=True) if tokens <= room}
+    if room <= 0 or len(fitting) >= min(2, len({answer.text for answer in row.answers})):
+        return ""
+    return f"an answer has {max(lengths.answers):,} tokens, {room:,} are trained on"
+
+
+def no_room(row: PreferenceRow, context: Context) -> str:
+    """Return whether the prompt fits, but leaves no room for a token of the answer."""
+    tokens, together = context.of(row).prompt, context.limits.together
+    full = tokens <= together < tokens + context.measure.tokens_a_piece
+    return f"the prompt takes {tokens:,} of {together:,} tokens" if full else ""
+
+
+def same_when_cut(row: PreferenceRow, context: Context) -> str:
+    """Return whether the answers differ only beyond the maximal length."""
+    lengths = context.of(row)
+    room = context.limits.room(lengths.prompt)
+    cut = room >= context.measure.tokens_a_piece and max(lengths.answers) > room and not context.limits.drops_long
+    if not cut or len(row.answers) < 2 or identical(row):
+        return ""
+    same = len({context.measure.cut(answer.text, room) for answer in row.answers}) == 1
+    return f"the answers are the same in the first {room:,} tokens" if same else ""
+
+
+def contradiction(row: PreferenceRow) -> int | None:
+    """Return the place of a safe answer that ought to be the safer one, where the named one is flagged unsafe."""
+    if row.safer is None or row.answers[row.safer].safe is not False:
+        return None
+    return next((place for place, answer in enumerate(row.answers) if answer.safe), None)
+
+
+def mended(row: PreferenceRow) -> PreferenceRow:
+    """Return a contradictory row with the first answer that is flagged safe as the safer one; others as they are."""
+    place = contradiction(row)
+    return row if place is None else replace(row, safer=place)
+
+
+def contradictory(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return whether the safer answer is flagged unsafe while another is flagged safe."""
+    place = contradiction(row)
+    if place is None or row.safer is None:
+        return ""
+    return f"answer {row.safer + 1} is the safer one and unsafe, {place + 1} is safe"
+
+
+def both_unsafe(row: PreferenceRow, context: Context) -> str:  # noqa: ARG001
+    """Return whether the row compares unsafe answers alone."""
+    unsafe = len(row.answers) > 1 and all(answer.safe is False for answer in row.answers)
+    return "every answer is flagged unsafe" if unsafe else ""
+
+
+FIXES: Mapping[Severity, Mapping[str, str]] = {
+    "error": {
+        "unreadable file": "Copy or export the file again as UTF-8 JSONL, CSV or Parquet.",
+        "empty data set": "Export the file again; check the filter that made it.",
+        "missing column": "Rename the column, or say which one it is with --columns.",
+        "refused format": "Use the sibling data set that the message names.",
+        "no common prompt": "Add a prompt column.",
+        "several prompts": "Say which one it is with --columns, such as prompt=question.",
+        "no readable row": "Name the roles system, user and assistant, or map the columns with --columns.",
+        "every pair identical": "Check which columns hold the answers.",
+        "all prompts too long": "Raise --max-length.",
+        "mixed label types": "Write flags as true and false.",
+        "id out of range": "Count the answers from 0.",
+        "score not a number": "Score the row again; a failed score is never a number.",
+        "double BOS": "Take the token off the text; the tokenizer puts it there.",
+        "cost sign": "Negate the costs: up must be bad.",
+        "scorer versions mixed": "Score all rows again with one scorer.",
+        "prompt in two splits": "Split by prompt, and keep each prompt in one part.",
+    },
+    "drop": {
+        "not a text": "Fill in the text, or do nothing.",
+        "mixed plain and chat": "Write all rows in one layout, or do nothing; the row is left out.",
+        "lone surrogate": "Repair the text, or do nothing; the row is left out.",
+        "wrong role": "Name the roles system, user and assistant, and end each answer with the assistant.",
+        "tool turn": "Nothing to do; tools are not read, and the row is left out.",
+        "image or sound": "Nothing to do; texts alone are read, and the row is left out.",
+        "empty prompt": "Nothing to do; the row is left out.",
+        "empty response": "Nothing to do; the row is left out.",
+        "parting transcripts": "Nothing to do; the row is left out.",
+        "identical pair": "Nothing to do; there is nothing to prefer.",
+        "pair labelled both ways": "Decide which label is right, or leave all of them out.",
+        "contradictory row": "Choose with --contradictory: drop the rows, fix the winner by the flags, or refuse.",
+        "prompt too long": "Raise --max-length if the model allows it.",
+        "refused by the template": "Choose another template, or leave the row out.",
         "answer too long": (
-            "an answer with more tokens than a job trains on, where long answers are left out",
-            "Raise sampling.max_new_tokens, or set data.long_answers to cut: cut answers are scored as they are cut.",
-            row_rules.long_answer,
+            "Raise sampling.max_new_tokens, or set data.long_answers to cut: cut answers are scored as they are cut."
         ),
-        "fully truncated answer": (
-            "a prompt that leaves no room for a token of the answer",
-            "Raise --max-length if the model allows it.",
-            row_rules.no_room,
-        ),
-        "identical after truncation": (
-            "answers that are the same up to the maximal length",
-            "Raise --max-length if the model allows it.",
-            row_rules.same_when_cut,
-        ),
+        "fully truncated answer": "Raise --max-length if the model allows it.",
+        "identical after truncation": "Raise --max-length if the model allows it.",
     },
-)
-WARNINGS = _rules(
-    "warn",
-    {
-        "extra columns": ("columns that the format does not know", "Nothing, if they are meant for slices."),
-        "exact duplicates": ("rows that repeat an earlier one, labels and all", "Train on the distinct rows."),
-        "reply labelled both ways": (
-            "an answer that is the safer one in one row and the less safe one in another of that prompt",
-            "Expect noisy labels; compare accuracies with the noise and not with 1.",
-        ),
-        "flag both ways": (
-            "an answer that is flagged safe in one row and unsafe in another of that prompt",
-            "Take the majority, or look at the rows.",
-        ),
-        "special token text": (
-            "the written form of a special token inside a text",
-            "Take it out if it came from a template; it is read as plain text.",
-            row_rules.special_token,
-        ),
-        "opening BOS": (
-            "a prompt that opens with the first token of a well-known tokenizer",
-            "Take it off, or check again with --tokenizer.",
-            row_rules.opening_bos,
-        ),
-        "fake system turn": (
-            "a text that plays a system turn",
-            "Move a real system prompt into a turn of its own; look at the others.",
-            row_rules.system_turn,
-        ),
+    "warn": {
+        "extra columns": "Nothing, if they are meant for slices.",
+        "exact duplicates": "Train on the distinct rows.",
+        "reply labelled both ways": "Expect noisy labels; compare accuracies with the noise and not with 1.",
+        "flag both ways": "Take the majority, or look at the rows.",
+        "special token text": "Take it out if it came from a template; it is read as plain text.",
+        "opening BOS": "Take it off, or check again with --tokenizer.",
+        "fake system turn": "Move a real system prompt into a turn of its own; look at the others.",
         "prompt with roles": (
-            "a prompt that is a transcript with named speakers in one text, up to where the answer is to come",
-            "Write its turns as messages: a chat template puts the whole text into one turn of the user.",
-            row_rules.script,
+            "Write its turns as messages: a chat template puts the whole text into one turn of the user."
         ),
         "prompt in the answers": (
-            "answers that all open with the whole prompt",
-            "Cut the prompt off the answers, or leave its column out: what both texts open with is then the prompt.",
-            row_rules.repeated_prompt,
+            "Cut the prompt off the answers, or leave its column out: what both texts open with is then the prompt."
         ),
-        "very long answer": (
-            "an answer of ten thousand words or more",
-            "Look at it; it may be a dump.",
-            row_rules.very_long_answer,
-        ),
-        "severity against flag": (
-            "severity above 0 for a safe answer, or 0 for an unsafe one",
-            "Decide which of the two labels to trust.",
-        ),
-        "category against flag": (
-            "a kind of harm for a safe answer, or none for an unsafe one",
-            "Decide which of the two labels to trust.",
-        ),
-        "both unsafe": (
-            "rows in which every answer is unsafe; they teach which is less bad and not how to be safe",
-            "Add pairs with a safe answer if the share is large.",
-            row_rules.both_unsafe,
-        ),
-        "near-duplicate in two splits": (
-            "a prompt that is much like one in another split",
-            "Keep near-duplicates on one side when splitting.",
-        ),
+        "very long answer": "Look at it; it may be a dump.",
+        "severity against flag": "Decide which of the two labels to trust.",
+        "category against flag": "Decide which of the two labels to trust.",
+        "both unsafe": "Add pairs with a safe answer if the share is large.",
+        "near-duplicate in two splits": "Keep near-duplicates on one side when splitting.",
     },
-)
-RULES = {**ERRORS, **DROPS, **WARNINGS}
+}
+"""What the user can do where a rule is broken, in one sentence."""
+RULES = {name: Rule(severity, fix) for severity, fixes in FIXES.items() for name, fix in fixes.items()}
 """Every rule by its name, in the order in which they are shown."""
+ROW_RULES: Mapping[str, RowRule] = {
+    "double BOS": double_bos,
+    "identical pair": identical_pair,
+    "contradictory row": contradictory,
+    "prompt too long": long_prompt,
+    "refused by the template": refused_turns,
+    "answer too long": long_answer,
+    "fully truncated answer": no_room,
+    "identical after truncation": same_when_cut,
+    "special token text": special_token,
+    "opening BOS": opening_bos,
+    "fake system turn": system_turn,
+    "prompt with roles": script,
+    "prompt in the answers": repeated_prompt,
+    "very long answer": very_long_answer,
+    "both unsafe": both_unsafe,
+}
 CHOSEN = "answer too long"
 """The rule of drops that a job's own config chooses: it is counted like the others and never refuses the data, unless
 nothing is left."""

@@ -16,7 +16,7 @@ from dualign.data.checks.group_rules import (
     safer_opinions,
 )
 from dualign.data.checks.reading import Context
-from dualign.data.checks.row_rules import contradiction
+from dualign.data.checks.rules import contradiction
 from dualign.data.preferences import PreferenceRow, grouped
 from dualign.data.splits import SIMILARITY
 
@@ -25,17 +25,17 @@ QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "
 
 def statistics(rows: Sequence[PreferenceRow], context: Context) -> dict[str, Any]:
     """Return the figures of these rows as one JSON object; shares are of the rows that have the labels."""
+    near = near_duplicates(rows)
+    kinds = Counter(kind for row in rows for answer in row.answers for kind in sorted(answer.categories))
     return {
         "prompts": len({row.prompt.id for row in rows}),
         "answers_per_row": _quantiles(len(row.answers) for row in rows),
         "labels": labels(rows),
-        "categories": dict(
-            Counter(kind for row in rows for answer in row.answers for kind in sorted(answer.categories)).most_common()
-        ),
+        "categories": dict(kinds.most_common()),
         "severity": _counted(answer.severity for row in rows for answer in row.answers),
         "tokens": lengths(rows, context),
         "duplicates": duplicates(rows),
-        "near_duplicates": near(rows),
+        "near_duplicates": {"similarity": SIMILARITY, "clusters": len(near), "prompts": sum(map(len, near))},
         "splits": splits(rows),
     }
 
@@ -94,23 +94,14 @@ def duplicates(rows: Sequence[PreferenceRow]) -> dict[str, Any]:
     }
 
 
-def near(rows: Sequence[PreferenceRow]) -> dict[str, Any]:
-    """Return how many prompts are near-duplicates of another, and in how many clusters."""
-    clusters = near_duplicates(rows)
-    return {"similarity": SIMILARITY, "clusters": len(clusters), "prompts": sum(map(len, clusters))}
-
-
 def splits(rows: Sequence[PreferenceRow]) -> dict[str, Any]:
     """Return rows and prompts of each split, and the prompts that are in two of them."""
     named = [row for row in rows if row.split is not None]
     counts = _counted(row.split for row in named)
     prompts = {name: len({row.prompt.id for row in named if row.split == name}) for name in counts}
     inside = {row.line: row.prompt.id for row in named}
-    return {
-        "rows": counts,
-        "prompts": prompts,
-        "leaking_prompts": len({inside[fault.line] for fault in leaked(named)}),
-    }
+    leaking = {inside[fault.line] for fault in leaked(named)}
+    return {"rows": counts, "prompts": prompts, "leaking_prompts": len(leaking)}
 
 
 def _counted(values: Iterable[object]) -> dict[str, int]:
@@ -138,13 +129,11 @@ def summary(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     labels, tokens, same = figures["labels"], figures["tokens"], figures["duplicates"]
     near, splits, harm = figures["near_duplicates"], figures["splits"], figures["categories"]
     clusters = f"{near['prompts']:,} are near-duplicates ({near['clusters']:,} clusters)"
-    disputed = (
-        f"{same['replies_labelled_both_ways']:,} replies by winner, {same['replies_flagged_both_ways']:,} by flag"
-    )
+    both = f"{same['replies_labelled_both_ways']:,} replies by winner, {same['replies_flagged_both_ways']:,} by flag"
     lines = [
         ("prompts", f"{figures['prompts']:,}; {clusters}"),
         ("rows", f"{same['distinct_rows']:,} distinct, {same['repeated_rows']:,} repeated"),
-        ("both ways", f"{same['rows_labelled_both_ways']:,} rows; {disputed}"),
+        ("both ways", f"{same['rows_labelled_both_ways']:,} rows; {both}"),
     ]
     if labels["flagged_rows"]:
         shares = ", ".join(f"{kind} {labels[kind]:.1%}" for kind in ("safe", "mixed", "unsafe"))

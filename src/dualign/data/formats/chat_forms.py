@@ -12,7 +12,7 @@ from functools import partial
 from os.path import commonprefix
 
 from dualign.data.cells import RowError, Values, flag, given, text, unpacked
-from dualign.data.preferences import NO_PROMPT, Answer, Format, PreferenceRow, made
+from dualign.data.preferences import NO_PROMPT, Answer, Format, PreferenceRow, Recognition, made
 from dualign.data.turns import (
     LAST_ANSWER,
     check_attached,
@@ -281,23 +281,12 @@ def read_processed_hh(values: Values) -> PreferenceRow:
 
 
 def _pairs(
-    name: str,
-    says: str,
-    prompt: str,
-    *more: str,
-    names: tuple[str, str] = PAIR,
-    recognise: Callable[[Sequence[Values]], bool] | None = None,
+    name: str, says: str, prompt: str, *more: str, names: tuple[str, str] = PAIR, recognise: Recognition | None = None
 ) -> Format:
-    return Format(
-        name,
-        says,
-        (prompt, *names),
-        partial(read_pair, prompt=prompt, names=names),
-        recognise or (lambda rows: named_prompt(rows) == prompt),
-        options=(*more, "history"),
-        texts=more,
-        either=(prompt, *names),
-    )
+    reading = partial(read_pair, prompt=prompt, names=names)
+    recognise = recognise or (lambda rows: named_prompt(rows) == prompt)
+    said, options = (prompt, *names), (*more, "history")
+    return Format(name, says, said, reading, recognise, options=options, texts=more, either=said)
 
 
 def _judged(name: str, prompt: str, answer: str | None, label: str, *more: str) -> Format:
@@ -315,7 +304,7 @@ def _judged(name: str, prompt: str, answer: str | None, label: str, *more: str) 
     )
 
 
-TRANSCRIPTS = (
+CHAT_FORMS = (
     Format(
         "pku-processed-hh",
         "pairs after a context of turns, chosen first",
@@ -324,13 +313,8 @@ TRANSCRIPTS = (
         _processed_hh,
     ),
     Format("hh-rlhf", "pairs of transcripts, chosen first", PAIR, read_transcripts, _transcripts, texts=PAIR),
-)
-PAIRS = (
     _pairs(
-        "trl-chat-explicit",
-        "pairs of messages after a conversation, chosen first",
-        "prompt",
-        recognise=_explicit_chat,
+        "trl-chat-explicit", "pairs of messages after a conversation, chosen first", "prompt", recognise=_explicit_chat
     ),
     Format(
         "trl-chat-implicit",
@@ -373,8 +357,7 @@ PAIRS = (
         read_request,
         either=("preferred_output", "non_preferred_output"),
     ),
-)
-JUDGED = (
+    # what KTO is trained on; false marks an answer that is not to be imitated
     _judged("kto", "prompt", "completion", "label"),
     _judged("kto-response", "prompt", "response", "label"),
     _judged("kto-question", "question", "completion", "label"),
@@ -383,12 +366,11 @@ JUDGED = (
     _judged("kto-alpaca", "instruction", "output", "kto_tag", "input"),
     _judged("kto-messages", "messages", None, "label"),
     _judged("kto-sharegpt", "conversations", None, "kto_tag"),
-)
-"""What KTO is trained on; false marks an answer that is not to be imitated."""
-TRL_PLAIN_IMPLICIT = Format(
-    "trl-plain-implicit",
-    "pairs of texts, chosen first; the words that both open with are the prompt",
-    PAIR,
-    read_implicit,
-    either=PAIR,
+    Format(
+        "trl-plain-implicit",
+        "pairs of texts, chosen first; the words that both open with are the prompt",
+        PAIR,
+        read_implicit,
+        either=PAIR,
+    ),
 )

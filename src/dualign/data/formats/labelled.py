@@ -7,8 +7,8 @@ from typing import Any
 
 from dualign.data.cells import RowError, Values, categories, flag, given, position, score, severity, text
 from dualign.data.formats.chat_forms import asked
-from dualign.data.preferences import Answer, Format, PreferenceRow, any_rows, made
-from dualign.data.turns import Role, marked_turns, prompt_of, turns
+from dualign.data.preferences import Answer, Format, PreferenceRow, Recognition, any_rows, made
+from dualign.data.turns import marked_turns, prompt_of, turns
 from dualign.records import Prompt, Turn
 
 LABELS: Mapping[str, Callable[[Values, str], Any]] = {
@@ -52,7 +52,7 @@ def _labelled(  # noqa: PLR0913
     better: str | None = None,
     safer: str | int | None = None,
     first: int = 0,
-    recognise: Callable[[Sequence[Values]], bool] = any_rows,
+    recognise: Recognition = any_rows,
     options: tuple[str, ...] = (),
 ) -> Format:
     """Return the format of these columns; it needs all of them but the options."""
@@ -68,75 +68,6 @@ def _labelled(  # noqa: PLR0913
         options=options,
         texts=(*texts, *(name for name in options if name.endswith("sha256"))),
     )
-
-
-def _any_of(names: Sequence[str]) -> Callable[[Sequence[Values]], bool]:
-    return lambda rows: any(name in row for row in rows for name in names)
-
-
-HARM = tuple(f"response_{k}_{what}" for k in (0, 1) for what in ("harm_category", "severity_level"))
-FLAGGED = [{"text": f"response_{k}", "safe": f"is_response_{k}_safe"} for k in (0, 1)]
-PKU_SAFERLHF = _labelled(
-    "pku-saferlhf",
-    "pairs with safety flags, kinds of harm and severity",
-    [
-        {**fields, "severity": f"response_{k}_severity_level", "categories": f"response_{k}_harm_category"}
-        for k, fields in enumerate(FLAGGED)
-    ],
-    better="better_response_id",
-    safer="safer_response_id",
-    recognise=_any_of(HARM),
-    options=(*HARM, "response_0_sha256", "response_1_sha256"),
-)
-PKU_SAFERLHF_V0 = _labelled(
-    "pku-saferlhf-v0",
-    "pairs with safety flags",
-    FLAGGED,
-    better="better_response_id",
-    safer="safer_response_id",
-)
-SAFERLHF_V = _labelled(
-    "saferlhf-v",
-    "pairs with the more helpful and the safer answer; images are not read",
-    [{"text": "response_1"}, {"text": "response_2"}],
-    prompt="question",
-    better="more_helpful_response_id",
-    safer="safer_response_id",
-    first=1,
-    options=("image",),
-)
-SAFETY_PAIRS = _labelled(
-    "safety-pairs", "pairs, the safer answer first", [{"text": "safer"}, {"text": "less_safe"}], safer=0
-)
-BEAVERTAILS = _labelled(
-    "beavertails",
-    "single answers with safety flags",
-    [{"text": "response", "safe": "is_safe", "categories": "category"}],
-)
-
-
-def _refused(name: str, says: str, needs: tuple[str, ...], refusal: str, **more: Any) -> Format:
-    def read_row(_values: Values) -> PreferenceRow:
-        raise RowError("refused format", "rows of this format are not read")
-
-    return Format(name, says, needs, read_row, refusal=refusal, **more)
-
-
-ANSWERS = ("response", "response_0", "response_1", "chosen", "rejected", "safer", "less_safe")
-PKU_SAFERLHF_QA = _refused(
-    "pku-saferlhf-qa",
-    "single answers",
-    ("prompt", "response", "severity_category", "safety_category"),
-    "holds single answers (PKU-SafeRLHF-QA); use its sibling with pairs, PKU-SafeRLHF",
-)
-BEAVERTAILS_EVALUATION = _refused(
-    "beavertails-evaluation",
-    "prompts",
-    ("prompt", "category"),
-    "holds prompts without answers (BeaverTails-Evaluation); read it as prompts (data.prompts.read_prompts)",
-    # a file of answers with a column missing is told about that column
-    recognise=lambda rows: not _any_of(ANSWERS)(rows),
-)
 
 
 COST = re.compile(r"cost(_\w+?)?_[01]")
@@ -169,22 +100,9 @@ def read_scored_pair(values: Values) -> PreferenceRow:
     return read_labelled(values, prompt="prompt", answers=sides)
 
 
-SCORED_TEXTS = ("prompt", "response_0", "response_1")
-SCORED_PAIRS = Format(
-    "scored-pairs",
-    "pairs with rewards and costs",
-    (*SCORED_TEXTS, "reward_0", "reward_1"),
-    read_scored_pair,
-    lambda rows: any(COST.fullmatch(name) for row in rows for name in row),
-    more=("cost_[01]", "cost_*_[01]"),
-    texts=SCORED_TEXTS,
-)
-
-
 STRONGEST = 3
 TURN_MARKER = re.compile(r"\n*<extra_id_1>(User|Assistant)\s*")
 """What stands between the turns of a prompt of several."""
-SIDES: Mapping[str, Role] = {"User": "user", "Assistant": "assistant"}
 
 
 def _helpsteer_prompt(values: Values, name: str) -> Prompt:
@@ -196,7 +114,7 @@ def _helpsteer_prompt(values: Values, name: str) -> Prompt:
     said = asked(values, name)
     if len(said) > 1 or not TURN_MARKER.search(said[0].text):
         return prompt_of(said)
-    opening, later = marked_turns(said[0].text, TURN_MARKER, SIDES)
+    opening, later = marked_turns(said[0].text, TURN_MARKER)
     return prompt_of([Turn("user", opening), *later] if opening.strip() else later)
 
 
@@ -224,25 +142,6 @@ def _compared(name: str, prompt: str, names: tuple[str, str], strength: str, *mo
     says = "pairs of responses with the strength of the preference, negative: the first is better"
     reading = partial(read_compared, prompt=prompt, names=names, strength=strength)
     return Format(name, says, (prompt, *names, strength), reading, options=more, texts=names, either=(prompt,))
-
-
-HELPSTEER = (
-    Format(
-        "helpsteer2",
-        "single answers, rated; helpfulness is the reward",
-        ("prompt", "response", "helpfulness"),
-        read_rated,
-        options=("correctness", "coherence", "complexity", "verbosity"),
-        texts=("response",),
-        either=("prompt",),
-    ),
-    _compared(
-        "helpsteer2-preference", "prompt", ("response_1", "response_2"), "preference_strength",
-        "preference_statement", "preference_elaboration", "three_most_similar_preferences",
-        "all_preferences_unprocessed",
-    ),
-    _compared("helpsteer3", "context", ("response1", "response2"), "overall_preference", "individual_preference"),
-)  # fmt: skip
 
 
 LINES = 2**62  # no file has more; what is stored fits the column's 64 bits
@@ -287,10 +186,71 @@ def _objects(values: Values, name: str) -> list[Values]:
     return value
 
 
-INTERNAL = Format(
-    "dualign",
-    "rows of this toolkit",
-    ("line", "prompt", "answers", "better", "safer", "split"),
-    read_internal,
-    systems=False,
+def _any_of(*names: str) -> Recognition:
+    return lambda rows: any(name in row for row in rows for name in names)
+
+
+def _refused(_values: Values) -> PreferenceRow:
+    raise RowError("refused format", "rows of this format are not read")
+
+
+HARM = tuple(f"response_{k}_{what}" for k in (0, 1) for what in ("harm_category", "severity_level"))
+FLAGGED = [{"text": f"response_{k}", "safe": f"is_response_{k}_safe"} for k in (0, 1)]
+JUDGED_HARM = [
+    {**fields, "severity": f"response_{k}_severity_level", "categories": f"response_{k}_harm_category"}
+    for k, fields in enumerate(FLAGGED)
+]
+BETTER, SAFER = "better_response_id", "safer_response_id"
+SCORED_TEXTS = ("prompt", "response_0", "response_1")
+ANSWERS = ("response", "response_0", "response_1", "chosen", "rejected", "safer", "less_safe")
+LABELLED = (
+    Format(
+        "dualign", "rows of this toolkit", ("line", "prompt", "answers", "better", "safer", "split"), read_internal,
+        systems=False,
+    ),
+    _labelled(
+        "pku-saferlhf", "pairs with safety flags, kinds of harm and severity", JUDGED_HARM,
+        better=BETTER, safer=SAFER,
+        recognise=_any_of(*HARM), options=(*HARM, "response_0_sha256", "response_1_sha256"),
+    ),
+    _labelled("pku-saferlhf-v0", "pairs with safety flags", FLAGGED, better=BETTER, safer=SAFER),
+    _labelled(
+        "saferlhf-v", "pairs with the more helpful and the safer answer; images are not read",
+        [{"text": "response_1"}, {"text": "response_2"}], prompt="question",
+        better="more_helpful_response_id", safer=SAFER, first=1, options=("image",),
+    ),
+    Format(
+        "scored-pairs", "pairs with rewards and costs", (*SCORED_TEXTS, "reward_0", "reward_1"), read_scored_pair,
+        lambda rows: any(COST.fullmatch(name) for row in rows for name in row),
+        more=("cost_[01]", "cost_*_[01]"), texts=SCORED_TEXTS,
+    ),
+    Format(
+        "pku-saferlhf-qa", "single answers", ("prompt", "response", "severity_category", "safety_category"), _refused,
+        refusal="holds single answers (PKU-SafeRLHF-QA); use its sibling with pairs, PKU-SafeRLHF",
+    ),
+    Format(
+        "helpsteer2", "single answers, rated; helpfulness is the reward", ("prompt", "response", "helpfulness"),
+        read_rated,
+        options=("correctness", "coherence", "complexity", "verbosity"), texts=("response",), either=("prompt",),
+    ),
+    _compared(
+        "helpsteer2-preference", "prompt", ("response_1", "response_2"), "preference_strength",
+        "preference_statement", "preference_elaboration", "three_most_similar_preferences",
+        "all_preferences_unprocessed",
+    ),
+    _compared("helpsteer3", "context", ("response1", "response2"), "overall_preference", "individual_preference"),
+    _labelled(
+        "beavertails", "single answers with safety flags",
+        [{"text": "response", "safe": "is_safe", "categories": "category"}],
+    ),
+    _labelled("safety-pairs", "pairs, the safer answer first", [{"text": "safer"}, {"text": "less_safe"}], safer=0),
+)  # fmt: skip
+BEAVERTAILS_EVALUATION = Format(
+    "beavertails-evaluation",
+    "prompts",
+    ("prompt", "category"),
+    _refused,
+    # a file of answers with a column missing is told about that column
+    lambda rows: not _any_of(*ANSWERS)(rows),
+    refusal="holds prompts without answers (BeaverTails-Evaluation); read it as prompts (data.prompts.read_prompts)",
 )

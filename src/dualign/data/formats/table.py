@@ -6,19 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dualign.data.cells import RowError, Values, column_text, encodable, given, literal
-from dualign.data.formats.chat_forms import JUDGED, PAIRS, TRANSCRIPTS, TRL_PLAIN_IMPLICIT, like_a_prompt, named_prompt
-from dualign.data.formats.labelled import (
-    BEAVERTAILS,
-    BEAVERTAILS_EVALUATION,
-    HELPSTEER,
-    INTERNAL,
-    PKU_SAFERLHF,
-    PKU_SAFERLHF_QA,
-    PKU_SAFERLHF_V0,
-    SAFERLHF_V,
-    SAFETY_PAIRS,
-    SCORED_PAIRS,
-)
+from dualign.data.formats.chat_forms import CHAT_FORMS, like_a_prompt, named_prompt
+from dualign.data.formats.labelled import BEAVERTAILS_EVALUATION, LABELLED
 from dualign.data.preferences import (
     NO_PROMPT,
     READING_RULES,
@@ -35,28 +24,12 @@ from dualign.data.tables import Source, Table, check_readable, read_table, renam
 from dualign.data.turns import ATTACHED, PYTHON, SYSTEM, as_messages, check_attached, is_parts, with_system
 from dualign.errors import UsageError, nearest
 
-FORMATS: dict[str, Format] = {
-    known.name: known
-    for known in (
-        INTERNAL,
-        PKU_SAFERLHF,
-        PKU_SAFERLHF_V0,
-        SAFERLHF_V,
-        SCORED_PAIRS,
-        PKU_SAFERLHF_QA,
-        *HELPSTEER,
-        BEAVERTAILS,
-        SAFETY_PAIRS,
-        *TRANSCRIPTS,
-        *PAIRS,
-        *JUDGED,
-        TRL_PLAIN_IMPLICIT,
-        BEAVERTAILS_EVALUATION,
-    )
-}
+FORMATS = {known.name: known for known in (*LABELLED, *CHAT_FORMS, BEAVERTAILS_EVALUATION)}
 """From the most particular to the most general; the first that fits is taken."""
-READ_AS = [name for known in FORMATS.values() if not known.refusal for name in (*known.needs, *known.options)]
-READ_AS += [*SYSTEM, *SCORED_PAIRS.more]
+READ_AS = [
+    *(name for known in FORMATS.values() if not known.refusal for name in (*known.needs, *known.options, *known.more)),
+    *SYSTEM,
+]
 """Names that columns may be renamed to."""
 
 
@@ -67,7 +40,7 @@ def read_preferences(
 
     Args:
         source: JSONL, JSON list, CSV, TSV or Parquet, also gzipped; a folder with one such file; ``org/name@revision``,
-            a data set of the Hub that is in the local cache; or rows in memory (``table_files.in_memory``).
+            a data set of the Hub that is in the local cache; or rows in memory (``tables.in_memory``).
         format: a name of ``FORMATS``; none: recognised by the columns.
         columns: column of the file by the name that a format knows it by, ``{"chosen": "good_answer"}``.
 
@@ -236,8 +209,7 @@ def mixed(rows: Sequence[Row], known: Format) -> dict[int, Fault]:
         usual = Counter(kind for kind in kinds if kind in (TEXT, MESSAGES)).most_common(1)
         for row, kind in zip(rows, kinds, strict=True):
             if kind == PRINTED:
-                printed = f"{PRINTED} ({str(row.values[name])[:12]!r}); write them as JSON"
-                what = f"{name} holds {printed}"
+                what = f"{name} holds {PRINTED} ({str(row.values[name])[:12]!r}); write them as JSON"
                 found.setdefault(row.line, Fault("not a text", row.line, what))
             elif kind and usual and kind != usual[0][0]:
                 what = f"{name} is {given(row.values, name)}; {usual[0][0]} is needed, as in most rows"

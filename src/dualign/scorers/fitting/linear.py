@@ -5,8 +5,9 @@ The losses are those of all paths, one function a kind of labels and one table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +21,19 @@ from dualign.errors import DataError, NumericalError
 from dualign.maths.losses import cost_model_loss, reward_model_loss
 from dualign.protocols import Direction
 from dualign.records import FloatArray
-from dualign.scorers.fitted import Features, FittedScorer
-from dualign.scorers.fitting.config import FitConfig
-from dualign.scorers.fitting.pairs import Answers, LabelledPair, answers, signs
-from dualign.scorers.states import RememberedStates, StateFeatures, StateReader, StateSettings, layers_of, located
-from dualign.scorers.tfidf import Tfidf
+from dualign.scorers.fitted import Features, FittedScorer, Tfidf
+from dualign.scorers.fitting.inputs import Answers, FitConfig, LabelledPair, answers, signs
+from dualign.scorers.states import RememberedStates, StateFeatures, StateReader, StateSettings, config_of, located
 
 ScoreLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(scores of the higher answers, of the lower, signs of the higher, of the lower) -> losses; each ``[pair]``."""
 
 
-def pairs(*, regularisation: float) -> ScoreLoss:
-    """Return the loss of the order alone; signs are not read."""
-    return lambda higher, lower, *_: reward_model_loss(higher, lower, regularisation=regularisation)
-
-
-def pairs_and_signs(*, regularisation: float) -> ScoreLoss:
-    """Return the loss of the order and of the sign of either cost."""
-
-    def loss(higher: Tensor, lower: Tensor, higher_sign: Tensor, lower_sign: Tensor) -> Tensor:
-        return cost_model_loss(higher, lower, higher_sign, lower_sign, regularisation=regularisation)
-
-    return loss
-
-
-OBJECTIVES: dict[str, Callable[..., ScoreLoss]] = {"pairs": pairs, "pairs-and-signs": pairs_and_signs}
+OBJECTIVES: dict[str, Callable[..., ScoreLoss]] = {
+    "pairs": lambda **weight: lambda higher, lower, *_: reward_model_loss(higher, lower, **weight),
+    "pairs-and-signs": lambda **weight: partial(cost_model_loss, **weight),
+}
+"""By name, the loss of a regularisation: of the order alone, or of the order and of the sign of either cost."""
 
 ZERO = {
     "reward": "the zero of a reward is arbitrary: only differences between answers to one prompt mean something",
@@ -171,16 +160,6 @@ def _loss_and_slopes(
     return float(value.detach()), slopes[0].numpy(), slopes[1].numpy()
 
 
-@dataclass(frozen=True, slots=True)
-class LightFit:
-    """The scorer and how its decay was chosen."""
-
-    scorer: FittedScorer
-    decay: float
-    losses: Mapping[float, float]
-    """Mean loss a pair on prompts left out, by decay."""
-
-
 def fit_light(
     pairs: Sequence[LabelledPair],
     config: FitConfig,
@@ -188,8 +167,8 @@ def fit_light(
     objective: str,
     reader: RememberedStates | None,
     tell: Callable[[str], None],
-) -> LightFit:
-    """Return the linear head fitted to ``pairs``, the one that minimises the exact loss.
+) -> tuple[FittedScorer, float, dict[float, float]]:
+    """Return the linear head that minimises the exact loss of ``pairs``, its decay, and by decay the loss left out.
 
     Args:
         pairs: training pairs; no answer is longer than the model takes.
@@ -222,7 +201,7 @@ def fit_light(
     # Weights stand one block after the other.
     parts = np.split(linear.weights, np.cumsum([matrix.shape[1] for matrix in matrices])[:-1])
     weights = dict(zip(blocks, parts, strict=True))
-    return LightFit(FittedScorer(blocks, weights, linear.bias, config.kind, objective, config.kind), decay, losses)
+    return FittedScorer(blocks, weights, linear.bias, config.kind, objective, config.kind), decay, losses
 
 
 def _features(name: str, distinct: Answers, reader: RememberedStates | None) -> tuple[Features, Any]:
@@ -242,20 +221,11 @@ def open_reader(config: FitConfig, folder: Path) -> StateReader | None:
     if "states" not in config.features:
         return None
     model = located(str(config.model), folder)
-    settings = StateSettings(
-        model=model,
-        layer=config.light.layer or default_layer(layers_of(model)),
-        pooling=config.light.pooling,
-        template=config.template,
-        max_length=config.max_length,
-        dtype=config.dtype,
-    )
-    return StateReader(settings)
-
-
-def default_layer(layers: int) -> int:
-    """Return the layer above the middle one: of SmolLM2-135M's 30, the 16th tells the order of safety pairs best."""
-    return min(layers, layers // 2 + 1)
+    layers = int(config_of(model).num_hidden_layers)
+    # Above the middle one: of SmolLM2-135M's 30, the 16th tells the order of safety pairs best.
+    layer = config.light.layer or min(layers, layers // 2 + 1)
+    shared = config.model_dump(include={"template", "max_length", "dtype"})
+    return StateReader(StateSettings(model=model, layer=layer, pooling=config.light.pooling, **shared))
 
 
 def pair_features(pairs: Sequence[LabelledPair], distinct: Answers, matrices: Sequence[Any]) -> PairFeatures:

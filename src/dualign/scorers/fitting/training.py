@@ -23,9 +23,8 @@ from dualign.models.loading import load_language_model
 from dualign.models.templates import make_transcript
 from dualign.protocols import Policy
 from dualign.scorers.encoding import padded_batch
-from dualign.scorers.fitting.config import FitConfig
+from dualign.scorers.fitting.inputs import FitConfig, LabelledPair, signs
 from dualign.scorers.fitting.linear import OBJECTIVES
-from dualign.scorers.fitting.pairs import LabelledPair, signs
 from dualign.scorers.score_model import ScoreModel, save_score_model
 from dualign.scorers.states import faster_dtype, located
 from dualign.train.loop import Checkpoints, Optimiser, Row, Task, Terms, late_loss, run
@@ -46,20 +45,6 @@ class EncodedPair:
     lower_sign: float
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingReport:
-    """How a fit went."""
-
-    steps: int
-    first_loss: float
-    """Of the first step."""
-    last_loss: float
-    """Mean of the last quarter of the steps."""
-    losses: tuple[float, ...]
-    seconds: float
-    dtype: str
-
-
 def load_backbone(config: FitConfig, folder: Path, *, dtype: str | None = None) -> LanguageModel:
     """Return the language model of the config, in ``dtype`` or the config's own; ``auto``: in the faster one."""
     model, chosen = located(str(config.model), folder), dtype or config.dtype
@@ -72,16 +57,12 @@ def load_backbone(config: FitConfig, folder: Path, *, dtype: str | None = None) 
 def encode(pairs: Sequence[LabelledPair], config: FitConfig, tokenizer: Any) -> list[EncodedPair]:
     """Return the pairs as tokens, as ``kind: score-checkpoint`` reads them; those too long are still among them."""
     transcript = make_transcript(config.template, tokenizer, append_eos=True)
-    marks = zip(signs([pair.higher for pair in pairs]), signs([pair.lower for pair in pairs]), strict=True)
-    return [
-        EncodedPair(
-            tuple(transcript(pair.prompt, pair.higher.text)),
-            tuple(transcript(pair.prompt, pair.lower.text)),
-            float(higher),
-            float(lower),
-        )
-        for pair, (higher, lower) in zip(pairs, marks, strict=True)
-    ]
+
+    def encoded(pair: LabelledPair) -> EncodedPair:
+        higher, lower = (tuple(transcript(pair.prompt, side.text)) for side in (pair.higher, pair.lower))
+        return EncodedPair(higher, lower, *signs([pair.higher, pair.lower]).tolist())
+
+    return [encoded(pair) for pair in pairs]
 
 
 class ScoredModel(nn.Module):
@@ -153,9 +134,10 @@ def fit_score_model(
     objective: str,
     folder: Path,
     tell: Callable[[str], None],
-) -> tuple[TrainingReport, dict[str, Tensor]]:
-    """Return the report and the head's weight ``[1, hidden]`` and bias ``[1]``; the policy is in ``folder``.
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return how it went, and the head's weight ``[1, hidden]`` and bias ``[1]``; the policy is in ``folder``.
 
+    ``last_loss`` is the mean of the last quarter of the steps.
     A checkpoint of the very same inputs, which a fit that was killed left there, is gone on from.
 
     Raises:
@@ -185,22 +167,15 @@ def fit_score_model(
         save_policy(language_model, parameters, optimiser.masters, task.settings, folder)
     checkpoints.drop()
     losses = tuple(row["loss"] for row in history)
-    report = TrainingReport(
-        steps=len(losses),
-        first_loss=losses[0],
-        last_loss=late_loss(history),
-        losses=losses,
-        seconds=time.monotonic() - started,
-        dtype=dtype,
-    )
+    how = {"steps": len(losses), "first_loss": losses[0], "last_loss": late_loss(history), "losses": losses}
+    report = {**how, "seconds": time.monotonic() - started, "dtype": dtype}
     return report, {name: optimiser.masters[name].detach().clone() for name in head}
 
 
 def training_settings(config: FitConfig) -> TrainingSettings:
     """Return the settings of the loop but for the warm-up, which is a share of the steps."""
-    shared = config.training.model_dump(exclude={"warmup_ratio"})
     return TrainingSettings(
-        **shared,
+        **config.training.model_dump(exclude={"warmup_ratio"}),
         lr_scheduler_type="cosine",
         min_lr_ratio=0.0,
         adam_beta2=0.95,

@@ -1,7 +1,8 @@
-"""PPO under limits, from Safe RLHF (Dai et al. 2023, arXiv 2310.12773): PPO-Lagrangian, and its ablation with a weight.
+"""Policy gradients under limits: PPO-Lagrangian and its ablation with a weight (Safe RLHF), and HC-RLHF.
 
-Exact on finite worlds: natural-gradient steps stand for clipped ones on samples, and both have the same fixed point. On
-a language model the critics are linear heads on the policy's states, where the source trains two whole models.
+Safe RLHF is Dai et al. 2023, arXiv 2310.12773; HC-RLHF, arXiv 2506.08266, is REINFORCE under an inflated cost. Exact on
+finite worlds: natural-gradient steps stand for clipped ones on samples, and both have the same fixed point. On a
+language model the critics of PPO are linear heads on the policy's states, where the source trains two whole models.
 """
 
 from collections.abc import Generator, Mapping
@@ -11,9 +12,10 @@ import numpy as np
 
 from dualign.maths.dual import DualState
 from dualign.maths.exact import FiniteProblem
-from dualign.maths.policy_gradient import lagrangian_policy
+from dualign.maths.policy_gradient import inflated_policy, inflation_factor, lagrangian_policy
 from dualign.methods.loop import dual_loop
 from dualign.methods.on_policy import (
+    ANSWERS,
     CLIP,
     CRITIC_RATE,
     EPOCHS,
@@ -24,11 +26,12 @@ from dualign.methods.on_policy import (
     RATE,
     SAMPLED,
     STEPS,
+    WINDOW,
     Dynamics,
     on_policy_loop,
     trained_at,
 )
-from dualign.methods.options import Options, Settings
+from dualign.methods.options import Option, Options, Range, Settings
 from dualign.protocols import OnPolicyObjective, Problem
 from dualign.records import FloatArray, Iterate
 
@@ -90,3 +93,56 @@ def reward_shaping(problem: Problem, settings: Settings) -> Generator[Iterate, N
 
     options = {**OF_A_MOVING_MULTIPLIER, **settings.options}
     return dual_loop(problem, settings, trained_at(problem, Dynamics("reward-shaping", "critic", aim, options)))
+
+
+REINFORCE_LAG_OPTIONS = (
+    *LOOP,
+    *(option for option in SAMPLED if option not in (ANSWERS, WINDOW)),
+    replace(ANSWERS, default=4.0, within=Range(2, whole=True)),
+    replace(WINDOW, default=256.0),
+    PTX,
+    Option(
+        "delta",
+        0.1,
+        "one minus the confidence of the safety test that costs are inflated for; 0: no inflation",
+        within=Range(0, 1, high_included=False),
+    ),
+    Option(
+        "candidates",
+        256.0,
+        "costs behind the estimate that is inflated; on a language model, the window's size",
+        within=Range(2, whole=True),
+    ),
+    Option("safety", 1000.0, "prompts of the safety test", within=Range(2, whole=True)),
+)
+
+
+def inflation(options: Options) -> float:
+    """Return q of ``options``; 0 where ``delta`` is."""
+    delta, candidates, safety = (float(options[name]) for name in ("delta", "candidates", "safety"))
+    return inflation_factor(delta, candidates=int(candidates), safety=int(safety)) if delta else 0.0
+
+
+def reinforce_lag(problem: Problem, settings: Settings) -> Generator[Iterate, None, DualState]:
+    """Return the generator of one iterate an epoch; costs count as ``mean + q SD`` in the policy and the multiplier.
+
+    One n stands for the dual's and the actor's, which differ in the released program. The safety test is the
+    certificate's: one test, on prompts used for nothing else.
+
+    Raises:
+        UsageError: a backend without on-policy steps.
+    """
+    width, kl = inflation(settings.options), float(settings.options["kl_share"]) * problem.beta
+
+    def aim(multipliers: FloatArray) -> OnPolicyObjective:
+        return OnPolicyObjective(multipliers=multipliers, kl=kl, inflation=width)
+
+    return on_policy_loop(
+        problem, settings, Dynamics("reinforce-lag", "leave-one-out", aim, settings.options, inflation=width)
+    )
+
+
+def reinforce_lag_target(problem: FiniteProblem, multipliers: FloatArray, options: Options) -> FloatArray:
+    """Return the Gibbs policy of the policy's own inflated costs, at ``beta = kappa``."""
+    scaled = replace(problem, beta=float(options["kl_share"]) * problem.beta)
+    return inflated_policy(scaled, multipliers, inflation=inflation(options))

@@ -26,13 +26,11 @@ import numpy as np
 import torch
 
 from dualign.maths.losses import dpo, soft
-from dualign.models.compute import gigaflops
-from dualign.models.language_model import LanguageModel
-from dualign.models.pair_store import build_store
+from dualign.models.language_model import LanguageModel, gigaflops
+from dualign.models.pair_store import stored_groups
 from dualign.protocols import Objective, Policy
 from dualign.records import Group, Prompt, Response
-from dualign.train.loop import step
-from dualign.train.optimiser import Optimiser
+from dualign.train.loop import Optimiser, step
 from dualign.train.pairs import FitInputs, pair_task
 from dualign.train.settings import TrainingSettings
 from dualign.train.weights import lora_config, trained_weights
@@ -82,7 +80,7 @@ def ours(language_model, kind, made):
         Group(Prompt(str(i)), tuple(Response("", tuple(r)) for r in rs), np.array([1.0, -1.0]), np.zeros((2, 1)))
         for i, (_, *rs) in enumerate(made)
     ]
-    stored = build_store(keyed, groups).groups
+    stored = stored_groups(keyed, groups)
     objective = Objective(
         lambda a, b: dpo(a.log_ratio, b.log_ratio, beta=BETA), soft, np.zeros(1), BETA, temperature=0.1
     )
@@ -92,7 +90,7 @@ def ours(language_model, kind, made):
     with trained_weights(keyed, inputs.start, settings) as parameters:
         plan = [range(i, i + PAIRS) for i in range(0, len(made), PAIRS)]
         task = dataclasses.replace(pair_task(keyed, inputs, settings), plan=plan)
-        yield functools.partial(step, task, Optimiser.of(parameters, settings))
+        yield functools.partial(step, task, Optimiser(parameters, settings))
 
 
 @contextlib.contextmanager

@@ -11,11 +11,13 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, MistralConfig,
 from dualign.errors import DataError, NumericalError, UsageError
 from dualign.maths.losses import bernoulli, dpo, soft
 from dualign.models.adapters import activated
-from dualign.models.pair_store import build_store
+from dualign.models.pair_store import stored_groups
 from dualign.protocols import Objective, Policy
 from dualign.records import Group, Prompt, Response
 from dualign.train import loop
+from dualign.train.loop import Optimiser
 from dualign.train.pairs import fit_key, label
+from dualign.train.settings import TrainingSettings
 from engine_parts import PAD, backend, groups, independent_log_prob, language_model, tiny_llama
 
 REFERENCE = Policy("reference")
@@ -69,8 +71,8 @@ def test_an_adapter_folder_loads_in_plain_transformers_and_peft(tmp_path) -> Non
     machine = backend(model, tmp_path)
     ours = machine.log_probs(policy, made)
     plain = PeftModel.from_pretrained(tiny_llama(), str(policy.state)).double().eval()
-    store = build_store(model, made)
-    for group, values in zip(store.groups, ours, strict=True):
+    stored = stored_groups(model, made)
+    for group, values in zip(stored, ours, strict=True):
         for k, value in enumerate(values):
             right = independent_log_prob(plain, group.prompt, group.responses[group.index[k]])
             assert float(right.detach()) == pytest.approx(value, abs=1e-6)
@@ -82,7 +84,7 @@ def test_full_weights_load_in_plain_transformers(tmp_path) -> None:
     plain = tiny_llama(seed=9)
     plain.load_state_dict(weights(policy))
     (value, *_), *_ = backend(model, tmp_path).log_probs(policy, made)
-    group = build_store(model, made).groups[0]
+    group = stored_groups(model, made)[0]
     right = independent_log_prob(plain, group.prompt, group.responses[0])
     assert float(right.detach()) == pytest.approx(value, abs=1e-10)
 
@@ -194,15 +196,14 @@ def test_what_is_not_finite_stops_before_the_step(where, tmp_path, monkeypatch) 
     assert not list((tmp_path / "p").glob("*.safetensors"))
 
 
-def test_identical_responses_are_left_out_and_counted(tmp_path) -> None:
+def test_identical_responses_are_left_out(tmp_path) -> None:
     same = Response("", tokens=(5, 6, 1))
     other = Response("", tokens=(7, 1))
     mixed = Group(Prompt("ab"), (same, same, other), np.array([0.0, 1.0, 2.0]), np.zeros((3, 1)))
     equal = Group(Prompt("cd"), (same, same), np.array([0.0, 1.0]), np.zeros((2, 1)))
     model = language_model()
-    store = build_store(model, [mixed, equal])
-    assert (store.identical_pairs, store.groups_without_pairs) == (2, 1)
-    assert store.groups[0].pairs.tolist() == [[0, 2], [1, 2]]
+    stored = stored_groups(model, [mixed, equal])
+    assert [group.pairs.tolist() for group in stored] == [[[0, 2], [1, 2]], []]
     values = backend(model, tmp_path).log_probs(REFERENCE, [mixed, equal])
     assert [len(v) for v in values] == [3, 2]
     assert values[0][0] == values[0][1]
@@ -210,13 +211,11 @@ def test_identical_responses_are_left_out_and_counted(tmp_path) -> None:
         fitted(backend(model, tmp_path), [equal])
 
 
-def test_texts_end_with_eos_and_long_ones_are_cut_and_counted() -> None:
+def test_texts_end_with_eos_and_long_ones_are_cut() -> None:
     model = language_model()
     long, short = Response("x" * 30), Response("y")
     group = Group(Prompt("p" * 50), (long, short), np.zeros(2), np.zeros((2, 1)))
-    store = build_store(model, [group])
-    stored = store.groups[0]
-    assert (store.truncated_prompts, store.truncated_responses) == (1, 1)
+    (stored,) = stored_groups(model, [group])
     assert len(stored.prompt) == 20
     assert len(stored.responses[0]) == 12 and 1 not in stored.responses[0]
     assert stored.responses[1][-1] == 1
@@ -244,10 +243,10 @@ def test_reference_figures_are_made_once_and_a_damaged_cache_anew(tmp_path, monk
 
 
 def test_bernoulli_labels_are_drawn_once_a_fit() -> None:
-    store = build_store(language_model(), groups(40))
-    zeros = [np.zeros(3) for _ in store.groups]
+    stored = stored_groups(language_model(), groups(40))
+    zeros = [np.zeros(3) for _ in stored]
     drawn = [
-        torch.cat([g.probability for g in label(store.groups, zeros, objective(labels=bernoulli), seed)])
+        torch.cat([g.probability for g in label(stored, zeros, objective(labels=bernoulli), seed)])
         for seed in (0, 0, 1)
     ]
     assert set(drawn[0].tolist()) == {0.0, 1.0}
@@ -287,10 +286,9 @@ def test_a_loss_that_is_no_number_stops_the_step_though_its_gradient_is_one(tmp_
 
 
 def test_a_gradient_that_is_no_number_moves_nothing() -> None:
-    from dualign.train.optimiser import Optimiser
 
     weight = torch.ones(3, requires_grad=True)
-    optimiser = Optimiser({"w": weight}, weight_decay=0.0, betas=(0.9, 0.99))
+    optimiser = Optimiser({"w": weight}, TrainingSettings(adam_beta2=0.99))
     weight.grad = torch.tensor([1.0, torch.inf, 1.0])
     with pytest.raises(NumericalError, match="gradient norm is inf"):
         optimiser.step(learning_rate=0.1, max_grad_norm=1.0)
@@ -313,10 +311,10 @@ def test_all_that_decides_a_fit_is_in_its_key(tmp_path) -> None:
 
     model, made = language_model(), groups(2)
     machine = backend(model, tmp_path, max_steps=1)
-    store = build_store(model, made)
-    inputs = FitInputs(store.groups, machine.log_probs(REFERENCE, made), objective(), REFERENCE, 3, "rows")
+    stored = stored_groups(model, made)
+    inputs = FitInputs(stored, machine.log_probs(REFERENCE, made), objective(), REFERENCE, 3, "rows")
     others = {
-        "groups": store.groups[::-1],
+        "groups": stored[::-1],
         "reference_log_probs": [values + 1e-9 for values in inputs.reference_log_probs],
         "objective": objective(multiplier=0.6),
         "start": fitted(machine, made),
@@ -354,9 +352,9 @@ def test_a_response_outside_the_grammar_is_refused_at_its_position() -> None:
     only[:, [1, 5, 6]] = True
     group = Group(Prompt("ab"), (Response("", (5, 6, 1)), Response("", (5, 7, 1))), np.zeros(2), np.zeros((2, 1)))
     with pytest.raises(DataError, match="token 7 at position 1 is outside the grammar"):
-        build_store(language_model(grammar=only), [group])
+        stored_groups(language_model(grammar=only), [group])
     long = Response("", tuple([5] * 20))
-    assert encode_response(language_model(), long) == ((5,) * 12, True)
+    assert encode_response(language_model(), long) == (5,) * 12
 
 
 def test_equal_answers_are_no_pair_and_an_altered_cache_is_not_believed(tmp_path) -> None:
@@ -364,7 +362,7 @@ def test_equal_answers_are_no_pair_and_an_altered_cache_is_not_believed(tmp_path
 
     model = language_model(revision="abc")
     same = Group(Prompt("ab"), (Response("", (5, 1)),) * 2 + (Response("", (6, 1)),), np.zeros(3), np.zeros((3, 1)))
-    assert build_store(model, [same]).groups[0].pairs.tolist() == [[0, 2], [1, 2]]
+    assert stored_groups(model, [same])[0].pairs.tolist() == [[0, 2], [1, 2]]
     machine = backend(model, tmp_path)
     right = machine.log_probs(REFERENCE, [same])[0]
     (path,) = (tmp_path / "reference").glob("*.safetensors")

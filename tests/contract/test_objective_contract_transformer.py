@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from dualign.maths.losses import dpo, soft
-from dualign.models.pair_store import build_store
+from dualign.models.pair_store import stored_groups
 from dualign.protocols import Objective, Policy
 from engine_parts import backend, groups, independent_log_prob, language_model
 
@@ -50,10 +50,10 @@ CASES = {
 
 def by_hand(model, made, case):
     """The loss of one full-batch step at the reference plus its gradient by autograd on all weights."""
-    store = build_store(model, made)
+    stored = stored_groups(model, made)
     reference, losses, penalties, weights = [], [], [], []
     rows = []
-    for g in store.groups:
+    for g in stored:
         live = [independent_log_prob(model.model, g.prompt, r) for r in g.responses]
         rows.append((g, live))
         reference.append([v.detach() + 0.1 * k for k, v in enumerate(live)])
@@ -64,7 +64,7 @@ def by_hand(model, made, case):
             w1, w2 = (g.columns["omega"][i], g.columns["omega"][j]) if g.columns else (1.0, 1.0)
             u = BETA * (w1 * (live[i] - ref[i]) - w2 * (live[j] - ref[j]))
             losses.append(-p * functional.logsigmoid(u) - (1 - p) * functional.logsigmoid(-u))
-            weights.append(1 / len(store.groups) / len(g.pairs))
+            weights.append(1 / len(stored) / len(g.pairs))
             penalties.append((g, i, j, u.detach(), p))
     weights = torch.tensor(weights, dtype=torch.float64)
     losses = torch.stack(losses)
@@ -95,8 +95,8 @@ def test_first_step_is_the_objective_computed_by_hand(case, tmp_path, monkeypatc
 
 def penalty_by_hand(model, made, reference):
     """Each pair alone, its two rows' embeddings as leaves: 0.1 |gradient|^2, weighted."""
-    store, total = build_store(model, made), 0.0
-    for g, ref in zip(store.groups, reference, strict=True):
+    stored, total = stored_groups(model, made), 0.0
+    for g, ref in zip(stored, reference, strict=True):
         score = g.reward - g.costs @ np.array([0.5])
         for i, j in g.pairs:
             leaves, values = [], []
@@ -111,5 +111,5 @@ def penalty_by_hand(model, made, reference):
             u = BETA * (values[0] - values[1])
             loss = -p * functional.logsigmoid(u) - (1 - p) * functional.logsigmoid(-u)
             gradients = torch.autograd.grad(loss, leaves)
-            total += 0.1 * float(sum(x.pow(2).sum() for x in gradients)) / len(store.groups) / len(g.pairs)
+            total += 0.1 * float(sum(x.pow(2).sum() for x in gradients)) / len(stored) / len(g.pairs)
     return total

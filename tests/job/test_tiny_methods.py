@@ -13,7 +13,7 @@ import pytest
 from command_line import dualign
 from dualign.job import assembly
 from dualign.methods.table import METHODS
-from dualign.models.compute import ComputeChoice
+from dualign.models.language_model import ComputeChoice
 from dualign.runs import journal
 from dualign.runs.journal import read_events
 from tiny_jobs import job, write_config

@@ -3,7 +3,7 @@
 import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
 
-from dualign.models import compute
+from dualign.models import language_model as compute
 from engine_parts import language_model
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import BaseModel
 from transformers import (
     BloomConfig,
     DebertaV2Config,
@@ -24,9 +25,10 @@ from dualign.job.assembly import _model
 from dualign.job.entry import check_only
 from dualign.models.loading import load_language_model, save_model
 from dualign.models.sampler import TransformersSampler
-from dualign.models.tensors import UNLIMITED, check_vocabulary, positions, prompt_room, usable_length
+from dualign.models.tensors import UNLIMITED, check_vocabulary, positions, prompt_room
 from dualign.protocols import Policy, Sampling
 from dualign.records import Prompt
+from dualign.scorers.encoding import usable
 from dualign.scorers.table import make_scorer
 from sampling_parts import PROMPTS, tiny_language_model, tiny_model, tiny_tokenizer
 from tiny_jobs import LETTERS, SPECIAL, job, letter_tokenizer, write_config
@@ -64,10 +66,14 @@ def test_a_roberta_takes_just_so_many_tokens():
 
 
 def test_a_default_gives_way_and_a_stated_length_does_not():
-    assert usable_length(512, 64, stated=False, what="max_length") == 64
-    assert usable_length(512, None, stated=True, what="max_length") == 512
-    with pytest.raises(UsageError, match="max_length 65: the model has 64 positions; give at most 64"):
-        usable_length(65, 64, stated=True, what="max_length")
+    class Spec(BaseModel):
+        max_length: int = 512
+
+    few, unlimited = LlamaConfig(max_position_embeddings=64), BloomConfig()
+    assert usable(Spec(), few, "max_length") == 64
+    assert usable(Spec(max_length=512), unlimited, "max_length") == 512
+    with pytest.raises(ConfigError, match="max_length 65: the model has 64 positions; give at most 64"):
+        usable(Spec(max_length=65), few, "max_length")
     names = ("p", "r")
     assert [prompt_room(p, 24, 64, names=names) for p in (None, 40, 1)] == [40, 40, 1]
     assert [prompt_room(p, 24, None, names=names) for p in (None, 900)] == [UNLIMITED, 900]

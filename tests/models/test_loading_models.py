@@ -61,7 +61,7 @@ def test_identity_changes_with_one_weight(folder):
 def test_identity_changes_with_what_ends_an_answer(folder):
     before, path = identity(folder), folder / "generation_config.json"
     path.write_text(path.read_text().replace('"eos_token_id": 2', '"eos_token_id": [2, 5]'))
-    assert identity(folder) != before and load_language_model(folder).stops == {2, 5}
+    assert identity(folder) != before and load_language_model(folder).written.stops == {2, 5}
 
 
 def test_padding_is_never_the_eos():

@@ -16,6 +16,7 @@ from dualign.models.sampler import TransformersSampler
 from dualign.protocols import OnPolicyObjective, OnPolicyTraining, Policy, Sampling, Scores
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.train import on_policy
+from dualign.train.loop import Optimiser
 from dualign.train.on_policy import Learner, Stage, batch_at, recall, train_on_policy
 from dualign.train.settings import TrainingSettings
 from dualign.train.transformer import TransformerBackend
@@ -69,6 +70,98 @@ def assert_same_files(one: Path, other: Path, *names: str) -> None:
 
 
 FILES = ("adapter_model.safetensors", "practice.safetensors", "practice.json")
+
+
+EXAMPLES = [(PROMPTS[k], (3 + k % 4, 4, 2)) for k in range(len(PROMPTS))]
+
+
+def test_a_step_has_its_place_in_the_schedule_of_the_whole_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = stage(lr_scheduler_type="linear", min_lr_ratio=0.1, max_grad_norm=0.5, weight_decay=0.3)
+    made = stretch("critic", steps=2, total=11, critic_rate=7e-3, learning_rate=2e-2)
+    moved: list[tuple[str, float, float]] = []
+    with trained_weights(parts.language_model, REFERENCE, parts.settings) as parameters:
+        memory = dataclasses.replace(recall(REFERENCE, np.array([0.5])), step=5)
+        learner = Learner.of(parts, made, memory, parameters, means=np.zeros(2), seed=1)
+        names = {id(optimiser): name for name, optimiser in learner.optimisers.items()}
+
+        def noted(self: Optimiser, *, learning_rate: float, max_grad_norm: float) -> float:
+            moved.append((names[id(self)], learning_rate, max_grad_norm))
+            return 0.0
+
+        monkeypatch.setattr(Optimiser, "step", noted)
+        learner.update([], made.aim(memory.multipliers))
+        decays = {name: o.adamw.param_groups[0]["weight_decay"] for name, o in learner.optimisers.items()}
+    # half way from step 0 to step 10, the rate has lost half of nine tenths; critics keep theirs, and do not shrink
+    assert moved == [("policy", pytest.approx(2e-2 * 0.55), 0.5), ("critic", 7e-3, np.inf)]
+    assert decays == {"policy": 0.3, "critic": 0.0}
+
+
+def test_imitation_goes_through_the_examples_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = dataclasses.replace(stage(), pretraining=EXAMPLES)
+    made, seen = stretch("critic", prompts=2), list[tuple[int, ...]]()
+
+    def noted(_: Any, encoded: Any, chosen: Any, step: Any) -> Any:
+        seen.extend(tuple(encoded[i][0]) for i in chosen)
+        assert list(chosen) == list(step) == [0, 1]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(on_policy, "token_micro_batch", noted)
+    with trained_weights(parts.language_model, REFERENCE, parts.settings) as parameters:
+        for number in range(3):
+            memory = dataclasses.replace(recall(REFERENCE, np.array([0.5])), step=number)
+            with pytest.raises(KeyboardInterrupt):
+                Learner.of(parts, made, memory, parameters, means=np.zeros(2), seed=1).imitate(1.0)
+    assert sorted(seen) == sorted(tuple(parts.language_model.template(prompt)) for prompt, _ in EXAMPLES)
+
+
+def test_every_step_draws_anew_and_answers_are_held_against_the_stage_s_reference(tmp_path: Path) -> None:
+    parts, seeds = stage(), list[int]()
+
+    class Noting(TransformersSampler):
+        def generate(self, *given: Any, **settings: Any) -> Any:
+            seeds.append(settings["seed"])
+            return super().generate(*given, **settings)
+
+    noting = dataclasses.replace(parts, sampler=Noting(parts.language_model))
+    made = stretch("leave-one-out", answers=2, learning_rate=0.1)
+    train_on_policy(noting, REFERENCE, PROMPTS, made, seed=1, folder=tmp_path / "p")
+    assert len(set(seeds)) == len(seeds) == 2
+    other, answers = Policy("p", tmp_path / "p"), [[Response("", (3, 4, 2))]]
+    group = [Group(PROMPTS[0], (answers[0][0],) * 2, np.zeros(2), np.zeros((2, 1)))]
+    scores = Scores(np.zeros((1, 1)), np.zeros((1, 1, 1)), np.ones((1, 1), dtype=bool))
+    for policy in (REFERENCE, other):
+        (part,) = on_policy.answer_parts(dataclasses.replace(parts, reference=policy), PROMPTS[:1], answers, scores)
+        known = backend(parts, tmp_path).log_probs(policy, group)[0][0]
+        assert float(part.reference.sum()) == pytest.approx(known, abs=1e-6)
+
+
+def test_critics_do_not_move_the_policy() -> None:
+    parts = stage()
+    scores = Scores(np.zeros((1, 1)), np.zeros((1, 1, 1)), np.ones((1, 1), dtype=bool))
+    (part,) = on_policy.answer_parts(parts, PROMPTS[:1], [[Response("", (3, 4, 2))]], scores)
+    with trained_weights(parts.language_model, REFERENCE, parts.settings) as parameters:
+        module = on_policy.ActorCritic(parts.language_model, np.ones(2))
+        module.heads.data.fill_(1.0)
+        values = module(part.tokens).values
+        slopes = torch.autograd.grad(values.sum(), [module.heads, *parameters.values()], allow_unused=True)
+    assert slopes[0].abs().max() > 0 and all(slope is None for slope in slopes[1:])
+
+
+def test_costs_of_late_answers_are_a_window() -> None:
+    scores = Scores(np.zeros((2, 1)), np.array([[[3.0]], [[4.0]]]), np.array([[True], [False]]))
+    memory = dataclasses.replace(recall(REFERENCE, np.array([0.5])), costs=((1.0, 2.0),))
+    kept = memory.with_scores(scores, window=2)
+    # the oldest is forgotten, and an answer that the constraint does not look at is not taken
+    assert kept.costs == ((2.0, 3.0),) and kept.means() == [2.5] and kept.deviations() == [0.5]
+
+
+def test_inflated_costs_are_those_of_prompts_that_a_constraint_looks_at() -> None:
+    scores = Scores(np.zeros((2, 1)), np.array([[[3.0]], [[5.0]]]), np.array([[True], [False]]))
+    memory = dataclasses.replace(recall(REFERENCE, np.array([0.5])), costs=((1.0, 3.0),))
+    plain, raised = (OnPolicyObjective(multipliers=np.ones(1), kl=0.0, inflation=size) for size in (0.0, 0.5))
+    assert on_policy._inflated(scores, plain, memory) is scores
+    # late costs 1 and 3 have mean 2 and SD 1: 3 + 0.5 (9 - 12) / 2
+    assert on_policy._inflated(scores, raised, memory).costs.ravel().tolist() == [2.25, 0.0]
 
 
 def test_every_pass_over_the_prompts_is_a_permutation() -> None:
@@ -215,9 +308,6 @@ def test_the_first_gradient_is_the_policy_gradient_by_hand(estimator: Any) -> No
         expected = torch.autograd.grad(wanted, list(parameters.values()))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
-
-
-EXAMPLES = [(PROMPTS[k], (3 + k % 4, 4, 2)) for k in range(len(PROMPTS))]
 
 
 def imitation(parts: Stage, policy: Policy) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dualign.maths.losses import dpo, hard
-from dualign.models.pair_store import build_store
+from dualign.models.pair_store import stored_groups
 from dualign.protocols import Objective, Policy
 from engine_parts import EOS, PAD, VOCABULARY, backend, groups, tiny_llama
 from engine_parts import language_model as wrapped
@@ -53,7 +53,7 @@ def in_float64(model):
 def test_loss_is_that_of_trl(tmp_path, monkeypatch) -> None:
     made = groups(4, 2)
     model = wrapped()
-    store = build_store(model, made)
+    stored = stored_groups(model, made)
     reference = backend(wrapped(tiny_llama(seed=1)), tmp_path / "r").log_probs(Policy("other"), made)
     objective = Objective(lambda a, b: dpo(a.log_ratio, b.log_ratio, beta=BETA), hard, np.zeros(1), BETA, name="hard")
     machine = backend(model, tmp_path, adapter="full", max_steps=1, per_device_train_batch_size=4, learning_rate=1e-9)
@@ -64,7 +64,7 @@ def test_loss_is_that_of_trl(tmp_path, monkeypatch) -> None:
     theirs = tiny_llama()
     trainer = trl_trainer(theirs, tmp_path / "trl")
     examples = []
-    for group in store.groups:
+    for group in stored:
         best = int(np.argmax(group.reward))
         tokens = [list(group.responses[group.index[k]]) for k in (best, 1 - best)]
         examples.append({"prompt_ids": list(group.prompt), "chosen_ids": tokens[0], "rejected_ids": tokens[1]})

@@ -8,12 +8,12 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Llama4ForCausalLM, Lla
 from dualign.errors import UsageError
 from dualign.models import log_probs
 from dualign.models.log_probs import LAYOUTS, PairScorer, choose_layout
-from dualign.models.pair_store import build_store
+from dualign.models.pair_store import stored_groups
 from engine_parts import EOS, PAD, groups, independent_log_prob, language_model, tiny_llama
 
 
 def sequences(model, n=3, k=3):
-    return [(g.prompt, g.responses) for g in build_store(model, groups(n, k)).groups]
+    return [(g.prompt, g.responses) for g in stored_groups(model, groups(n, k))]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

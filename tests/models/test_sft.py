@@ -37,6 +37,8 @@ def test_uniform_logits_give_log_v():
     two[:, [5, 6, 7, 8, EOS]] = True
     masked = tiny_language_model(model=model.model, grammar=two)
     assert token_losses(masked, batch).tolist() == pytest.approx([math.log(5)] * 6)
+    # the loss of a step is the mean over its responses' tokens, whatever their prompts' lengths
+    assert fit(model).first_loss == pytest.approx(math.log(len(WORDS)))
 
 
 def test_losses_are_those_of_plain_forward_passes_whatever_the_padding():
@@ -71,7 +73,7 @@ def test_accumulation_equals_the_full_batch():
             per_device_train_batch_size=size, gradient_accumulation_steps=parts, num_train_epochs=3, lora_r=0
         )
         report = fit(model, examples, settings)
-        assert report.steps == 3 and report.tokens == 3 * 21
+        assert len(report.losses) == 3 and report.tokens == 3 * 21
         weights.append(model.model.lm_head.weight.detach().numpy())
     assert np.abs(weights[0] - weights[1]).max() < 1e-9
 
@@ -80,6 +82,9 @@ def test_seeds():
     settings = SftSettings(num_train_epochs=2, per_device_train_batch_size=2)
     losses = [fit(tiny_language_model(), settings=settings, seed=seed).losses for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
+    chosen, encoded = training_settings(settings, 7), [([1], (3, EOS))] * 18
+    plans = [sft.sft_task(tiny_language_model(), encoded, chosen, seed).plan for seed in (0, 0, 1)]
+    assert plans[0] == plans[1] != plans[2] and chosen.adapter_seed == 7
 
 
 def test_saved_model_is_read_by_plain_transformers(tmp_path):
@@ -202,6 +207,10 @@ def test_plan_uses_every_example_once_an_epoch():
     assert len(task.plan) == 6 and all(len(step) == 6 for step in task.plan)
     for epoch in (task.plan[:3], task.plan[3:]):
         assert sorted(i for step in epoch for i in step) == list(range(18))
+    # six steps fall by 0.9 / 5 each, and the last one has the floor
+    chosen = dataclasses.replace(task.settings, warmup_steps=0)
+    rates = [rate_factor(step, chosen, steps=len(task.plan)) for step in range(6)]
+    assert rates == pytest.approx([1, 0.82, 0.64, 0.46, 0.28, 0.1])
 
 
 def test_schedule():

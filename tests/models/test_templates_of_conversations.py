@@ -9,7 +9,7 @@ import torch
 from dualign.errors import DataError, UsageError
 from dualign.models.language_model import Wording
 from dualign.models.log_probs import PairScorer, rows
-from dualign.models.pair_store import build_store, encode_prompt, encode_response
+from dualign.models.pair_store import encode_prompt, encode_response, stored_groups
 from dualign.models.sampler import TransformersSampler
 from dualign.models.templates import conversation, make_template, make_transcript, with_template
 from dualign.protocols import Policy, Sampling
@@ -173,7 +173,7 @@ def test_log_prob_after_three_turns_is_that_by_hand(name, before, pad):
     model = with_template(small_model(tokenizer), Wording(name))
     said = ("No </s> Yes", "is", "the answer is safe")
     group = Group(THREE, tuple(Response(s) for s in said), np.zeros(3), np.zeros((3, 1)))
-    (stored,) = build_store(model, [group]).groups
+    (stored,) = stored_groups(model, [group])
     assert stored.prompt == tuple(tokenizer(before)["input_ids"])
     # One end, that of the template, though one answer spells it and padding may share its id.
     end = END if name == "chat" else EOS
@@ -198,7 +198,7 @@ def test_sampling_answers_the_whole_conversation():
         with torch.no_grad():
             by_hand = independent_log_prob(model.model, prompt, response.tokens).item()
         assert response.log_prob == pytest.approx(by_hand, abs=1e-5)
-        assert encode_response(model, response)[0] == response.tokens
+        assert encode_response(model, response) == response.tokens
 
 
 def test_fine_tuning_tells_conversations_with_the_same_last_text_apart():

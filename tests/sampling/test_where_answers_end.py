@@ -46,16 +46,16 @@ def test_greedy_answers_are_those_of_transformers_with_the_same_stop_ids(name, m
     tokenizer, end = model.tokenizer, model.tokenizer.convert_tokens_to_ids(FAMILIES[name].ends)
     prompts = [Prompt(question) for question in QUESTIONS]
     answers = greedy(model, prompts)
-    assert end in model.stops and model.closing == (end,)
+    assert end in model.written.stops and model.written.closing == (end,)
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([model.template(prompt)])
         whole = model.model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LONGEST,
-            eos_token_id=sorted(model.stops), pad_token_id=model.pad,
+            eos_token_id=sorted(model.written.stops), pad_token_id=model.pad,
         )[0, ids.shape[1] :].tolist()  # fmt: skip
         assert list(answer.tokens) == whole
         assert answer.text == tokenizer.decode(whole, skip_special_tokens=True)
-        assert answer.finished == (whole[-1] in model.stops)
+        assert answer.finished == (whole[-1] in model.written.stops)
     # The test would be empty if no model ended a turn, or none would have gone on.
     assert sum(answer.finished for answer in answers) >= 8
     assert {answer.tokens[-1] for answer in answers if answer.finished} == {end}
@@ -74,7 +74,7 @@ def test_the_eos_of_the_tokenizer_alone_would_read_an_invented_turn(name, models
 def test_given_answers_are_closed_as_the_template_closes_them(name, models):
     _, model = models(name)
     end = model.tokenizer.convert_tokens_to_ids(FAMILIES[name].ends)
-    tokens, _ = encode_response(model, Response("red two"))
+    tokens = encode_response(model, Response("red two"))
     assert tokens[-1] == end and decode(model.tokenizer, tokens[:-1]) == "red two"
     assert answer_text(model, tokens) == ("red two", True)
     assert answer_text(model, tokens[:-1]) == ("red two", False)
@@ -102,14 +102,14 @@ def test_templates_without_a_mark_close_with_the_eos_and_stop_at_the_models_own(
     _, model = models("llama-3")
     bare = with_template(model, Wording(template))
     eos, turn = (model.tokenizer.convert_tokens_to_ids(t) for t in ("<|end_of_text|>", "<|eot_id|>"))
-    assert bare.closing == (eos,) and bare.stops == {eos, turn}
+    assert bare.written.closing == (eos,) and bare.written.stops == {eos, turn}
 
 
 def test_one_id_several_or_none_of_a_generation_config(models):
     _, model = models("gpt-2")
     for value, stops in ((None, {0}), (7, {0, 7}), ([7, 9], {0, 7, 9})):
         model.model.generation_config.eos_token_id = value
-        assert with_template(model, Wording("plain")).stops == stops
+        assert with_template(model, Wording("plain")).written.stops == stops
     model.model.generation_config.eos_token_id = [0]
 
 
@@ -142,7 +142,7 @@ def test_an_answer_ends_at_a_terminator_of_plain_text_and_does_not_hold_it(model
     (answer,) = greedy(spoken, [Prompt("one")])
     assert (answer.text, answer.finished) == ("red", True)
     assert decode(model.tokenizer, answer.tokens) == "red\n### Human:"
-    assert encode_response(spoken, Response("red"))[0][-len(turns.closing) :] == turns.closing
+    assert encode_response(spoken, Response("red"))[-len(turns.closing) :] == turns.closing
     assert answer_text(spoken, ids) == ("red", True)
 
 

@@ -31,8 +31,7 @@ from dualign.job.reading import (
     template_notes,
     wording_of,
 )
-from dualign.models.compute import choose_compute
-from dualign.models.language_model import LanguageModel
+from dualign.models.language_model import LanguageModel, choose_compute
 from dualign.models.loading import load_language_model
 from dualign.models.log_probs import PairScorer, check_head
 from dualign.models.log_probs import rows as token_rows

@@ -95,7 +95,7 @@ def activated(language_model: LanguageModel, policy: Policy, *, merged: bool = F
     elif path is not None:
         name = resident(language_model, policy)
         if merged:
-            weights = _merged_weights(model, name)
+            weights = {key: base + update.to(base.dtype) for key, base, update in updated(model, name)}
         else:
             switch_on(model, name)
     try:
@@ -157,16 +157,14 @@ def swapped(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
             parameters[name].data = value
 
 
-def _merged_weights(model: Any, name: str) -> dict[str, Tensor]:
+def updated(model: Any, name: str) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield the clean name and the base weight of every layer that the adapter ``name`` lies on, and its update."""
     import torch
 
-    merged = {}
     with torch.no_grad():
         for path, layer in _lora_layers(model).items():
             if name in layer.lora_A:
-                weight = layer.get_base_layer().weight
-                merged[f"{path}.weight"] = weight + layer.get_delta_weight(name).to(weight.dtype)
-    return merged
+                yield f"{path}.weight", layer.get_base_layer().weight, layer.get_delta_weight(name)
 
 
 def _lora_layers(model: Any) -> dict[str, Any]:

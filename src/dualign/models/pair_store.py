@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 
 import numpy as np
@@ -52,21 +52,6 @@ class StoredGroup:
         return len(self.prompt) + sum(len(response) for response in self.responses)
 
 
-@dataclass(frozen=True, slots=True)
-class PairStore:
-    """All groups of a run as tokens, with the counts of what was cut or dropped on the way."""
-
-    groups: tuple[StoredGroup, ...]
-    truncated_prompts: int
-    """Prompts that lost their oldest tokens."""
-    truncated_responses: int
-    """Responses cut at the length limit; nothing closes them then."""
-    identical_pairs: int
-    """Pairs of equal responses: they carry no preference and are left out."""
-    groups_without_pairs: int
-    """Groups whose responses are all equal: nothing can be learnt from them."""
-
-
 def group_digest(group: StoredGroup) -> str:
     """Return the hash of one group."""
     columns = {name: values.tolist() for name, values in group.columns.items()}
@@ -86,8 +71,8 @@ def encode_prompt(language_model: LanguageModel, prompt: Prompt) -> Tokens:
     return tokens[-language_model.max_prompt_tokens :]
 
 
-def encode_response(language_model: LanguageModel, response: Response) -> tuple[Tokens, bool]:
-    """Return the response's tokens and whether they were cut.
+def encode_response(language_model: LanguageModel, response: Response) -> Tokens:
+    """Return the response's tokens.
 
     A sampled response keeps its own tokens. A text is tokenised on its own, as text, so that the border to the prompt
     never moves, and closed as the template does. One that is too long is cut, and nothing closes it.
@@ -98,8 +83,7 @@ def encode_response(language_model: LanguageModel, response: Response) -> tuple[
     tokens = response.tokens or response_tokens(language_model, response.text, end=response.finished)
     if not tokens:
         raise DataError("a response has no token: it is empty and nothing closes it")
-    limit = language_model.max_response_tokens
-    return tuple(tokens[:limit]), len(tokens) > limit
+    return tuple(tokens[: language_model.max_response_tokens])
 
 
 def as_trained(language_model: LanguageModel, text: str, *, room: int | None = None) -> Response:
@@ -117,7 +101,7 @@ def as_trained(language_model: LanguageModel, text: str, *, room: int | None = N
     return Response(answer_text(language_model, kept)[0], kept, finished=finished)
 
 
-def build_store(language_model: LanguageModel, groups: Sequence[Group]) -> PairStore:
+def stored_groups(language_model: LanguageModel, groups: Sequence[Group]) -> list[StoredGroup]:
     """Return the groups as tokens.
 
     Raises:
@@ -125,20 +109,12 @@ def build_store(language_model: LanguageModel, groups: Sequence[Group]) -> PairS
     """
     if not groups:
         raise DataError("groups: none were given; a fit needs at least one prompt with two responses")
-    stored: list[StoredGroup] = []
-    cut_prompts = cut_responses = identical = 0
-    for group in groups:
-        prompt = encode_prompt(language_model, group.prompt)
-        cut_prompts += len(prompt) < len(language_model.template(group.prompt))
-        encoded = [encode_response(language_model, response) for response in group.responses]
-        cut_responses += sum(cut for _, cut in encoded)
-        stored.append(_stored(language_model, group, prompt, [tokens for tokens, _ in encoded]))
-        identical += len(encoded) * (len(encoded) - 1) // 2 - len(stored[-1].pairs)
-    empty = sum(1 for group in stored if not len(group.pairs))
-    return PairStore(tuple(stored), cut_prompts, cut_responses, identical, empty)
+    return [_stored(language_model, group) for group in groups]
 
 
-def _stored(language_model: LanguageModel, group: Group, prompt: Tokens, responses: list[Tokens]) -> StoredGroup:
+def _stored(language_model: LanguageModel, group: Group) -> StoredGroup:
+    prompt = encode_prompt(language_model, group.prompt)
+    responses = [encode_response(language_model, response) for response in group.responses]
     different = tuple(dict.fromkeys(responses))
     if (grammar := language_model.grammar) is not None:
         for position, token in (place for tokens in different for place in enumerate(tokens)):
@@ -159,21 +135,21 @@ def _stored(language_model: LanguageModel, group: Group, prompt: Tokens, respons
 
 
 def cached_log_probs(
-    path: Path | None, store: PairStore, compute: Callable[[Sequence[StoredGroup]], list[FloatArray]]
+    path: Path | None, groups: Sequence[StoredGroup], compute: Callable[[Sequence[StoredGroup]], list[FloatArray]]
 ) -> list[FloatArray]:
     """Return for each group the ``[response]`` log-probabilities; only groups that ``path`` lacks are computed.
 
     The caller names ``path`` by all that the figures depend on besides the tokens. A damaged file is made anew.
     """
-    keys = [_token_key(group) for group in store.groups]
+    keys = [_token_key(group) for group in groups]
     known = _read_cache(path) if path is not None else {}
-    missing = [group for group, key in zip(store.groups, keys, strict=True) if key not in known]
+    missing = [group for group, key in zip(groups, keys, strict=True) if key not in known]
     if missing:
         fresh = compute(missing)
         known |= {_token_key(group): values for group, values in zip(missing, fresh, strict=True)}
         if path is not None:
             _write_cache(path, known)
-    return [known[key][group.index] for group, key in zip(store.groups, keys, strict=True)]
+    return [known[key][group.index] for group, key in zip(groups, keys, strict=True)]
 
 
 def _token_key(group: StoredGroup) -> str:
@@ -218,7 +194,7 @@ def response_states(language_model: LanguageModel, groups: Sequence[Group], *, t
     model = language_model
     places = [(number, k) for number, group in enumerate(groups) for k in range(len(group.responses))]
     prompts = [encode_prompt(model, group.prompt) for group in groups]
-    answers = {(i, k): encode_response(model, groups[i].responses[k])[0] for i, k in places}
+    answers = {(i, k): encode_response(model, groups[i].responses[k]) for i, k in places}
     lengths = [len(prompts[i]) + len(answers[i, k]) for i, k in places]
     found: list[list[FloatArray]] = [[np.empty(0)] * len(group.responses) for group in groups]
     with activated(model, Policy("reference")), torch.no_grad():
@@ -234,11 +210,8 @@ def response_states(language_model: LanguageModel, groups: Sequence[Group], *, t
 
 def _parts(lengths: Sequence[int], tokens_a_batch: int) -> list[list[int]]:
     """Return batches of numbers of one length each, of at most that many tokens if it can."""
-    alike: dict[int, list[int]] = {}
-    for item, length in enumerate(lengths):
-        alike.setdefault(length, []).append(item)
     parts = []
-    for length, items in sorted(alike.items()):
-        size = max(1, tokens_a_batch // length)
+    for length, alike in groupby(sorted(range(len(lengths)), key=lengths.__getitem__), lengths.__getitem__):
+        items, size = list(alike), max(1, tokens_a_batch // length)
         parts += [items[first : first + size] for first in range(0, len(items), size)]
     return parts

@@ -277,7 +277,7 @@ class _Decoder:
         tokens = torch.full((len(streams), length), self.language_model.pad, device=self.device)
         log_probs = torch.zeros(len(streams), length, dtype=torch.float64, device=self.device)
         rows = torch.arange(len(streams), device=self.device)
-        stops = torch.tensor(sorted(self.language_model.stops), device=self.device)
+        stops = torch.tensor(sorted(self.language_model.written.stops), device=self.device)
         running = torch.ones_like(rows, dtype=torch.bool)
         ends = torch.full_like(rows, length)
         for position in range(length):

@@ -150,8 +150,9 @@ def with_template(language_model: LanguageModel, wording: Wording) -> LanguageMo
         UsageError: there is no such template, it takes no such argument, or has no place for the system prompt.
         DataError: prompt and answer are not how the template begins a conversation.
     """
+    stated = getattr(language_model.model, "generation_config", None)
     template, turns, wording = read_template(
-        language_model.tokenizer, wording, ends=own_ends(language_model.model), eos=language_model.eos
+        language_model.tokenizer, wording, ends=end_ids(getattr(stated, "eos_token_id", None)), eos=language_model.eos
     )
     return replace(language_model, template=template, turns=turns, wording=wording)
 
@@ -186,11 +187,6 @@ def read_template(
     return with_a_place, turns, wording if turns.reads_clock else replace(wording, date=None)
 
 
-def own_ends(model: Any) -> tuple[int, ...]:
-    """Return the stop ids of a model's generation config; some models name one, some several."""
-    return end_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
-
-
 def end_ids(value: Any) -> tuple[int, ...]:
     """Return one id, several or none as a tuple."""
     return () if value is None else (value,) if isinstance(value, int) else tuple(int(token) for token in value)
@@ -203,7 +199,7 @@ def response_tokens(language_model: LanguageModel, text: str, *, end: bool = Tru
     """
     turns = language_model.written
     ids = answer_tokens(language_model.tokenizer, turns.lead + behind_opened(turns, text), turns.anchor)
-    return (*ids, *language_model.closing) if end else tuple(ids)
+    return (*ids, *turns.closing) if end else tuple(ids)
 
 
 def conversation(prompt: Prompt) -> tuple[Turn, ...]:

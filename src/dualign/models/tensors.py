@@ -342,25 +342,6 @@ def check_vocabulary(tokenizer: Any, rows: int, where: str) -> None:
         )
 
 
-def usable_length(given: int, longest: int | None, *, stated: bool, what: str) -> int:
-    """Return a length that is asked for; one that nobody stated gives way to what the model can hold.
-
-    Args:
-        given: the length, in tokens.
-        longest: what the model can hold; none: there is no such length.
-        stated: whether ``given`` was said, and is not a default.
-        what: names the key and the model in the message.
-
-    Raises:
-        UsageError: more was stated than the model can hold.
-    """
-    if longest is None or given <= longest:
-        return given
-    if stated:
-        raise UsageError(f"{what} {given}: the model has {longest} positions; give at most {longest}")
-    return longest
-
-
 def prompt_room(prompt: int | None, response: int, longest: int | None, *, names: tuple[str, str]) -> int:
     """Return how many tokens a prompt may have beside a response of ``response`` tokens.
 

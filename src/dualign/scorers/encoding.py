@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from pydantic import Field
 
-from dualign.errors import ConfigError, MissingError, ScorerError, UsageError
+from dualign.errors import ConfigError, MissingError, ScorerError
 from dualign.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_weights
 from dualign.models.loading import check_one_model
 from dualign.models.tensors import (
@@ -29,7 +29,6 @@ from dualign.models.tensors import (
     quietly,
     read_model,
     readable,
-    usable_length,
 )
 from dualign.protocols import Direction
 from dualign.records import FloatArray, Prompt
@@ -208,11 +207,12 @@ def usable(spec: Any, config: Any, what: str) -> int:
     Raises:
         ConfigError: the spec states more than the model can hold; ``what`` names the key.
     """
-    stated = "max_length" in spec.model_fields_set
-    try:
-        return usable_length(spec.max_length, positions(config), stated=stated, what=what)
-    except UsageError as error:
-        raise ConfigError(str(error)) from None
+    longest = positions(config)
+    if longest is None or spec.max_length <= longest:
+        return int(spec.max_length)
+    if "max_length" in spec.model_fields_set:
+        raise ConfigError(f"{what} {spec.max_length}: the model has {longest} positions; give at most {longest}")
+    return longest
 
 
 def model_revision(model: Any) -> str:

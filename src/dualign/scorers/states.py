@@ -11,8 +11,7 @@ import numpy as np
 
 from dualign.errors import ConfigError, DataError, UsageError
 from dualign.hashing import canonical_digest
-from dualign.models.compute import choose_compute
-from dualign.models.language_model import text_tokens
+from dualign.models.language_model import choose_compute, text_tokens
 from dualign.models.loading import default_cache, identity, resolve
 from dualign.models.templates import make_template
 from dualign.models.tensors import UNLIMITED, positions, readable

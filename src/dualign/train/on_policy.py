@@ -32,8 +32,7 @@ from dualign.models.pair_store import encode_prompt, encode_response
 from dualign.protocols import FitReport, OnPolicyObjective, OnPolicyTraining, Policy, Sampler, Sampling, Score, Scores
 from dualign.records import FloatArray, Prompt, Response
 from dualign.runs.store import read_json, write_bytes, write_json
-from dualign.train.loop import Moment, Row, Terms, accumulate, late_loss
-from dualign.train.optimiser import Optimiser
+from dualign.train.loop import Moment, Optimiser, Row, Terms, accumulate, late_loss
 from dualign.train.settings import TrainingSettings, rate_factor
 from dualign.train.sft import Example, TokenMicroBatch, next_token, token_micro_batch
 from dualign.train.weights import dropout_off, keyed_dropout, save_policy, trained_weights
@@ -224,7 +223,7 @@ def answer_parts(
         for first in range(0, len(prompts), size):
             part = slice(first, first + size)
             sequences = [
-                (encode_prompt(model, prompt), tuple(encode_response(model, answer)[0] for answer in answers))
+                (encode_prompt(model, prompt), tuple(encode_response(model, answer) for answer in answers))
                 for prompt, answers in zip(prompts[part], responses[part], strict=True)
             ]
             batch = rows(sequences, model.pad).to(model.device)
@@ -335,9 +334,9 @@ class Learner:
         """Return the learner that goes on from ``memory``; ``means`` of reward and costs are where critics begin."""
         settings = stage.settings
         module = ActorCritic(stage.language_model, means if training.estimator == "critic" else None)
-        optimisers = {"policy": Optimiser.of(parameters, settings)}
+        optimisers = {"policy": Optimiser(parameters, settings)}
         if module.heads is not None:
-            optimisers["critic"] = Optimiser.of({"heads": module.heads}, replace(settings, weight_decay=0.0))
+            optimisers["critic"] = Optimiser({"heads": module.heads}, replace(settings, weight_decay=0.0))
         for owner, optimiser in optimisers.items():
             if memory.tensors:
                 optimiser.restore(memory.part(owner))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,7 @@ from dualign.models.pair_store import StoredGroup, group_digest
 from dualign.protocols import FitReport, Need, Objective, PairBatch, Policy, Side
 from dualign.records import FloatArray
 from dualign.runs.store import read_json, write_json
-from dualign.train.loop import Task, Terms, late, late_loss, run
-from dualign.train.optimiser import Checkpoints, Optimiser
+from dualign.train.loop import Checkpoints, Optimiser, Task, Terms, late, late_loss, run
 from dualign.train.settings import TrainingSettings, keyed_generators, plan_steps
 from dualign.train.weights import save_policy, trained_weights
 
@@ -70,7 +70,7 @@ def fit(
         return done
     started, checkpoints = time.monotonic(), Checkpoints(folder, key)
     with trained_weights(language_model, inputs.start, settings) as parameters:
-        optimiser = Optimiser.of(parameters, settings)
+        optimiser = Optimiser(parameters, settings)
         history = run(pair_task(language_model, inputs, settings), optimiser, checkpoints, tell=notes.append)
         file = save_policy(language_model, parameters, optimiser.masters, settings, folder)
     squares = sum(row["squares"] for row in late(history))
@@ -116,10 +116,11 @@ def _finished(folder: Path, key: str) -> FitReport | None:
         path = adapters.weights_file(Policy(folder.name, folder))
         if record["key"] != key or path is None or file_digest(path) != record["sha256"]:
             return None
-        report = record["report"]
-        values = {name: math.nan if report[name] is None else report[name] for name in ("loss", "slope")}
-        return FitReport(report["steps"], values["loss"], values["slope"], report["seconds"], tuple(report["history"]))
-    except (DataError, MissingError, KeyError, TypeError):
+        report: dict[str, Any] = {
+            name: math.nan if value is None else value for name, value in record["report"].items()
+        }
+        return FitReport(**{**report, "history": tuple(report["history"])})
+    except (DataError, MissingError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +24,7 @@ from dualign.models.language_model import LanguageModel
 from dualign.models.log_probs import PairScorer, Reading, TokenBatch, check_head, rows
 from dualign.protocols import Policy
 from dualign.records import Prompt, named
-from dualign.train.loop import Task, Terms, late_loss, run
-from dualign.train.optimiser import Checkpoints, Optimiser, wide
+from dualign.train.loop import Checkpoints, Optimiser, Task, Terms, late_loss, run, wide
 from dualign.train.settings import TrainingSettings, plan_steps
 from dualign.train.weights import fingerprint, merged_weights, put_weights, trained_weights
 
@@ -67,7 +65,6 @@ class SftSettings:
 class SftReport:
     """How a fine-tuning went."""
 
-    steps: int
     tokens: int
     """Response tokens trained on, repetitions counted."""
     first_loss: float
@@ -75,9 +72,7 @@ class SftReport:
     last_loss: float
     """Mean of the last quarter of the steps, in nats a token."""
     losses: tuple[float, ...]
-    seconds: float
-    folder: Path | None
-    """Where the fitted model and tokenizer were written, as Hugging Face reads them."""
+    """One a step."""
     revision: str
     """Of the weights now in memory; put it into the ``LanguageModel`` with ``dataclasses.replace``."""
     notes: tuple[str, ...] = ()
@@ -126,7 +121,6 @@ def fine_tune(
         NumericalError: a loss or gradient is not finite; the step is not applied.
         UsageError: a setting makes no sense, or the model changes its logits after the output head.
     """
-    started = time.monotonic()
     _check_settings(settings)
     encoded = _encoded(language_model, examples)
     model, chosen, notes = language_model.model, training_settings(settings, seed), list[str]()
@@ -134,7 +128,7 @@ def fine_tune(
     check_head(PairScorer(language_model), token_micro_batch(language_model, encoded, [0], [0]).tokens)
     checkpoints = Checkpoints(folder, "" if folder is None else _key(language_model, encoded, chosen, seed))
     with trained_weights(language_model, Policy("base"), chosen) as parameters:
-        optimiser = Optimiser.of(parameters, chosen)
+        optimiser = Optimiser(parameters, chosen)
         history = run(sft_task(language_model, encoded, chosen, seed), optimiser, checkpoints, tell=notes.append)
         fitted = merged_weights(model, optimiser.masters, chosen)
     put_weights(model, fitted)
@@ -144,13 +138,10 @@ def fine_tune(
     checkpoints.drop()
     losses = tuple(row["loss"] for row in history)
     return SftReport(
-        steps=len(losses),
         tokens=int(sum(row["tokens"] for row in history)),
         first_loss=losses[0],
         last_loss=late_loss(history),
         losses=losses,
-        seconds=time.monotonic() - started,
-        folder=folder,
         revision=revision,
         notes=tuple(notes),
     )

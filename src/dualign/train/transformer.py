@@ -16,7 +16,7 @@ from dualign.hashing import canonical_digest
 from dualign.models.adapters import activated, fingerprint, merged
 from dualign.models.language_model import LanguageModel
 from dualign.models.log_probs import LAYOUTS, PairScorer, choose_layout
-from dualign.models.pair_store import PairStore, StoredGroup, build_store, cached_log_probs, response_states
+from dualign.models.pair_store import StoredGroup, cached_log_probs, response_states, stored_groups
 from dualign.protocols import FitReport, Objective, OnPolicyTraining, Policy, Sampler, Sampling, Score
 from dualign.records import FloatArray, Group, Prompt, Response
 from dualign.train.on_policy import Stage, train_on_policy
@@ -71,12 +71,11 @@ class TransformerBackend:
             NumericalError: a loss or gradient is not finite; nothing of the step is applied.
             DataError: no group has two different responses.
         """
-        store = build_store(self.language_model, groups)
-        known = self._log_probs(reference, store)
-        kept = [i for i, group in enumerate(store.groups) if len(group.pairs)]
-        begin, layout = reference if start is None else start, self.layout(store)
-        groups_kept, known_kept = [store.groups[i] for i in kept], [known[i] for i in kept]
-        inputs = FitInputs(groups_kept, known_kept, objective, begin, seed, layout)
+        stored = stored_groups(self.language_model, groups)
+        known = self._log_probs(reference, stored)
+        kept = [i for i, group in enumerate(stored) if len(group.pairs)]
+        begin, layout = reference if start is None else start, self.layout(stored)
+        inputs = FitInputs([stored[i] for i in kept], [known[i] for i in kept], objective, begin, seed, layout)
         target = self.folder / name
         report = fit(self.language_model, inputs, settings=self.settings, folder=target, notes=self.notes)
         return Policy(name, target, report)
@@ -94,7 +93,7 @@ class TransformerBackend:
         Raises:
             NumericalError: one is not finite.
         """
-        return self._log_probs(policy, build_store(self.language_model, groups))
+        return self._log_probs(policy, stored_groups(self.language_model, groups))
 
     def log_ratios(self, policy: Policy, reference: Policy, groups: Sequence[Group]) -> list[FloatArray]:
         """Return for each group ``[response]``: log pi(y|x) - log pi_ref(y|x), EOS included, in nats.
@@ -105,12 +104,10 @@ class TransformerBackend:
         Raises:
             NumericalError: a log-probability is not finite.
         """
-        store = build_store(self.language_model, groups)
-        layout = self.layout(store)
-        own, known = (
-            unique_log_probs(self.language_model, who, store.groups, layout=layout) for who in (policy, reference)
-        )
-        return [(one - other)[group.index] for one, other, group in zip(own, known, store.groups, strict=True)]
+        stored = stored_groups(self.language_model, groups)
+        layout = self.layout(stored)
+        own, known = (unique_log_probs(self.language_model, who, stored, layout=layout) for who in (policy, reference))
+        return [(one - other)[group.index] for one, other, group in zip(own, known, stored, strict=True)]
 
     def mutual_information(self, policy: Policy, groups: Sequence[Group]) -> list[FloatArray]:
         """Return for each group ``[response]``: (log pi(y|x) - log pi(y)) / |y|, in nats a token, EOS included.
@@ -122,9 +119,9 @@ class TransformerBackend:
             NumericalError: a log-probability is not finite.
         """
         bare = [replace(group, prompt=Prompt("", id=group.prompt.id)) for group in groups]
-        stores = [build_store(self.language_model, made) for made in (groups, bare)]
-        given, alone = (self._log_probs(policy, store) for store in stores)
-        lengths = [np.array([len(row.responses[i]) for i in row.index]) for row in stores[0].groups]
+        stored, without = (stored_groups(self.language_model, made) for made in (groups, bare))
+        given, alone = self._log_probs(policy, stored), self._log_probs(policy, without)
+        lengths = [np.array([len(row.responses[i]) for i in row.index]) for row in stored]
         return [(one - other) / length for one, other, length in zip(given, alone, lengths, strict=True)]
 
     def train_on_policy(
@@ -165,12 +162,12 @@ class TransformerBackend:
         """Return for each group ``[response, width]``: the reference's last states before the response's tokens."""
         return response_states(self.language_model, groups, tokens_a_batch=TOKENS_A_BATCH)
 
-    def layout(self, store: PairStore) -> str:
+    def layout(self, groups: Sequence[StoredGroup]) -> str:
         """Return the layout in use; ``shared`` is tried again where a row is longer than those it was tried on.
 
         Below the width of its window, a model with sliding attention is like any other.
         """
-        longest = max(store.groups, key=longest_row)
+        longest = max(groups, key=longest_row)
         if self._layout is None or (self._layout == "shared" and longest_row(longest) > self._tried):
             self._tried = longest_row(longest)
             probe = [(longest.prompt, longest.responses)]
@@ -180,9 +177,9 @@ class TransformerBackend:
             self.notes.extend([note] if note else [])
         return self._layout
 
-    def _log_probs(self, policy: Policy, store: PairStore) -> list[FloatArray]:
+    def _log_probs(self, policy: Policy, groups: Sequence[StoredGroup]) -> list[FloatArray]:
         model = self.language_model
-        layout = self.layout(store)
+        layout = self.layout(groups)
         grammar = model.grammar
         masked = None if grammar is None else hashlib.sha256(grammar.cpu().numpy().tobytes()).hexdigest()
         reading = [
@@ -195,10 +192,10 @@ class TransformerBackend:
         folder = self.folder / "reference" if self.cache is None else self.cache
         path = folder / f"{key[:32]}.safetensors" if model.revision else None
 
-        def compute(groups: Sequence[StoredGroup]) -> list[FloatArray]:
-            return unique_log_probs(model, policy, groups, layout=layout)
+        def compute(missing: Sequence[StoredGroup]) -> list[FloatArray]:
+            return unique_log_probs(model, policy, missing, layout=layout)
 
-        return cached_log_probs(path, store, compute)
+        return cached_log_probs(path, groups, compute)
 
 
 def longest_row(group: StoredGroup) -> int:

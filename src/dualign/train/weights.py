@@ -31,7 +31,9 @@ def trained_weights(
     model = language_model.model
     model.eval()
     adapters.switch_off(model)
-    _check_dtype(model, settings)
+    held = str(model.dtype).removeprefix("torch.")
+    if settings.dtype not in ("auto", held):
+        raise UsageError(f"training.dtype: {settings.dtype} was asked for, but the model was loaded in {held}")
     path = adapters.weights_file(start)
     if path is not None and (path.name == adapters.ADAPTER_WEIGHTS) != (settings.adapter == "lora"):
         raise UsageError(f"training: adapter '{settings.adapter}' cannot start from the {path.name} of '{start.name}'")
@@ -93,12 +95,6 @@ def _initialise(model: Any, seed: int) -> None:
             parameter.data.zero_()
 
 
-def _check_dtype(model: Any, settings: TrainingSettings) -> None:
-    held = str(model.dtype).removeprefix("torch.")
-    if settings.dtype not in ("auto", held):
-        raise UsageError(f"training.dtype: {settings.dtype} was asked for, but the model was loaded in {held}")
-
-
 def _requiring_gradient(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -158,15 +154,9 @@ def merged_weights(model: Any, masters: Mapping[str, Tensor], settings: Training
     """Return by clean name the base weights that a training changed, in the dtype of its ``masters``."""
     if settings.adapter == "full":
         return dict(masters)
-    merged = {}
-    with torch.no_grad():
-        for name, parameter in adapters.adapter_parameters(model, _TRAINED).items():
-            parameter.data = masters[name]
-        for path, module in model.named_modules():
-            if _TRAINED in getattr(module, "lora_A", {}):
-                update = module.get_delta_weight(_TRAINED)
-                merged[adapters.clean_name(f"{path}.weight")] = module.get_base_layer().weight.to(update.dtype) + update
-    return merged
+    for name, parameter in adapters.adapter_parameters(model, _TRAINED).items():
+        parameter.data = masters[name]
+    return {name: base.to(update.dtype) + update for name, base, update in adapters.updated(model, _TRAINED)}
 
 
 def put_weights(model: Any, weights: Mapping[str, Tensor]) -> None:

@@ -27,8 +27,7 @@ from dualign.scorers.fitting.inputs import FitConfig, LabelledPair, signs
 from dualign.scorers.fitting.linear import OBJECTIVES
 from dualign.scorers.score_model import ScoreModel, save_score_model
 from dualign.scorers.states import faster_dtype, located
-from dualign.train.loop import Row, Task, Terms, late_loss, run
-from dualign.train.optimiser import Checkpoints, Optimiser
+from dualign.train.loop import Checkpoints, Optimiser, Row, Task, Terms, late_loss, run
 from dualign.train.settings import TrainingSettings, keyed_generators, plan_steps
 from dualign.train.weights import save_policy, trained_weights
 
@@ -163,7 +162,7 @@ def fit_score_model(
 
     with trained_weights(language_model, Policy("base"), task.settings) as parameters:
         head = dict(task.module.named_parameters(recurse=False))
-        optimiser = Optimiser.of({**parameters, **head}, task.settings)
+        optimiser = Optimiser({**parameters, **head}, task.settings)
         history = run(task, optimiser, checkpoints, tell=tell, after_step=after_step)
         save_policy(language_model, parameters, optimiser.masters, task.settings, folder)
     checkpoints.drop()

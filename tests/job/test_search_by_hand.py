@@ -44,8 +44,8 @@ def search(run: Path, job: Job | None = None) -> Search:
 def test_multipliers_are_reward_per_cost(tmp_path: Path) -> None:
     found = search(tmp_path / "run")
     # one normalised unit: 2 of reward for 0.5, and for 4, of cost
-    assert found.raw(np.array([1.0, 1.0])).tolist() == [4.0, 0.5]
-    assert found.raw(SCALE.multipliers(np.array([0.3, 7.0]))) == pytest.approx([0.3, 7.0])
+    assert found.scale.raw_multipliers(np.array([1.0, 1.0])).tolist() == [4.0, 0.5]
+    assert found.scale.raw_multipliers(SCALE.multipliers(np.array([0.3, 7.0]))) == pytest.approx([0.3, 7.0])
     assert found.beta == pytest.approx(0.3 * 2)
     assert found.problem().limits.tolist() == [3.0, 0.75]
 

@@ -1,12 +1,12 @@
 """``dualign methods``: the table of methods, what each needs and where it comes from."""
 
-import math
 from typing import Annotated, Any
 
 import typer
 
 from dualign.cli.shared import AsJson, printed, shown
 from dualign.errors import UsageError
+from dualign.hashing import plain
 from dualign.maths.conversion import SYSTEMS, WITHOUT, Parameters, from_target, systems, to_target
 from dualign.methods.options import unknown
 from dualign.methods.table import METHODS
@@ -85,14 +85,9 @@ def equivalents(text: str) -> dict[str, Any]:
     return {
         "multiplier": target.multiplier,
         "beta": target.beta,
-        "systems": {name: _finite(from_target(row, target)) for name, row in known.items()},
+        "systems": {name: plain(from_target(row, target)) for name, row in known.items()},
         "notes": {name: row.note for name, row in known.items()},
     }
-
-
-def _finite(parameters: Parameters) -> dict[str, float | None]:
-    """Return ``parameters`` with none for what is infinite: JSON has no such number."""
-    return {key: value if math.isfinite(value) else None for key, value in parameters.items()}
 
 
 def _parameters(text: str) -> Parameters:

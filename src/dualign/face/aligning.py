@@ -191,8 +191,5 @@ class MemoryFamily:
             code = run_inputs(task.config, task.inputs(), cell.run, self.tell)[1]
         except DualignError as error:
             code, said = error.exit_code, str(error)
-        return (
-            code,
-            said,
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        )
+        unit = 1 if sys.platform == "darwin" else 1024
+        return code, said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

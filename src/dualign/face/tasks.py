@@ -204,21 +204,11 @@ def _digest(prompts: Sequence[Prompt] | Mapping[str, Sequence[Prompt]]) -> str:
     return canonical_digest(sorted(canonical_digest(replace(prompt, place="")) for prompt in prompts))[:16]
 
 
-HONOURED = {
-    "r": "lora_r",
-    "lora_alpha": "lora_alpha",
-    "lora_dropout": "lora_dropout",
-    "target_modules": "target_modules",
-}
+HONOURED = {"r": "lora_r"} | {name: name for name in ("lora_alpha", "lora_dropout", "target_modules")}
 """Fields of a ``peft.LoraConfig`` -> keys of the config."""
 IDLE = (
-    "peft_type",
-    "task_type",
-    "base_model_name_or_path",
-    "inference_mode",
-    "revision",
-    "peft_version",
-    "auto_mapping",
+    *("peft_type", "peft_version", "task_type", "auto_mapping"),
+    *("base_model_name_or_path", "inference_mode", "revision"),
 )
 """Its fields that say nothing about how a policy is trained."""
 

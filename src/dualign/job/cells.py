@@ -171,7 +171,8 @@ def run_cell(cell: Cell, family: Family, tell: Tell, *, like: Path | None = None
     if known is not None:
         tell(f"{cell.run.name}: finished before")
         return known
-    if like is not None and not _begun(cell):
+    begun = any(event.get("event") in ("started", "chosen") for event in read_events(cell.run))
+    if like is not None and not begun:
         share(config, like, cell.run)
     tell(f"{cell.run.name}: training")
     _opened_cells(cell.run.parent, begins=cell.run.name)
@@ -249,11 +250,6 @@ def _opened(run: Path) -> bool:
         event.get("event") == "chosen" and str(event.get("choice", "")).startswith("opening-")
         for event in read_events(run)
     )
-
-
-def _begun(cell: Cell) -> bool:
-    """Return whether something was trained or sampled in the cell's folder."""
-    return any(event.get("event") in ("started", "chosen") for event in read_events(cell.run))
 
 
 def _has_result(cell: Cell) -> bool:

@@ -157,7 +157,7 @@ def _write_plan(search: Search) -> None:
     flips = job.named(flip_multipliers(search))
     value = {
         "feasible": plan.feasible,
-        "multipliers": job.named(search.raw(plan.multipliers)),
+        "multipliers": job.named(search.scale.raw_multipliers(plan.multipliers)),
         "multipliers_normalised": job.named(plan.multipliers),
         "flip_multiplier": flips,
         "warnings": list(plan.warnings),

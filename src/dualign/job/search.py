@@ -86,10 +86,6 @@ class Search:
         """Return the raw limits, shape ``[constraint]``."""
         return np.array([constraint.limit for constraint in self.job.constraints])
 
-    def raw(self, multipliers: FloatArray) -> FloatArray:
-        """Return normalised multipliers in raw units: lambda = lambda' s_r / s_c."""
-        return np.asarray(multipliers * self.scale.reward_sd / self.scale.cost_sds)
-
     def groups(self) -> list[Group]:
         """Return the training groups: costs as the functionals transform them, in normalised units."""
         train = self.train
@@ -140,7 +136,7 @@ class Search:
 
     def measured(self, iterate: Iterate, evaluation: Evaluation) -> Measured:
         """Return a policy of the method with its raw figures."""
-        raw = Iterate(iterate.round, self.raw(iterate.multipliers), evaluation, iterate.policy)
+        raw = Iterate(iterate.round, self.scale.raw_multipliers(iterate.multipliers), evaluation, iterate.policy)
         return Measured(normalised=iterate, raw=raw)
 
     def plan(self) -> OneShot:
@@ -306,7 +302,7 @@ def first_multipliers(search: Search) -> FloatArray:
     start = search.job.config.method.start
     count = len(search.job.constraints)
     if start != "one-shot":
-        return np.full(count, float(start)) * search.scale.cost_sds / search.scale.reward_sd
+        return search.scale.multipliers(np.full(count, float(start)))
     plan = search.aimed_plan()
     found = plan.multipliers if plan.feasible else np.ones(count)
     return np.clip(np.where(found > 0, found, 0.25), 0.0, search.job.config.method.max_multiplier)

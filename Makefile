@@ -26,7 +26,7 @@ check: $(READY)                ## format, lint, types, fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not real"
 
 wheel:                         ## the package as others get it: built, installed in a clean environment, tried
-	rm -rf build/wheel && mkdir -p build/wheel
+	rm -rf build && mkdir -p build/wheel
 	$(PYTHON) -m venv build/wheel/env
 	build/wheel/env/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	build/wheel/env/bin/python -m pip install --quiet -c constraints.txt build/wheel/*.whl
